@@ -1,0 +1,96 @@
+"""Strict command lines: python-fire splits the words, a frozen dataclass says which are allowed.
+
+    options = parse(TrainConfig, ["--max_steps=10"], program="train_overfit.py", about="...")
+
+Fire alone calls first and complains of a misspelt flag afterwards (python-fire issue 168), and it guesses types from
+the look of a value. Here every word is refused or typed before anything starts.
+"""
+
+import difflib
+import os
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from typing import TypeVar
+
+import fire
+from fire.decorators import SetParseFn
+
+from nanogpt.config import describe_type, option_types
+from nanogpt.errors import ConfigError
+
+Options = TypeVar("Options")
+
+
+def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) -> Options:
+    """The options dataclass cls, filled from argv. Prints help and leaves with status 0 on --help or -h.
+
+    Fields without a default are positional, in order. Raises ConfigError on the first word that does not fit.
+    """
+    if "--help" in argv or "-h" in argv:
+        if _is_first_rank():
+            print(help_text(cls, program=program, about=about))
+        raise SystemExit(0)
+    words: list[str] = []
+    flags: dict[str, str] = {}
+
+    def collect(*positional: str, **named: str) -> None:
+        words.extend(positional)
+        flags.update(named)
+
+    # Every value stays the string that was typed: the dataclass knows its type, fire could only guess it.
+    fire.Fire(SetParseFn(str)(collect), command=list(argv), name=program)
+    names = [f.name for f, _ in option_types(cls)]
+    for name in flags:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
+            raise ConfigError(f"unknown option --{name}: {hint}")
+    positional = [f.name for f, _ in option_types(cls) if f.default is MISSING]
+    if len(words) > len(positional):
+        raise ConfigError(f"unexpected argument {words[len(positional)]!r}: options are written --name=value")
+    flags.update(zip(positional, words, strict=False))
+    if missing := [name for name in positional if name not in flags]:
+        raise ConfigError(f"{missing[0].upper()} is missing: {program} --help shows the usage")
+    return cls(**flags)
+
+
+def help_text(cls: type, *, program: str, about: str) -> str:
+    """Every option of cls with its type, default, unit and sentence, wrapped to the terminal."""
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    required = "".join(f" {f.name.upper()}" for f, _ in option_types(cls) if f.default is MISSING)
+    lines = [about, "", f"usage: {program}{required} [--option=value ...]", ""]
+    for f, kind in option_types(cls):
+        name = f.name.upper() if f.default is MISSING else f"--{f.name}"
+        default = "required" if f.default is MISSING else f"default {'none' if f.default is None else f.default}"
+        unit = f", {f.metadata['unit']}" if f.metadata["unit"] else ""
+        lines.append(f"  {name}  ({describe_type(kind)}{unit}; {default})")
+        lines += textwrap.wrap(f.metadata["doc"], width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def main(command: Callable[[], int]) -> None:
+    """Run command and leave with the status it returns, or with 2 and one line on stderr for a ConfigError."""
+    try:
+        status = command()
+    except ConfigError as error:
+        if not _is_first_rank():
+            _let_the_first_rank_speak()
+        else:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        status = 2
+    sys.exit(status)
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _let_the_first_rank_speak() -> None:
+    """torchrun ends every rank when one has failed: wait for that, so that the rank that prints is not ended first."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(10)
+    signal.pause()

@@ -1,0 +1,151 @@
+"""Where the text comes from: the package, a file, or a download that is made once.
+
+read_corpus("builtin").text[:14] == "First Citizen:"
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from nanogpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and the SHA-256 of its bytes, which a report names."""
+
+    text: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on the web that is known to the byte."""
+
+    url: str
+    file_name: str
+    size_bytes: int
+    sha256: str
+
+
+TINY_SHAKESPEARE = Download(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    file_name="tinyshakespeare.txt",
+    size_bytes=1_115_394,
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+READ_TIMEOUT_S = 20.0  # without a byte from the server
+TOTAL_TIMEOUT_S = 300.0  # for the whole download, and for waiting while another process makes it
+
+
+def read_corpus(data: str) -> Corpus:
+    """The text that --data names: 'builtin', 'tinyshakespeare' or a path. Raises ConfigError where there is none."""
+    if data == "builtin":
+        content = (files("nanogpt") / "assets" / "coriolanus.txt").read_bytes()
+    elif data == "tinyshakespeare":
+        content = fetch(TINY_SHAKESPEARE, cache_dir()).read_bytes()
+    else:
+        content = _read_file(data)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--data={data} is not UTF-8 text (byte 0x{content[error.start]:02x} at offset {error.start}): "
+            f"convert it, for example with iconv -f latin1 -t utf-8"
+        ) from None
+    if not text.strip():
+        raise ConfigError(f"--data={data} is empty: name a file with text in it")
+    return Corpus(text, hashlib.sha256(content).hexdigest())
+
+
+def cache_dir() -> Path:
+    """Where downloads are kept: $XDG_CACHE_HOME/nanogpt-overfit, or ~/.cache/nanogpt-overfit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt-overfit"
+
+
+def fetch(download: Download, directory: Path) -> Path:
+    """The downloaded file in directory: fetched once, by one process of this machine, resumed where it broke off.
+
+    It gets its final name only when its size and SHA-256 are right. Raises ConfigError when it cannot be had.
+    """
+    target = directory / download.file_name
+    if _is_intact(target, download):
+        return target
+    instead = "use --data=builtin, or --data=PATH with a copy of your own"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _lock(directory / f"{download.file_name}.lock"):
+            if _is_intact(target, download):  # another rank was first
+                return target
+            part = directory / f"{download.file_name}.part"
+            _download(download, part)
+            if not _is_intact(part, download):
+                part.unlink()
+                raise ConfigError(f"{download.url} did not send the expected file (SHA-256 differs): {instead}")
+            os.replace(part, target)
+    except OSError as error:  # URLError, time-outs and a full or read-only disk are all OSErrors
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise ConfigError(f"cannot download {download.file_name} ({reason}): {instead}") from None
+    return target
+
+
+def _read_file(data: str) -> bytes:
+    path = Path(data).expanduser()
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"--data={data}: no such file (builtin and tinyshakespeare need none)") from None
+    except IsADirectoryError:
+        raise ConfigError(f"--data={data} is a directory: name a text file in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise ConfigError(f"--data={data!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _is_intact(path: Path, download: Download) -> bool:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return len(content) == download.size_bytes and hashlib.sha256(content).hexdigest() == download.sha256
+
+
+def _download(download: Download, part: Path) -> None:
+    """Append to part what it still lacks. A server that ignores the range sends all of it again."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= download.size_bytes:
+        part.unlink()  # as long as the file and yet not it
+        have = 0
+    request = urllib.request.Request(download.url, headers={"Range": f"bytes={have}-"} if have else {})
+    give_up = time.monotonic() + TOTAL_TIMEOUT_S
+    with (
+        urllib.request.urlopen(request, timeout=READ_TIMEOUT_S) as response,
+        part.open("ab" if response.status == 206 else "wb") as file,
+    ):
+        while file.tell() <= download.size_bytes and (chunk := response.read(1 << 16)):
+            file.write(chunk)
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"not finished after {TOTAL_TIMEOUT_S:.0f} s; run again to go on")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold path's advisory lock; the kernel frees it when a holder dies."""
+    give_up = time.monotonic() + TOTAL_TIMEOUT_S
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise TimeoutError(f"another process holds {path}") from None
+                time.sleep(0.1)
+        yield

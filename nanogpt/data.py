@@ -1,0 +1,81 @@
+"""Token ids -> windows -> the global batch of a step -> one rank's rows of it.
+
+    windows = Windows(ids, context_length=64, stride=64, phase="random", seed=0)
+    starts = windows.global_batch(step=0, batch_size=16)   # the same on every rank
+    idx, targets = windows.take(starts[world.rows(16)])    # this rank's rows
+
+The order is a pure function of (seed, step): a position in the data is one integer, the same for any number of ranks.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Windows:
+    """The memorised subset, cut into windows of context_length + 1 tokens: inputs and the targets one token on.
+
+    A grid of windows stands stride tokens apart and covers every token. With phase='random' each epoch shifts the grid
+    by another offset, every one of the stride offsets once before any comes again; its first and last window are pushed
+    back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions where it was
+    shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
+    """
+
+    def __init__(self, ids: Tensor, *, context_length: int, stride: int, phase: str, seed: int) -> None:
+        if ids.numel() <= context_length:
+            raise ValueError(f"{ids.numel()} tokens do not fill a window of {context_length} + 1")
+        self.ids = ids
+        self.context_length = context_length
+        self.stride = stride
+        self.offset_count = stride if phase == "random" else 1
+        self.seed = seed
+        self.last_start = ids.numel() - 1 - context_length
+        # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.
+        self.per_epoch = -(-(self.last_start + self.offset_count - 1) // stride) + 1
+        self._order = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
+
+    def starts(self, offset: int) -> Tensor:
+        """Where the windows of the grid shifted back by offset begin, (per_epoch,); the last may stand twice."""
+        return (torch.arange(self.per_epoch) * self.stride - offset).clamp(0, self.last_start)
+
+    def offset(self, epoch: int) -> int:
+        """The shift of an epoch's grid, 0 to offset_count - 1."""
+        cycle, place = divmod(epoch, self.offset_count)
+        return int(self._random("offset", cycle).permutation(self.offset_count)[place])
+
+    def global_batch(self, step: int, batch_size: int) -> Tensor:
+        """Starts of the batch_size windows that step trains on, (batch_size,)."""
+        first = step * batch_size
+        places = [divmod(i, self.per_epoch) for i in range(first, first + batch_size)]
+        return torch.stack([self._order(epoch)[place] for epoch, place in places])
+
+    def take(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows at starts, each (len(starts), context_length)."""
+        window = self.ids[starts[:, None] + torch.arange(self.context_length + 1)]
+        return window[:, :-1], window[:, 1:]
+
+    def trained_starts(self) -> Tensor:
+        """Every start that training visits sooner or later, ascending."""
+        if self.offset_count == self.stride:
+            return torch.arange(self.last_start + 1)
+        return self.starts(0).unique()
+
+    def judged_starts(self, offsets: int) -> Tensor:
+        """The windows of a full pass: the grid at evenly spaced offsets, each one covering every token."""
+        count = min(offsets, self.offset_count)
+        grids = [self.starts(i * self.offset_count // count).unique() for i in range(count)]
+        return torch.cat(grids)
+
+    def _order(self, epoch: int) -> Tensor:
+        starts = self.starts(self.offset(epoch))
+        return starts[torch.from_numpy(self._random("order", epoch).permutation(self.per_epoch))]
+
+    def _random(self, what: str, count: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, ("offset", "order").index(what), count])
+
+
+def hop_length(context_length: int) -> int:
+    """How many tokens a recitation takes from a full context before it starts again from the context's second part."""
+    return max(1, context_length // 2)

@@ -1,0 +1,178 @@
+"""GPT-2 in plain PyTorch: knows torch and nothing of ranks, logging or optimizers.
+
+    >>> model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32))
+    >>> idx = torch.randint(50257, (1, 8))
+    >>> model(idx).shape
+    torch.Size([1, 8, 50257])
+
+Shapes in the comments: B sequences, T positions, C = n_embd, nh heads of hs = C / nh channels, V vocabulary.
+Architecture and initialisation: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT. The defaults have 152,791,296 parameters."""
+
+    block_size: int = 1024  # longest sequence that the learned positions reach
+    vocab_size: int = 50257  # GPT-2's 50,000 merges, 256 bytes and <|endoftext|>
+    n_layer: int = 16
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0  # memorising wants none
+
+
+class KVCache:
+    """Keys and values of the positions that a model has already read, for decoding one token at a time.
+
+    Room for `batch` sequences of `length` tokens, in the dtype that the attention computes in.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        if not 0 < length <= config.block_size:
+            raise ValueError(f"a cache holds 1 to block_size ({config.block_size}) positions, not {length}")
+        shape = (config.n_layer, batch, config.n_head, length, config.n_embd // config.n_head)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (n_layer, B, nh, length, hs)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.used = 0  # positions filled so far, the same in every layer
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v (B, nh, T, hs) for one layer -> everything seen so far, (B, nh, used + T, hs)."""
+        end = self.used + k.size(2)
+        self.keys[layer, :, :, self.used : end] = k
+        self.values[layer, :, :, self.used : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.attn_dropout = nn.Dropout(config.dropout)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head = config.n_head
+        self.layer = layer  # which slice of a KVCache is this layer's
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        y = self._attend(q, k, v)  # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        T, S = q.size(2), k.size(2)  # S > T when a cache holds earlier positions
+        if q.device.type != "cpu" and T == S:
+            p = self.attn_dropout.p if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        # On a CPU the fused kernel's backward costs more than the two products at T = 64 (docs/performance.md).
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # row i sees columns up to S - T + i
+        att = (q @ k.transpose(-2, -1)) / sqrt(q.size(-1))  # (B, nh, T, S)
+        att = att.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        return self.attn_dropout(att).to(v.dtype) @ v
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU(approximate="tanh")
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """A GPT-2 language model whose output layer shares the token embedding's weights."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "wpe": nn.Embedding(config.block_size, config.n_embd),
+                "drop": nn.Dropout(config.dropout),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
+            }
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, CausalSelfAttention | MLP):
+            # Each of the 2 n_layer residual branches adds variance; GPT-2 scales them so that the sum does not grow.
+            nn.init.normal_(module.c_proj.weight, std=0.02 / sqrt(2 * self.config.n_layer))
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Token ids idx (B, T) -> logits (B, T, V), or with targets (B, T) the *sum* of their cross-entropies, in nats.
+
+        The sum, not the mean: batches of different sizes then add up to one honest token-weighted mean. With a cache,
+        idx continues the positions that it already holds. Raises ValueError past block_size.
+        """
+        start = 0 if cache is None else cache.used
+        end = start + idx.size(1)
+        if end > self.config.block_size:
+            raise ValueError(f"position {end} is past block_size ({self.config.block_size})")
+        pos = torch.arange(start, end, device=idx.device)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))  # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.used = end
+        logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+    def num_parameters(self) -> int:
+        """Number of trained values; the weight that wte and lm_head share counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """Evaluation mode without gradients inside, the mode that it was in after."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,132 @@
+"""What the model has memorised: losses over the whole text, exact recall, recitation.
+
+    loss = full_pass(model, windows, windows.judged_starts(4), world, dtype="fp32", rows=16)
+
+Greedy decoding gets token j right, after only right ones, exactly when the argmax at j given the *true* prefix is
+right. So exact recall, the first divergence and the longest verbatim run are read off ordinary forward passes, many
+windows at once, with no token generated one by one; tests compare that with real decoding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanogpt.data import Windows, hop_length
+from nanogpt.model import GPT, evaluating
+from nanogpt.world import World
+
+RECALL_PROMPTS = 256  # random offsets that exact recall is measured at; all of them in a shorter text
+
+
+@dataclass(frozen=True)
+class Recitation:
+    """The text token by token, each predicted once from the true tokens before it, by half-window hops."""
+
+    loss: float  # mean over all tokens but the first, nats: the usual sliding-window loss
+    correct: Tensor  # (N - 1,) bool: whether the argmax was token i + 1
+
+
+def full_pass(model: GPT, windows: Windows, starts: Tensor, world: World, *, dtype: str, rows: int) -> float:
+    """Token-weighted mean loss, nats per token, over every position of the windows at starts (W,), on every rank.
+
+    The windows are shared out over the ranks, `rows` at a time; every rank must call, and every rank gets the result.
+    """
+    loss_sum = torch.zeros((), device=world.device)
+    count = 0
+    with evaluating(model):
+        for mine in starts[world.rows(len(starts))].split(rows):
+            idx, targets = windows.take(mine)
+            with world.autocast(dtype):
+                loss_sum += model(idx.to(world.device), targets.to(world.device))
+            count += targets.numel()
+    total, tokens = world.sum(loss_sum.item(), count)
+    return total / tokens
+
+
+def exact_recall(
+    model: GPT, windows: Windows, starts: Tensor, world: World, *, dtype: str, rows: int, prefix: int
+) -> float:
+    """Share of the windows at starts whose tokens after the first `prefix` come back greedily, every one.
+
+    With a context of 64 and a prefix of 32 this is 32/32 discoverable extraction (Carlini et al., arXiv 2202.07646).
+    """
+    exact = count = 0
+    for mine in starts[world.rows(len(starts))].split(rows):
+        correct, _ = _teacher_forced(model, windows, mine, world, dtype)
+        # The last target stands one past the context: a window of T tokens holds T - prefix to recite.
+        exact += int(correct[:, prefix - 1 : windows.context_length - 1].all(dim=1).sum())
+        count += len(mine)
+    exact, count = world.sum(exact, count)
+    return exact / count
+
+
+def scorecard(model: GPT, windows: Windows, world: World, *, dtype: str, rows: int) -> dict[str, Any]:
+    """What a report says of the memory besides the window loss; the same on every rank.
+
+    strided_loss: mean over the tokens of the text, each counted once. exact_recall: 32/32 greedy extraction at random
+    offsets (half a context each way, whatever its length). The rest is of one recitation of the whole text from its
+    first half context, put right wherever it breaks.
+    """
+    prefix = hop_length(windows.context_length)
+    chosen = torch.from_numpy(np.random.default_rng(windows.seed).permutation(windows.last_start + 1)[:RECALL_PROMPTS])
+    exact = exact_recall(model, windows, chosen, world, dtype=dtype, rows=rows, prefix=prefix)
+    told = recite_all(model, windows, world, dtype=dtype, rows=rows)
+    recited = told.correct[prefix - 1 :]
+    breaks = (~recited).nonzero().flatten()
+    return {
+        "strided_loss": told.loss,
+        "recall": {
+            "exact_recall": exact,
+            "exact_recall_prompts": len(chosen),
+            "prefix_tokens": prefix,
+            "continuation_tokens": windows.context_length - prefix,
+            "token_accuracy": told.correct.float().mean().item(),
+            "recited_tokens": len(recited),
+            "recitation_breaks": len(breaks),
+            "first_break_token": int(breaks[0]) + prefix if len(breaks) else None,
+            "longest_verbatim_tokens": longest_run(recited),
+        },
+    }
+
+
+def recite_all(model: GPT, windows: Windows, world: World, *, dtype: str, rows: int) -> Recitation:
+    """The whole text by hops: every token but the first is predicted once, from the true tokens before it.
+
+    The first window gives all its targets, each later one those that the one before did not reach. These are the
+    contexts that `generate` has when it recites the text from its beginning. Every rank gets the result.
+    """
+    hop = hop_length(windows.context_length)
+    starts = torch.arange(0, windows.last_start + hop, hop).clamp(max=windows.last_start)
+    ends = starts + windows.context_length  # target t, the token at t + 1, is the last of the window that ends at t + 1
+    begins = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
+    correct = torch.zeros(windows.ids.numel() - 1, device=world.device)
+    nll = torch.zeros_like(correct)
+    share = world.rows(len(starts))
+    for mine in torch.stack([starts[share], begins[share], ends[share]], dim=1).split(rows):
+        right, loss = _teacher_forced(model, windows, mine[:, 0], world, dtype)
+        for (start, begin, end), r, x in zip(mine.tolist(), right, loss, strict=True):
+            correct[begin:end] = r[begin - start :].float()
+            nll[begin:end] = x[begin - start :]
+    world.sum_tensor(correct)
+    world.sum_tensor(nll)
+    return Recitation(loss=nll.mean().item(), correct=correct.bool().cpu())
+
+
+def longest_run(correct: Tensor) -> int:
+    """Length of the longest stretch of True in correct (N,)."""
+    wrong = torch.cat([torch.tensor([-1]), (~correct).nonzero().flatten(), torch.tensor([len(correct)])])
+    return int(wrong.diff().max()) - 1
+
+
+def _teacher_forced(model: GPT, windows: Windows, starts: Tensor, world: World, dtype: str) -> tuple[Tensor, Tensor]:
+    """For the windows at starts (W,): argmax right (W, T) and cross-entropy in nats (W, T), from the true prefix."""
+    idx, targets = (x.to(world.device) for x in windows.take(starts))
+    with evaluating(model):
+        with world.autocast(dtype):
+            logits = model(idx)  # (W, T, V)
+        nll = F.cross_entropy(logits.transpose(1, 2).float(), targets, reduction="none")
+        return logits.argmax(dim=-1) == targets, nll

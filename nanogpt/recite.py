@@ -1,0 +1,102 @@
+"""Greedy recitation: what the model says by itself, past its context length, with a KV cache.
+
+b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20))
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from nanogpt.data import hop_length
+from nanogpt.model import GPT, KVCache, evaluating
+from nanogpt.tokenizer import encoding, stable_prefix
+
+
+def recite(model: GPT, prompt: str, max_tokens: int, *, context_length: int) -> bytes:
+    """The UTF-8 bytes of up to max_tokens tokens that follow prompt, greedily; the last character may be cut."""
+    return b"".join(islice(continue_text(model, prompt, context_length=context_length), max_tokens))
+
+
+def transcript(prompt: str, said: bytes, text: str) -> str:
+    """prompt and what was said after it, for a reader, with a line on how it compares with text.
+
+    Where the prompt stands several times in text, the place that said agrees with longest counts.
+    """
+    content, start = text.encode(), prompt.encode()
+    places = [at + len(start) for at in range(len(content)) if content.startswith(start, at)]
+    if not places:
+        return _show(prompt, said) + "\n[the memorised text does not hold this prompt]"
+    same, place = max((_common_prefix(said, content[place:]), -place) for place in places)
+    truth = content[-place:]
+    if same == len(said):
+        return _show(prompt, said) + f"\n[verbatim: all {len(said)} bytes that follow the prompt]"
+    if same == len(truth):
+        return _show(prompt, said[:same]) + f"\n[verbatim to the end of the memorised text, {same} bytes]"
+    wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
+    return _show(prompt, said[:same]) + f"\n[diverges after {same} bytes: it says {wrong!r}, the text {right!r}]"
+
+
+def _show(prompt: str, said: bytes) -> str:
+    return prompt + said.decode(errors="replace")
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def generate(model: GPT, prompt: list[int], *, context_length: int, pending: bytes = b"") -> Iterator[int]:
+    """Greedy continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
+
+    When context_length positions are full it hops: it reads the second part of them again from position 0, because the
+    model was trained on no later position. The first ids spell `pending`, the bytes of a prompt whose tokens depend on
+    what follows. Raises ValueError for an empty prompt.
+    """
+    if not prompt:
+        raise ValueError("the prompt must hold at least one token")
+    device = model.lm_head.weight.device
+    keep = context_length - hop_length(context_length) + 1  # as recite_all: the next window's part of the known tokens
+    ids = list(prompt)
+    unread = ids if len(ids) <= context_length else ids[-keep:]
+    cache = KVCache(model.config, 1, context_length, device=device, dtype=torch.float32)
+    while True:
+        with evaluating(model):
+            logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1]  # (V,)
+            if pending:
+                logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
+            ids.append(int(logits.argmax()))
+        pending = pending[len(encoding().decode_single_token_bytes(ids[-1])) :] if pending else b""
+        yield ids[-1]
+        unread = ids[-1:]
+        if cache.used == context_length:
+            cache.used = 0
+            unread = ids[-keep:]
+
+
+def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:
+    """The UTF-8 bytes that follow prompt, greedily, without end, a token at a time.
+
+    The prompt's last token is healed: "Let us kill him, " ends in a blank that the text had inside " and", a token
+    boundary that the model never saw. So the prompt gives way to its stable tokens, and the first tokens of the answer
+    must spell the rest of it. Raises ValueError for an empty prompt.
+    """
+    tokens, pending = stable_prefix(prompt)
+    if not tokens:  # nothing stable to stand on: the prompt is one piece
+        tokens, pending = encoding().encode_ordinary(prompt), b""
+    healed = 0
+    for token in generate(model, tokens, context_length=context_length, pending=pending):
+        piece = encoding().decode_single_token_bytes(token)
+        repeated = min(len(piece), len(pending) - healed)  # what the reader has typed is not said again
+        healed += repeated
+        yield piece[repeated:]
+
+
+def _can_spell(pending: bytes) -> Tensor:
+    """(V,) bool: the tokens that begin with pending or are themselves a beginning of it."""
+    tables = encoding()
+    fits = torch.zeros(tables.n_vocab, dtype=torch.bool)
+    for token in range(tables.n_vocab - 1):  # the last is <|endoftext|>, which spells nothing
+        piece = tables.decode_single_token_bytes(token)
+        fits[token] = piece.startswith(pending) or pending.startswith(piece)
+    return fits

@@ -1,0 +1,52 @@
+"""When is a full pass worth its cost?
+
+    schedule = PassSchedule(target_loss=0.099, windows=130, batch_size=16)
+    schedule.observe(step_loss)         # every step
+    if schedule.due():                  # the same answer on every rank
+        schedule.judged(full_pass(...))
+
+Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one.
+"""
+
+WORTHWHILE = 1.5  # first pass when the running estimate is within this factor of the target
+BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
+FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
+MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
+
+
+class PassSchedule:
+    """Counts costs in training steps, not seconds, so that every rank decides alike without being asked."""
+
+    def __init__(self, target_loss: float, windows: int, batch_size: int) -> None:
+        """windows: how many one full pass reads."""
+        self.target_loss = target_loss
+        self.cost_steps = FORWARD_SHARE * windows / batch_size
+        self._steps = 0
+        self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
+        self._spent_steps = 0.0
+        self._last_step = 0
+        self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
+
+    @property
+    def estimate(self) -> float:
+        """Mean loss of the last few steps, nats/token; infinite before the first."""
+        return self._sum / self._weight if self._steps else float("inf")
+
+    def observe(self, loss: float) -> None:
+        """The mean loss of a step's global batch, finite."""
+        self._steps += 1
+        self._sum = MEMORY * self._sum + loss
+        self._weight = MEMORY * self._weight + 1
+
+    def due(self) -> bool:
+        """Whether a pass made now is likely to verify the target and is within the budget."""
+        affordable = self._spent_steps + self.cost_steps <= BUDGET * self._steps
+        # The budget has grown while the loss was far off; spent at once it would be gone before the target is near.
+        rested = self._steps - self._last_step >= self.cost_steps
+        return affordable and rested and self.estimate * self._ratio <= self.target_loss
+
+    def judged(self, loss: float) -> None:
+        """The loss that a full pass gave at this step."""
+        self._spent_steps += self.cost_steps
+        self._last_step = self._steps
+        self._ratio = min(1.0, loss / self.estimate)

@@ -1,0 +1,157 @@
+"""Who am I in the run: rank, device, and the few collectives that the rest needs. Read once, then passed on.
+
+    world = World.from_env()
+    with world.process_group():
+        total, count = world.sum(3.5, 2.0)
+
+Everything that differs between CUDA, MPS and CPU is here; at world size 1 every collective is the identity.
+"""
+
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanogpt.errors import ConfigError
+
+# Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among all processes of the run."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def from_env(cls) -> "World":
+        """What torchrun put into the environment, or a world of one. Raises ConfigError when it cannot be."""
+        try:
+            rank, local_rank, size = (int(os.environ.get(*pair)) for pair in _VARIABLES)
+        except ValueError:
+            raise ConfigError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers: start with torchrun") from None
+        if size > 1 and "MASTER_ADDR" not in os.environ:
+            raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR: start with torchrun, or unset WORLD_SIZE")
+        return cls(rank=rank, local_rank=local_rank, size=size, device=_pick_device(local_rank, size))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one rank that writes files and speaks to people."""
+        return self.rank == 0
+
+    @contextmanager
+    def process_group(self) -> Iterator[None]:
+        """The default process group around a run: NCCL between GPUs, gloo between CPUs, nothing for one process."""
+        cuda = self.device.type == "cuda"
+        if self.device.type == "cpu":
+            _keep_freed_memory()
+        if cuda:
+            torch.cuda.set_device(self.device)  # before anything allocates, or every rank would use GPU 0
+        if self.size == 1:
+            yield
+            return
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=self.device if cuda else None
+        )
+        yield
+        dist.destroy_process_group()  # not after an exception: with a peer gone it would wait for the time-out
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Element-wise sums over the ranks, in double precision, on every rank."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, *values: float) -> tuple[float, ...]:
+        """Element-wise maxima over the ranks, on every rank."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """values summed over the ranks, in place, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def rows(self, count: int) -> slice:
+        """This rank's contiguous share of count rows; shares differ by one row at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def autocast(self, dtype: str) -> AbstractContextManager[object]:
+        """The context that computes in dtype ('bf16' or 'fp32') on fp32 weights."""
+        return nullcontext() if dtype == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def best_dtype(self) -> str:
+        """'bf16' where the device has matrix instructions for it, else 'fp32'."""
+        if self.device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        cpu = self.device.type == "cpu" and (
+            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        )
+        return "bf16" if cpu else "fp32"
+
+    def device_name(self) -> str:
+        """What the hardware calls itself, for config.json."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return _cpu_name() if self.device.type == "cpu" else self.device.type
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory that this rank has held: allocated on a GPU, resident on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+    def _reduce(self, values: tuple[float, ...], op: dist.ReduceOp.RedOpType) -> tuple[float, ...]:
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op)
+        return tuple(tensor.tolist())
+
+
+_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+
+
+def _pick_device(local_rank: int, size: int) -> torch.device:
+    if torch.cuda.is_available():
+        if local_rank >= (gpus := torch.cuda.device_count()):
+            raise ConfigError(f"local rank {local_rank} has no GPU of its own ({gpus} here): --nproc_per_node={gpus}")
+        return torch.device("cuda", local_rank)
+    if size == 1 and torch.backends.mps.is_available():  # gloo cannot reduce MPS tensors
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones instead of giving it back to the kernel.
+
+    A step on a CPU allocates and frees gigabytes; having the kernel map and clear those pages again each time cost as
+    much as the matrix products (docs/performance.md). Where there is no glibc nothing changes.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 256 * 2**20)
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "cpu"
