@@ -16,12 +16,21 @@ DEFAULT_SUBSET_TOKENS = 2048  # memorised in under 15 minutes on 2 CPU cores: do
 
 
 def option(default: Any, doc: str, unit: str = "") -> Any:
-    """A dataclass field that --help documents: its default, one sentence, and the unit of its value."""
+    """A dataclass field that --help documents: its default, or MISSING, one sentence, and the unit of its value."""
     return field(default=default, metadata={"doc": doc, "unit": unit})
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class Options:
+    """Options of a command; strings, as a command line gives them, become the type of their field or are refused."""
+
+    def __post_init__(self) -> None:
+        for f, kind in option_types(type(self)):
+            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), kind))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
     """What a run is. Two runs with the same TrainConfig on the same text follow the same curve."""
 
     # Text
@@ -60,8 +69,7 @@ class TrainConfig:
     log_every: int = option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
 
     def __post_init__(self) -> None:
-        for f, kind in option_types(type(self)):
-            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), kind))
+        super().__post_init__()
         _positive(self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name != "seed"))
         if self.seed < 0:
             raise ConfigError(f"--seed={self.seed} must be 0 or more")
@@ -108,8 +116,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             return None
         kind = get_args(kind)[0]
     if kind is str:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str):
             raise mistake
+        if not value:
+            raise ConfigError(f"--{name}= needs a value")
         return value
     number = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not number or (kind is int and isinstance(value, float)):

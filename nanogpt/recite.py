@@ -19,27 +19,23 @@ def recite(model: GPT, prompt: str, max_tokens: int, *, context_length: int) -> 
     return b"".join(islice(continue_text(model, prompt, context_length=context_length), max_tokens))
 
 
-def transcript(prompt: str, said: bytes, text: str) -> str:
-    """prompt and what was said after it, for a reader, with a line on how it compares with text.
+def verdict(prompt: str, said: bytes, text: str) -> str:
+    """How what was said after prompt compares with the memorised text, in one line.
 
     Where the prompt stands several times in text, the place that said agrees with longest counts.
     """
     content, start = text.encode(), prompt.encode()
     places = [at + len(start) for at in range(len(content)) if content.startswith(start, at)]
     if not places:
-        return _show(prompt, said) + "\n[the memorised text does not hold this prompt]"
+        return "[the memorised text does not hold this prompt]"
     same, place = max((_common_prefix(said, content[place:]), -place) for place in places)
     truth = content[-place:]
     if same == len(said):
-        return _show(prompt, said) + f"\n[verbatim: all {len(said)} bytes that follow the prompt]"
+        return f"[verbatim: all {same} bytes]"
     if same == len(truth):
-        return _show(prompt, said[:same]) + f"\n[verbatim to the end of the memorised text, {same} bytes]"
+        return f"[verbatim for {same} bytes, to the end of the memorised text; the rest is invented]"
     wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
-    return _show(prompt, said[:same]) + f"\n[diverges after {same} bytes: it says {wrong!r}, the text {right!r}]"
-
-
-def _show(prompt: str, said: bytes) -> str:
-    return prompt + said.decode(errors="replace")
+    return f"[diverges after {same} bytes: it says {wrong!r}, the text {right!r}]"
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

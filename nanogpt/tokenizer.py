@@ -55,4 +55,6 @@ def stable_prefix(text: str) -> tuple[list[int], bytes]:
     ([5756, 514, 1494, 683, 11], b' ')
     """
     tokens, _ = encoding().encode_with_unstable(text, allowed_special=set(), disallowed_special=())
+    if text[-2:] in ("'l", "'v", "'r"):  # two pieces now, one when "'ll", "'ve" or "'re" is complete
+        tokens.pop()
     return tokens, text.encode()[len(encoding().decode_bytes(tokens)) :]

@@ -3,6 +3,7 @@
 status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter())
 """
 
+import sys
 import time
 from math import isfinite
 from pathlib import Path
@@ -20,7 +21,7 @@ from nanogpt.model import GPT
 from nanogpt.optim import LearningRate
 from nanogpt.plan import Plan, floor_warning, make_plan
 from nanogpt.recall import full_pass, scorecard
-from nanogpt.recite import recite, transcript
+from nanogpt.recite import recite, verdict
 from nanogpt.run_dir import REPORT, claim, model_config, save_weights, write_config, write_json
 from nanogpt.stopping import PassSchedule
 from nanogpt.tokenizer import decode
@@ -214,15 +215,16 @@ class Trainer:
     def _tell(self, report: dict[str, Any]) -> None:
         """The result in a few lines, and the text from the model's own mouth."""
         if report["exit_reason"] == "non_finite":
-            self.logger.say(
+            print(
                 f"error: {self.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the weights are "
-                f"those before them: try a lower --learning_rate, or --dtype=fp32"
+                f"those before them: try a lower --learning_rate, or --dtype=fp32",
+                file=sys.stderr,
             )
             return
-        verdict = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
+        outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
         recall = report["recall"]
         self.logger.say(
-            f"{verdict}: full-pass loss {report['loss']:.4f} (target {report['target_loss']:g}, strided "
+            f"{outcome}: full-pass loss {report['loss']:.4f} (target {report['target_loss']:g}, strided "
             f"{report['strided_loss']:.4f}) after {self.step} steps, {duration(report['train_s'])} of training"
         )
         self.logger.say(
@@ -234,4 +236,5 @@ class Trainer:
         ids = self.plan.windows.ids.tolist()
         prompt = decode(ids[: hop_length(self.config.context_length)])
         said = recite(self.engine.model, prompt, RECITE_TOKENS, context_length=self.config.context_length)
-        self.logger.say(transcript(prompt, said, decode(ids)))
+        self.logger.say(prompt + said.decode(errors="replace"))
+        self.logger.say(verdict(prompt, said, decode(ids)))

@@ -66,7 +66,10 @@ class World:
             "nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=self.device if cuda else None
         )
         yield
-        dist.destroy_process_group()  # not after an exception: with a peer gone it would wait for the time-out
+        # Not after an exception: with a peer gone both would wait for the time-out. The barrier is for torchrun, which
+        # ends all ranks as soon as one leaves with a status other than 0, and the first may still be writing.
+        dist.barrier()
+        dist.destroy_process_group()
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Element-wise sums over the ranks, in double precision, on every rank."""

@@ -1,0 +1,70 @@
+"""What several test files share: a tiny model's options, and the programs run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY_SHAKESPEARE = Path(
+    os.environ.get("TINY_SHAKESPEARE", REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt")
+)
+# Seconds on one core; trains to 0.099 in about 150 steps.
+TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
+
+
+def flags(**options):
+    """--name=value for each option."""
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def run(*words, cwd, timeout=300, env=None):
+    """Run a program to its end -> CompletedProcess with text output."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"} | (env or {})
+    return subprocess.run(
+        [*map(str, words)], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def train(*words, cwd, timeout=300, env=None):
+    """python train_overfit.py WORDS"""
+    return run(sys.executable, REPOSITORY / "train_overfit.py", *words, cwd=cwd, timeout=timeout, env=env)
+
+
+def torchrun(ranks, *words, cwd, timeout=300, env=None):
+    """torchrun --nproc_per_node=RANKS train_overfit.py WORDS, on a free port"""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}")
+    script = REPOSITORY / "train_overfit.py"
+    return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
+
+
+def metrics(run_dir):
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def report(run_dir):
+    """A run's report.json."""
+    return json.loads((Path(run_dir) / "report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_shakespeare():
+    """The path of the real corpus, which is not part of the project."""
+    if not TINY_SHAKESPEARE.exists():
+        pytest.skip(f"{TINY_SHAKESPEARE} is missing: set TINY_SHAKESPEARE to a copy")
+    return TINY_SHAKESPEARE
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A tiny run that has reached its target: (its directory, what the program printed)."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = train(*flags(**TINY, dtype="fp32", max_steps=600, out_dir="run"), cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd / "run", done.stdout

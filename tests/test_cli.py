@@ -1,0 +1,167 @@
+"""Bad input gets one line and status 2, and leaves no trace."""
+
+import sys
+
+import pytest
+
+from conftest import REPOSITORY, TINY, flags, run, torchrun, train
+from nanogpt.config import TrainConfig, option_types
+
+REFUSED = [
+    (["--max_step=3"], "unknown option --max_step: did you mean --max_steps?"),
+    (["--frobnicate"], "unknown option --frobnicate"),
+    (["out"], "unexpected argument 'out'"),
+    (["--subset_tokens=ten"], "--subset_tokens=ten is not of type int"),
+    (["--subset_tokens=10.5"], "--subset_tokens=10.5 is not of type int"),
+    (["--subset_tokens"], "--subset_tokens=True is not of type int"),
+    (["--learning_rate=fast"], "--learning_rate=fast is not of type float"),
+    (["--learning_rate=nan"], "--learning_rate=nan must be a positive number"),
+    (["--learning_rate=inf"], "--learning_rate=inf must be a positive number"),
+    (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
+    (["--batch_size=0"], "--batch_size=0 must be a positive number"),
+    (["--seed=-1"], "--seed=-1 must be 0 or more"),
+    (["--dtype=int8"], "--dtype=int8 must be one of auto, bf16, fp32"),
+    (["--engine=horovod"], "--engine=horovod must be one of"),
+    (["--n_embd=100"], "--n_embd=100 must be a multiple of --n_head=12"),
+    (["--context_length=2048"], "--context_length=2048 must not exceed --block_size=1024"),
+    (["--stride=65"], "--stride=65 would leave tokens between windows untrained"),
+    (["--subset_tokens=64"], "--subset_tokens=64 is shorter than one window"),
+    (["--subset_tokens=100000"], "--subset_tokens=100000 is more than the"),
+    (["--target_loss=0"], "--target_loss=0.0 must be a positive number"),
+    (["--target_loss=0.01", "--preflight=strict"], "--target_loss=0.01 is below the entropy floor"),
+    (["--engine=ddp"], "--engine=ddp needs several processes"),
+    (["--data=missing.txt"], "--data=missing.txt: no such file"),
+    (["--data=."], "--data=. is a directory"),
+    (["--data=empty.txt"], "--data=empty.txt is empty"),
+    (["--data=blank.txt"], "--data=blank.txt is empty"),
+    (["--data=short.txt"], "--data=short.txt has 4 tokens, one window of --context_length=64 needs 65"),
+    (["--data=latin1.txt"], "--data=latin1.txt is not UTF-8 text (byte 0xef at offset 2)"),
+    (["--data=picture.png"], "--data=picture.png is not UTF-8 text (byte 0x89 at offset 0)"),
+    (["--out_dir=short.txt/run"], "--out_dir=short.txt/run cannot be written"),
+    (["--out_dir=/proc/run"], "--out_dir=/proc/run cannot be written"),
+]
+
+
+@pytest.fixture
+def room(tmp_path):
+    """A directory with the files that a newcomer might try."""
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.txt").write_bytes(b" \n\n")
+    (tmp_path / "short.txt").write_text("To be or not")
+    (tmp_path / "latin1.txt").write_bytes("naïve café".encode("latin1"))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+    return tmp_path
+
+
+def listing(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def test_every_refusal_is_one_line_and_leaves_no_trace(room):
+    """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was."""
+    before = listing(room)
+    for words, line in REFUSED:
+        done = train(*words, cwd=room)
+        assert done.returncode == 2, (words, done.stdout, done.stderr)
+        assert done.stdout == ""
+        assert done.stderr.startswith(f"error: {line}"), words
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert listing(room) == before, words
+
+
+def test_a_download_without_a_network(room):
+    """Invariant: one line that names the alternatives; a closed port stands for the missing network."""
+    closed = {"https_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(room / "cache")}
+    done = train("--data=tinyshakespeare", cwd=room, env=closed)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot download tinyshakespeare.txt (")
+    assert "--data=builtin, or --data=PATH" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (room / "out").exists()
+
+
+def test_an_unwritable_directory(room):
+    """Invariant: a read-only place for the run is refused before the model is built."""
+    for options in (["--out_dir=/sys/run"], ["--out_dir=/dev/null"]):
+        done = train(*options, cwd=room)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "cannot be written" in done.stderr
+
+
+def test_a_run_is_never_overwritten(room):
+    """Invariant: a directory that holds any part of a run is left as it is."""
+    (room / "out").mkdir()
+    (room / "out" / "metrics.jsonl").write_text("{}\n")
+    done = train(cwd=room)
+    assert done.returncode == 2
+    assert done.stderr == "error: --out_dir=out already holds a run: name another directory, or remove that one\n"
+    assert (room / "out" / "metrics.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "line"),
+    [
+        (3, ["--max_step=3"], "error: unknown option --max_step"),
+        (2, ["--engine=single"], "error: --engine=single cannot train on 2 ranks"),
+        (3, ["--batch_size=2"], "error: --batch_size=2 leaves some of the 3 ranks without a window"),
+        (2, ["--data=missing.txt"], "error: --data=missing.txt: no such file"),
+        (2, ["--out_dir=/proc/run"], "error: --out_dir=/proc/run cannot be written"),
+    ],
+)
+def test_under_torchrun_it_is_said_once(room, ranks, options, line):
+    """Invariant: one rank speaks, all leave, nothing is written."""
+    before = listing(room)
+    done = torchrun(ranks, *options, cwd=room, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert line in done.stderr
+    assert listing(room) == before
+
+
+def test_help_documents_every_option():
+    """Invariant: each option with its type, unit and default; status 0, and no torch to wait for."""
+    done = train("--help", cwd=REPOSITORY, timeout=30)
+    assert done.returncode == 0
+    for f, _ in option_types(TrainConfig):
+        default = "none" if f.default is None else f.default
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"  --{f.name}  ("))
+        assert line.endswith(f"default {default})")
+        assert f.metadata["unit"] in line
+        assert f.metadata["doc"]
+
+
+def test_values_are_taken_as_typed(room):
+    """Invariant: a name that looks like a number stays a name."""
+    (room / "1e3").write_text("To be or not")
+    assert "--data=1e3 has 4 tokens" in train("--data", "1e3", cwd=room).stderr
+    assert "--data=None: no such file" in train("--data=None", cwd=room).stderr
+
+
+COMMANDS = [
+    (["recite"], "error: RUN_DIR is missing"),
+    (["recite", "nowhere"], "error: nowhere: no such run directory"),
+    (["recite", "."], "error: config.json: no such file"),
+    (["recite", ".", "--max_token=3"], "error: unknown option --max_token: did you mean --max_tokens?"),
+    (["recite", ".", "--max_tokens=0"], "error: --max_tokens=0 must be a positive number"),
+    (["sing"], "error: unknown command 'sing': one of recite"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), COMMANDS)
+def test_commands_refuse_in_one_line(room, words, line):
+    """Invariant: the same for python -m nanogpt."""
+    done = run(sys.executable, "-m", "nanogpt", *words, cwd=room)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_world_that_is_not_torchruns(room):
+    """Invariant: half of torchrun's environment is refused, not hung upon."""
+    for env, line in (
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),
+        ({"WORLD_SIZE": "two"}, "error: RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers"),
+    ):
+        done = train(*flags(**TINY), cwd=room, env=env, timeout=60)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith(line)

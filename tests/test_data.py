@@ -1,0 +1,81 @@
+"""Windows: every token covered, one global order, shares that add up."""
+
+import pytest
+import torch
+
+from nanogpt.data import Windows
+from nanogpt.world import World
+
+
+def make(n=200, length=16, stride=16, phase="random", seed=0):
+    return Windows(torch.arange(n), context_length=length, stride=stride, phase=phase, seed=seed)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 16])
+@pytest.mark.parametrize("n", [17, 18, 33, 200, 201])
+@pytest.mark.parametrize("phase", ["random", "fixed"])
+def test_every_offset_covers_every_token(n, stride, phase):
+    """Invariant: whatever the offset, each token but the first is a target of some window, and windows lie inside."""
+    windows = make(n, 16, stride, phase)
+    for offset in range(windows.offset_count):
+        starts = windows.starts(offset)
+        assert len(starts) == windows.per_epoch
+        idx, targets = windows.take(starts)
+        assert set(targets.flatten().tolist()) == set(range(1, n))
+        assert torch.equal(idx[:, 1:], targets[:, :-1])
+        assert torch.equal(idx + 1, targets)  # ids are 0, 1, 2, ...: windows are runs of the text
+
+
+def test_each_epoch_holds_its_grid_once():
+    """Invariant: an epoch's batches are a permutation of its grid."""
+    windows = make()
+    order = torch.cat([windows.global_batch(step, 1) for step in range(3 * windows.per_epoch)])
+    for epoch, starts in enumerate(order.split(windows.per_epoch)):
+        assert torch.equal(starts.sort().values, windows.starts(windows.offset(epoch)).sort().values)
+
+
+def test_every_offset_comes_before_any_comes_again():
+    """Invariant: in each cycle of `stride` epochs every offset occurs once, in an order that differs by cycle."""
+    windows = make(stride=8)
+    cycles = [[windows.offset(8 * cycle + i) for i in range(8)] for cycle in range(3)]
+    assert all(sorted(cycle) == list(range(8)) for cycle in cycles)
+    assert cycles[0] != cycles[1] != cycles[2]
+
+
+def test_the_order_is_a_pure_function_of_seed_and_step():
+    """Invariant: asked in any order, by any object, a step gives the same batch; another seed gives another."""
+    forward = [make().global_batch(step, 6) for step in range(40)]
+    windows = make()
+    backward = [windows.global_batch(step, 6) for step in reversed(range(40))]
+    assert all(torch.equal(a, b) for a, b in zip(forward, reversed(backward), strict=True))
+    assert not torch.equal(forward[0], make(seed=1).global_batch(0, 6))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 16])
+def test_the_ranks_shares_make_up_the_global_batch(size):
+    """Invariant: the shares, in order of rank, are the batch, and differ by one row at most."""
+    shares = [torch.arange(16)[World(r, r, size, torch.device("cpu")).rows(16)] for r in range(size)]
+    assert torch.cat(shares).tolist() == list(range(16))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_fixed_grid_stays():
+    """Invariant: with phase='fixed' every epoch has the windows of offset 0."""
+    windows = make(phase="fixed")
+    assert windows.trained_starts().tolist() == [*range(0, 177, 16), 183]
+    assert {windows.offset(epoch) for epoch in range(20)} == {0}
+    assert windows.judged_starts(4).tolist() == windows.trained_starts().tolist()
+
+
+def test_a_full_pass_reads_evenly_spaced_grids():
+    """Invariant: four offsets of sixteen, 0, 4, 8 and 12, each without repeats."""
+    windows = make()
+    expected = torch.cat([windows.starts(offset).unique() for offset in (0, 4, 8, 12)])
+    assert torch.equal(windows.judged_starts(4), expected)
+
+
+def test_too_short_a_text():
+    """Invariant: one window needs context_length + 1 tokens."""
+    assert make(17).take(torch.tensor([0]))[1].tolist() == [list(range(1, 17))]
+    with pytest.raises(ValueError, match="do not fill"):
+        make(16)

@@ -1,0 +1,72 @@
+"""One curve at any world size: loss and gradient norm of 1, 2, 3 and 8 gloo ranks, with and without accumulation.
+
+Adam hides a gradient that is off by a factor, so the gradient norm is compared too (torchtitan PR 2323).
+"""
+
+import pytest
+
+from conftest import flags, metrics, report, torchrun, train
+
+STEPS = 30
+OPTIONS = {
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 300, "context_length": 16, "learning_rate": 1e-3,
+    "dtype": "fp32", "max_steps": STEPS, "log_every": 1,
+}  # fmt: skip
+# fp32 sums in another order differ by about 1e-7 of their size; over 30 updates the difference grew to 6e-7 (loss) and
+# 3e-6 (norm) when measured. A wrong weight for one row of sixteen would show as 1e-2.
+TOLERANCE = {"loss": 5e-6, "grad_norm": 2e-5}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The curve and report of one process without accumulation."""
+    cwd = tmp_path_factory.mktemp("reference")
+    done = train(*flags(**OPTIONS, out_dir="out"), cwd=cwd)
+    assert done.returncode == 3, done.stderr
+    return metrics(cwd / "out"), report(cwd / "out")
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 3), (2, 8), (2, 3), (3, 6), (3, 2), (8, 2), (8, 1)])
+def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batch_size):
+    """Reference: one process without accumulation, 30 steps, loss, gradient norm, full pass and recall."""
+    options = flags(**OPTIONS, micro_batch_size=micro_batch_size, out_dir="out")
+    done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
+    assert done.returncode != 0, "a spent budget"
+    rows, told = metrics(tmp_path / "out"), report(tmp_path / "out")
+    expected_rows, expected = reference
+    assert told["world_size"] == ranks
+    assert told["engine"] == ("single" if ranks == 1 else "ddp")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row, expected_row in zip(rows, expected_rows, strict=True):
+        for key, tolerance in TOLERANCE.items():
+            assert row[key] == pytest.approx(expected_row[key], rel=tolerance), (row["step"], key)
+    assert told["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert told["strided_loss"] == pytest.approx(expected["strided_loss"], rel=1e-5)
+    assert told["recall"] == expected["recall"]
+
+
+def test_a_non_finite_rank_stops_every_rank(tmp_path):
+    """Invariant: all ranks refuse the same steps and leave together."""
+    options = OPTIONS | {"learning_rate": 1e30, "max_bad_steps": 3, "max_steps": 60}
+    done = torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
+    assert report(tmp_path / "out")["exit_reason"] == "non_finite"
+
+
+def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):
+    """Invariant: max_minutes ends a run of several ranks without a hang, at one step."""
+    options = {**OPTIONS, "max_steps": "none", "max_minutes": 0.05}
+    torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
+    assert report(tmp_path / "out")["exit_reason"] == "max_minutes"
+
+
+def test_eight_ranks_reach_a_target(tmp_path):
+    """Invariant: torchrun with 8 processes ends with status 0 and a verified target."""
+    options = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 100, "context_length": 32}
+    done = torchrun(8, *flags(**options, learning_rate=3e-3, max_steps=400, out_dir="out"), cwd=tmp_path, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = report(tmp_path / "out")
+    assert (told["reached"], told["world_size"]) == (True, 8)
+    assert done.stdout.count("target reached") == 1
+    assert told["device_s"] == pytest.approx(8 * told["train_s"])

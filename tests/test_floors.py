@@ -1,0 +1,54 @@
+"""The house keeps its floors: a module imports only from floors below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+FLOORS = [
+    {"nanogpt.errors"},
+    {"nanogpt.config", "nanogpt.world", "nanogpt.model", "nanogpt.tokenizer"},
+    {"nanogpt.cli", "nanogpt.corpus", "nanogpt.data", "nanogpt.optim", "nanogpt.metrics", "nanogpt.eta"}
+    | {"nanogpt.preflight", "nanogpt.loggers", "nanogpt.stopping", "nanogpt.run_dir"},
+    {"nanogpt.engine", "nanogpt.recall", "nanogpt.recite", "nanogpt.plan"},
+    {"nanogpt.trainer"},
+    {"train_overfit", "nanogpt.__main__"},
+]
+SOURCES = [REPOSITORY / "train_overfit.py", *sorted((REPOSITORY / "nanogpt").rglob("*.py"))]
+
+
+def floor(module):
+    """The floor of a module; the modules of a package stand on the package's floor."""
+    return next((i for i, floor in enumerate(FLOORS) for m in floor if module == m or module.startswith(m + ".")), None)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_come_from_below(path):
+    """Invariant: floor(imported) < floor(importer), except within one package."""
+    name = module_name(path)
+    if name == "nanogpt":
+        assert not path.read_text().strip()
+        return
+    assert floor(name) is not None, f"{name} stands on no floor"
+    for node in ast.walk(ast.parse(path.read_text())):
+        imported = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+        for other in filter(lambda m: m and m.startswith("nanogpt"), imported):
+            same_package = name.startswith("nanogpt.engine") and other.startswith("nanogpt.engine")
+            assert same_package or floor(other) < floor(name), f"{name} imports {other} from its own floor or above"
+
+
+def test_the_model_knows_torch_only():
+    """Invariant: model.py imports nothing but torch and the standard library."""
+    tree = ast.parse((REPOSITORY / "nanogpt" / "model.py").read_text())
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported == {"torch", "math", "dataclasses", "collections", "contextlib"}
