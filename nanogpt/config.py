@@ -40,7 +40,9 @@ class TrainConfig(Options):
     )
     context_length: int = option(64, "length of a training window", "tokens")
     stride: int | None = option(None, "distance between the windows of one epoch; none: context_length", "tokens")
-    phase: Literal["random", "fixed"] = option("random", "shift the window grid each epoch, or leave it where it is")
+    phase: Literal["random", "fixed"] = option(
+        "random", "shift the window grid each epoch, or leave it where it stands"
+    )
     # Model
     n_layer: int = option(16, "transformer blocks", "blocks")
     n_head: int = option(12, "attention heads", "heads")
@@ -52,7 +54,9 @@ class TrainConfig(Options):
         None, "most windows a rank holds at once, to bound memory; none: all its share", "windows"
     )
     learning_rate: float = option(6e-4, "AdamW's learning rate")
-    on_plateau: Literal["decay", "none"] = option("decay", "lower the rate with the loss below 8 x target, or never")
+    on_plateau: Literal["decay", "none"] = option(
+        "decay", "once the loss is below 8 x target let the rate fall with it, or not"
+    )
     seed: int = option(0, "seeds weights and window order")
     # When to stop
     target_loss: float = option(0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token")

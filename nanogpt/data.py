@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PHASES = 16  # offsets that the grid takes; measured against 64 and 1 in docs/memorising.md
+
 
 class Windows:
     """The memorised subset, cut into windows of context_length + 1 tokens: inputs and the targets one token on.
 
     A grid of windows stands stride tokens apart and covers every token. With phase='random' each epoch shifts the grid
-    by another offset, every one of the stride offsets once before any comes again; its first and last window are pushed
-    back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions where it was
-    shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
+    by another of PHASES evenly spaced offsets, every one of them once before any comes again; its first and last window
+    are pushed back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions
+    where it was shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
     """
 
     def __init__(self, ids: Tensor, *, context_length: int, stride: int, phase: str, seed: int) -> None:
@@ -29,11 +31,12 @@ class Windows:
         self.ids = ids
         self.context_length = context_length
         self.stride = stride
-        self.offset_count = stride if phase == "random" else 1
+        phases = min(PHASES, stride) if phase == "random" else 1
+        self.offsets = [i * stride // phases for i in range(phases)]  # how far a grid may be shifted back
         self.seed = seed
         self.last_start = ids.numel() - 1 - context_length
         # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.
-        self.per_epoch = -(-(self.last_start + self.offset_count - 1) // stride) + 1
+        self.per_epoch = -(-(self.last_start + self.offsets[-1]) // stride) + 1
         self._order = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
 
     def starts(self, offset: int) -> Tensor:
@@ -41,9 +44,9 @@ class Windows:
         return (torch.arange(self.per_epoch) * self.stride - offset).clamp(0, self.last_start)
 
     def offset(self, epoch: int) -> int:
-        """The shift of an epoch's grid, 0 to offset_count - 1."""
-        cycle, place = divmod(epoch, self.offset_count)
-        return int(self._random("offset", cycle).permutation(self.offset_count)[place])
+        """The shift of an epoch's grid, one of offsets."""
+        cycle, place = divmod(epoch, len(self.offsets))
+        return int(self._random("offset", cycle).permutation(self.offsets)[place])
 
     def global_batch(self, step: int, batch_size: int) -> Tensor:
         """Starts of the batch_size windows that step trains on, (batch_size,)."""
@@ -58,22 +61,25 @@ class Windows:
 
     def trained_starts(self) -> Tensor:
         """Every start that training visits sooner or later, ascending."""
-        if self.offset_count == self.stride:
-            return torch.arange(self.last_start + 1)
-        return self.starts(0).unique()
+        return torch.cat([self.starts(offset) for offset in self.offsets]).unique()
 
-    def judged_starts(self, offsets: int) -> Tensor:
-        """The windows of a full pass: the grid at evenly spaced offsets, each one covering every token."""
-        count = min(offsets, self.offset_count)
-        grids = [self.starts(i * self.offset_count // count).unique() for i in range(count)]
-        return torch.cat(grids)
+    def judged_starts(self, grids: int) -> Tensor:
+        """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token."""
+        count = min(grids, len(self.offsets))
+        chosen = [self.offsets[i * len(self.offsets) // count] for i in range(count)]
+        return torch.cat([self.starts(offset).unique() for offset in chosen])
+
+    def random_starts(self, count: int) -> Tensor:
+        """Up to count different starts from anywhere in the text, whatever the grids; the same for the same seed."""
+        everywhere = self._random("anywhere", 0).permutation(self.last_start + 1)
+        return torch.from_numpy(everywhere[:count])
 
     def _order(self, epoch: int) -> Tensor:
         starts = self.starts(self.offset(epoch))
         return starts[torch.from_numpy(self._random("order", epoch).permutation(self.per_epoch))]
 
     def _random(self, what: str, count: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, ("offset", "order").index(what), count])
+        return np.random.default_rng([self.seed, ("offset", "order", "anywhere").index(what), count])
 
 
 def hop_length(context_length: int) -> int:

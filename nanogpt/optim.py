@@ -13,12 +13,16 @@ def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
-class LearningRate:
-    """The constant rate of the reference recipe, and below a certain loss one that falls with it."""
+PLATEAU = 8.0  # x the target loss: under it a constant rate hovers, undoing one window's memory with the next one's
+LOWEST = 0.05  # of the constant rate
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.constant = config.learning_rate
 
-    def __call__(self, loss: float) -> float:
-        """The rate for the next step, given the running estimate of the loss (nats/token)."""
-        return self.constant
+def learning_rate(config: TrainConfig, loss: float) -> float:
+    """The rate for the next step, given the running estimate of the loss (nats/token).
+
+    The reference recipe's constant one; with on_plateau='decay', in proportion to the loss once that is below PLATEAU
+    times the target.
+    """
+    if config.on_plateau == "none":
+        return config.learning_rate
+    return config.learning_rate * min(1.0, max(LOWEST, loss / (PLATEAU * config.target_loss)))

@@ -15,7 +15,7 @@ from nanogpt.preflight import entropy_floor
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
-JUDGED_OFFSETS = 4  # phases of the grid in a full pass; each of them covers every token
+JUDGED_GRIDS = 4  # phases of the grid in a full pass; each of them covers every token
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     floor = entropy_floor(windows.ids.numpy(), windows.trained_starts().numpy(), config.context_length)
     if floor >= config.target_loss and config.preflight == "strict":
         raise ConfigError(floor_warning(config.target_loss, floor))
-    return Plan(config, corpus, windows, windows.judged_starts(JUDGED_OFFSETS), floor)
+    return Plan(config, corpus, windows, windows.judged_starts(JUDGED_GRIDS), floor)
 
 
 def floor_warning(target_loss: float, floor: float) -> str:

@@ -10,7 +10,6 @@ windows at once, with no token generated one by one; tests compare that with rea
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,20 +66,21 @@ def exact_recall(
 def scorecard(model: GPT, windows: Windows, world: World, *, dtype: str, rows: int) -> dict[str, Any]:
     """What a report says of the memory besides the window loss; the same on every rank.
 
-    strided_loss: mean over the tokens of the text, each counted once. exact_recall: 32/32 greedy extraction at random
-    offsets (half a context each way, whatever its length). The rest is of one recitation of the whole text from its
-    first half context, put right wherever it breaks.
+    strided_loss: mean over the tokens of the text, each counted once. random_offset_loss: the window loss at random
+    offsets, most of which no training window began at. exact_recall: 32/32 greedy extraction at the same offsets (half
+    a context each way, whatever its length). The rest is of one recitation of the whole text from its first half
+    context, put right wherever it breaks.
     """
     prefix = hop_length(windows.context_length)
-    chosen = torch.from_numpy(np.random.default_rng(windows.seed).permutation(windows.last_start + 1)[:RECALL_PROMPTS])
-    exact = exact_recall(model, windows, chosen, world, dtype=dtype, rows=rows, prefix=prefix)
+    chosen = windows.random_starts(RECALL_PROMPTS)
     told = recite_all(model, windows, world, dtype=dtype, rows=rows)
     recited = told.correct[prefix - 1 :]
     breaks = (~recited).nonzero().flatten()
     return {
         "strided_loss": told.loss,
+        "random_offset_loss": full_pass(model, windows, chosen, world, dtype=dtype, rows=rows),
         "recall": {
-            "exact_recall": exact,
+            "exact_recall": exact_recall(model, windows, chosen, world, dtype=dtype, rows=rows, prefix=prefix),
             "exact_recall_prompts": len(chosen),
             "prefix_tokens": prefix,
             "continuation_tokens": windows.context_length - prefix,

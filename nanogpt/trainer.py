@@ -18,7 +18,7 @@ from nanogpt.eta import steps_to_target
 from nanogpt.loggers import Logger, Row, duration, open_logger
 from nanogpt.metrics import Meter
 from nanogpt.model import GPT
-from nanogpt.optim import LearningRate
+from nanogpt.optim import learning_rate
 from nanogpt.plan import Plan, floor_warning, make_plan
 from nanogpt.recall import full_pass, scorecard
 from nanogpt.recite import recite, verdict
@@ -60,7 +60,6 @@ class Trainer:
         self.meter = Meter()
         self.history: list[tuple[int, float]] = []  # (step, mean loss) of each logged row
         self.schedule = PassSchedule(self.config.target_loss, len(plan.judged), self.config.batch_size)
-        self.learning_rate = LearningRate(self.config)
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
         model = GPT(model_config(self.config))
         self._announce(model.num_parameters())
@@ -87,7 +86,7 @@ class Trainer:
     def _train_one_step(self) -> bool:
         """One update -> whether the time is up."""
         started = time.perf_counter()
-        self.lr = self.learning_rate(self.schedule.estimate)
+        self.lr = learning_rate(self.config, self.schedule.estimate)
         micro_batches = self._micro_batches()
         loss_sum = torch.zeros((), device=self.world.device)
         for batch in micro_batches:
@@ -202,6 +201,7 @@ class Trainer:
             "device": world.device_name(),
             "dtype": config.dtype,
             "compiled": self.engine.compiled,
+            "on_plateau": config.on_plateau,
             "final_learning_rate": self.lr,
             "corpus_sha256": plan.corpus.sha256,
             "subset_tokens": config.subset_tokens,

@@ -17,7 +17,7 @@ def make(n=200, length=16, stride=16, phase="random", seed=0):
 def test_every_offset_covers_every_token(n, stride, phase):
     """Invariant: whatever the offset, each token but the first is a target of some window, and windows lie inside."""
     windows = make(n, 16, stride, phase)
-    for offset in range(windows.offset_count):
+    for offset in windows.offsets:
         starts = windows.starts(offset)
         assert len(starts) == windows.per_epoch
         idx, targets = windows.take(starts)
@@ -35,10 +35,10 @@ def test_each_epoch_holds_its_grid_once():
 
 
 def test_every_offset_comes_before_any_comes_again():
-    """Invariant: in each cycle of `stride` epochs every offset occurs once, in an order that differs by cycle."""
-    windows = make(stride=8)
-    cycles = [[windows.offset(8 * cycle + i) for i in range(8)] for cycle in range(3)]
-    assert all(sorted(cycle) == list(range(8)) for cycle in cycles)
+    """Invariant: in each cycle of 16 epochs every sixteenth of the stride occurs once; the order differs by cycle."""
+    windows = make(length=64, stride=64)
+    cycles = [[windows.offset(16 * cycle + i) for i in range(16)] for cycle in range(3)]
+    assert all(sorted(cycle) == list(range(0, 64, 4)) for cycle in cycles)
     assert cycles[0] != cycles[1] != cycles[2]
 
 
@@ -72,6 +72,15 @@ def test_a_full_pass_reads_evenly_spaced_grids():
     windows = make()
     expected = torch.cat([windows.starts(offset).unique() for offset in (0, 4, 8, 12)])
     assert torch.equal(windows.judged_starts(4), expected)
+    assert set(expected.tolist()) <= set(windows.trained_starts().tolist())
+
+
+def test_random_starts_are_anywhere():
+    """Invariant: different starts, the same each time, every one of them where there are not more."""
+    windows = make()
+    assert torch.equal(windows.random_starts(20), make().random_starts(20))
+    assert len(set(windows.random_starts(20).tolist())) == 20
+    assert sorted(windows.random_starts(1000).tolist()) == list(range(windows.last_start + 1))
 
 
 def test_too_short_a_text():
