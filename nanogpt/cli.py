@@ -73,7 +73,7 @@ def help_text(cls: type, *, program: str, about: str) -> str:
 
 
 def main(command: Callable[[], int]) -> None:
-    """Run command and leave with the status it returns, or with 2 and one line on stderr for a ConfigError."""
+    """Run command and leave with the status it returns, with 2 and one line for a ConfigError, or 1 for Ctrl-C."""
     try:
         status = command()
     except ConfigError as error:
@@ -82,6 +82,10 @@ def main(command: Callable[[], int]) -> None:
         else:
             print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
+    except KeyboardInterrupt:
+        if _is_first_rank():
+            print("interrupted", file=sys.stderr, flush=True)
+        status = 1
     sys.exit(status)
 
 

@@ -120,7 +120,7 @@ class RichLogger(Logger):
         self._bar.update(self._task, completed=min(1.0, max(0.0, gone / way)), description=describe(row))
 
     def say(self, text: str) -> None:
-        self._bar.console.print(Text(text))
+        self._bar.console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()

@@ -61,8 +61,9 @@ class SingleEngine(Engine):
                     compiled(batch.idx, batch.targets).backward()
             self.compiled = True
         except Exception as error:  # its failures have no common base: no C++ compiler, no Triton, its own bugs
-            reason = next(iter(str(error).strip().splitlines()), "")
-            warnings.warn(f"torch.compile failed, going on without: {type(error).__name__}: {reason}", stacklevel=2)
+            if self.world.is_first:
+                reason = next(iter(str(error).strip().splitlines()), "")
+                warnings.warn(f"torch.compile failed, going on without: {type(error).__name__}: {reason}", stacklevel=2)
             compiled = self.model
         self.optimizer.zero_grad()
         self.compile_s = time.perf_counter() - started
