@@ -32,7 +32,7 @@ def recite(options: ReciteOptions) -> int:
     from nanogpt.corpus import read_corpus
     from nanogpt.recite import continue_text, verdict
     from nanogpt.run_dir import load_run
-    from nanogpt.tokenizer import decode, encode
+    from nanogpt.tokenizer import encode, encoding
 
     run = load_run(options.run_dir)
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
@@ -51,8 +51,8 @@ def recite(options: ReciteOptions) -> int:
     if corpus.sha256 != run.report.get("corpus_sha256"):
         print(f"[not compared: {run.config.data} has changed since the run]", file=sys.stderr)
         return 0
-    memorised = decode(encode(corpus.text)[: run.config.subset_tokens])
-    print(verdict(options.prompt, said, memorised), file=sys.stderr)
+    memorised = encoding().decode_bytes(encode(corpus.text)[: run.config.subset_tokens])
+    print(verdict(options.prompt.encode(), said, memorised), file=sys.stderr)
     return 0
 
 

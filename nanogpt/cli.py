@@ -9,9 +9,9 @@ the look of a value. Here every word is refused or typed before anything starts.
 import difflib
 import os
 import shutil
-import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from typing import TypeVar
@@ -23,6 +23,7 @@ from nanogpt.config import describe_type, option_types
 from nanogpt.errors import ConfigError
 
 Options = TypeVar("Options")
+SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
 
 
 def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) -> Options:
@@ -31,9 +32,10 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) 
     Fields without a default are positional, in order. Raises ConfigError on the first word that does not fit.
     """
     if "--help" in argv or "-h" in argv:
-        if _is_first_rank():
+        if os.environ.get("RANK", "0") == "0":
             print(help_text(cls, program=program, about=about))
         raise SystemExit(0)
+    _check_form(argv)
     words: list[str] = []
     flags: dict[str, str] = {}
 
@@ -74,27 +76,32 @@ def help_text(cls: type, *, program: str, about: str) -> str:
 
 def main(command: Callable[[], int]) -> None:
     """Run command and leave with the status it returns, with 2 and one line for a ConfigError, or 1 for Ctrl-C."""
+    rank = os.environ.get("RANK", "0")
     try:
         status = command()
     except ConfigError as error:
-        if not _is_first_rank():
-            _let_the_first_rank_speak()
-        else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank != "0":
+            # The first rank has usually met the same mistake, says so and leaves, and torchrun ends the others within
+            # this time. Where it has not, because only this node lacks a file or a GPU, this rank must speak.
+            time.sleep(SILENCE_S)
+        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         status = 2
     except KeyboardInterrupt:
-        if _is_first_rank():
+        if rank == "0":
             print("interrupted", file=sys.stderr, flush=True)
         status = 1
     sys.exit(status)
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _let_the_first_rank_speak() -> None:
-    """torchrun ends every rank when one has failed: wait for that, so that the rank that prints is not ended first."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(10)
-    signal.pause()
+def _check_form(argv: Sequence[str]) -> None:
+    """Refuse an option without a value, which fire would take for True, and one that is given twice."""
+    seen: set[str] = set()
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if not word.startswith("--"):
+            continue
+        name, equals, _ = word[2:].partition("=")
+        if not equals and following.startswith("--"):
+            raise ConfigError(f"--{name} needs a value: options are written --name=value")
+        if name.replace("-", "_") in seen:
+            raise ConfigError(f"--{name} is given twice")
+        seen.add(name.replace("-", "_"))

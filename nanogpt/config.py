@@ -55,7 +55,7 @@ class TrainConfig(Options):
     )
     learning_rate: float = option(6e-4, "AdamW's learning rate")
     on_plateau: Literal["decay", "none"] = option(
-        "decay", "once the loss is below 8 x target let the rate fall with it, or not"
+        "decay", "lower the rate in proportion to the loss once that is below 8 x target (at most 1), or never"
     )
     seed: int = option(0, "seeds weights and window order")
     # When to stop
@@ -75,8 +75,10 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive(self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name != "seed"))
-        if self.seed < 0:
-            raise ConfigError(f"--seed={self.seed} must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed={self.seed} must be from 0 to 2**63 - 1")
+        if self.context_length < 2:
+            raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
         if self.n_embd % self.n_head:
             raise ConfigError(f"--n_embd={self.n_embd} must be a multiple of --n_head={self.n_head}")
         if self.context_length > self.block_size:

@@ -7,11 +7,11 @@ import fcntl
 import hashlib
 import os
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
 
@@ -42,6 +42,7 @@ TINY_SHAKESPEARE = Download(
     size_bytes=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+NAMED = ("builtin", "tinyshakespeare")  # what --data takes besides a path
 READ_TIMEOUT_S = 20.0  # without a byte from the server
 TOTAL_TIMEOUT_S = 300.0  # for the whole download, and for waiting while another process makes it
 
@@ -91,8 +92,8 @@ def fetch(download: Download, directory: Path) -> Path:
                 part.unlink()
                 raise ConfigError(f"{download.url} did not send the expected file (SHA-256 differs): {instead}")
             os.replace(part, target)
-    except OSError as error:  # URLError, time-outs and a full or read-only disk are all OSErrors
-        reason = getattr(error, "reason", None) or error.strerror or error
+    except (OSError, HTTPException) as error:  # URLError, time-outs and a full or read-only disk are OSErrors
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot download {download.file_name} ({reason}): {instead}") from None
     return target
 
@@ -133,6 +134,8 @@ def _download(download: Download, part: Path) -> None:
             file.write(chunk)
             if time.monotonic() > give_up:
                 raise TimeoutError(f"not finished after {TOTAL_TIMEOUT_S:.0f} s; run again to go on")
+        if response.length and file.tell() <= download.size_bytes:  # read() ends quietly when a connection breaks off
+            raise ConnectionError("the connection broke off; run again to go on")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def steps_to_target(history: Sequence[tuple[int, float]], target: float) -> Eta 
 
 def _crossing(steps: np.ndarray, values: np.ndarray, target: float) -> float | None:
     """Steps from the last of `steps` to where the least-squares line meets target; None if it does not fall."""
-    slope, _ = np.polyfit(steps - steps[-1], values, deg=1)
+    slope, now = np.polyfit(steps - steps[-1], values, deg=1)
     if slope >= 0:
         return None
-    return max(1.0, (target - float(values[-1])) / slope)
+    return max(1.0, (target - float(now)) / float(slope))

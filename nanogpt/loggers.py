@@ -15,17 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from nanogpt.strict_json import finite
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of metrics.jsonl. Every figure is global: over all ranks, and over the steps since the row before."""
+    """One line of metrics.jsonl, where a figure that is not finite is null.
+
+    Every figure is global: over all ranks, and over the steps since the row before.
+    """
 
     step: int
     tokens: int  # trained on so far
-    loss: float  # mean over the tokens since the last row, each at the weights of its own step, nats
+    loss: float  # mean over the tokens since the last row, each at the weights of its own step; NaN without any
     lr: float
     grad_norm: float
-    tokens_per_s: float | None  # full passes and other pauses excluded; null when only they stood between two rows
+    tokens_per_s: float  # full passes and other pauses excluded; NaN without a step
     mfu: float | None
     eta_s: float | None
     eta_low_s: float | None
@@ -35,9 +40,8 @@ class Row:
     full_pass_loss: float | None  # on the rows where a full pass ran, else null
 
     def to_json(self) -> str:
-        """One line of strict JSON: a figure that is not finite is null."""
-        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return json.dumps(values, allow_nan=False)
+        """One line of strict JSON."""
+        return json.dumps(finite(asdict(self)), allow_nan=False)
 
 
 class Logger(ABC):
@@ -113,10 +117,12 @@ class RichLogger(Logger):
         self._bar.start()
 
     def row(self, row: Row) -> None:
-        if self._first_loss is None:
+        if self._first_loss is None and row.loss > 0:
             self._first_loss = row.loss
+        if self._first_loss is None:
+            return
         way = math.log(max(self._first_loss / self._target_loss, 1.0 + 1e-9))
-        gone = math.log(self._first_loss / max(row.loss, 1e-9)) if row.loss > 0 else way
+        gone = math.log(self._first_loss / row.loss) if row.loss > 0 else 0.0
         self._bar.update(self._task, completed=min(1.0, max(0.0, gone / way)), description=describe(row))
 
     def say(self, text: str) -> None:
@@ -155,12 +161,11 @@ def open_logger(*, is_first: bool, out_dir: Path, target_loss: float) -> Logger:
 
 def describe(row: Row) -> str:
     """A row as a person reads it."""
-    speed = "" if row.tokens_per_s is None else f"  {row.tokens_per_s:,.0f} tokens/s"
     eta = "no ETA yet"
     if row.eta_s is not None:
         eta = f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"
     full = "" if row.full_pass_loss is None else f"  full pass {row.full_pass_loss:.4f}"
-    return f"step {row.step:5d}  loss {row.loss:.4f}{speed}  {eta}{full}"
+    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s  {eta}{full}"
 
 
 def duration(seconds: float | None) -> str:

@@ -5,6 +5,8 @@ meter.add(loss_sum=5300.0, tokens=1024, seconds=1.7)
 loss, tokens_per_s = meter.take()
 """
 
+from math import nan
+
 
 class Meter:
     """Adds up global loss sums and token counts; the mean is over tokens, so unequal steps weigh as they should."""
@@ -20,16 +22,12 @@ class Meter:
         self._tokens += tokens
         self._seconds += seconds
 
-    @property
-    def has_steps(self) -> bool:
-        """Whether a step was added since the last take."""
-        return self._tokens > 0
-
     def take(self) -> tuple[float, float]:
-        """Mean loss (nats/token) and tokens/s since the last take; then start afresh. Only when has_steps."""
-        figures = self._loss_sum / self._tokens, self._tokens / self._seconds
+        """Mean loss (nats/token) and tokens/s since the last take, NaN where no step was added; then start afresh."""
+        loss = self._loss_sum / self._tokens if self._tokens else nan
+        tokens_per_s = self._tokens / self._seconds if self._seconds else nan
         self._reset()
-        return figures
+        return loss, tokens_per_s
 
     def _reset(self) -> None:
         self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0

@@ -75,10 +75,10 @@ class CausalSelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         T, S = q.size(2), k.size(2)  # S > T when a cache holds earlier positions
-        if q.device.type != "cpu" and T == S:
+        if T == S and (T > 128 or q.device.type != "cpu"):
             p = self.attn_dropout.p if self.training else 0.0
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        # On a CPU the fused kernel's backward costs more than the two products at T = 64 (docs/performance.md).
+        # Short windows on a CPU: the fused kernel's backward costs more than it saves (docs/performance.md).
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # row i sees columns up to S - T + i
         att = (q @ k.transpose(-2, -1)) / sqrt(q.size(-1))  # (B, nh, T, S)
         att = att.masked_fill(~mask, float("-inf")).softmax(dim=-1)

@@ -4,11 +4,12 @@ plan = make_plan(TrainConfig(), World.from_env())
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
-from nanogpt.corpus import Corpus, read_corpus
+from nanogpt.corpus import NAMED, Corpus, read_corpus
 from nanogpt.data import Windows
 from nanogpt.errors import ConfigError
 from nanogpt.preflight import entropy_floor
@@ -48,6 +49,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
     config = replace(
         config,
+        data=config.data if config.data in NAMED else str(Path(config.data).expanduser().resolve()),
         subset_tokens=config.subset_tokens or min(DEFAULT_SUBSET_TOKENS, len(ids)),
         stride=config.stride or config.context_length,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),

@@ -4,7 +4,6 @@ b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -14,22 +13,16 @@ from nanogpt.model import GPT, KVCache, evaluating
 from nanogpt.tokenizer import encoding, stable_prefix
 
 
-def recite(model: GPT, prompt: str, max_tokens: int, *, context_length: int) -> bytes:
-    """The UTF-8 bytes of up to max_tokens tokens that follow prompt, greedily; the last character may be cut."""
-    return b"".join(islice(continue_text(model, prompt, context_length=context_length), max_tokens))
-
-
-def verdict(prompt: str, said: bytes, text: str) -> str:
+def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
     """How what was said after prompt compares with the memorised text, in one line.
 
     Where the prompt stands several times in text, the place that said agrees with longest counts.
     """
-    content, start = text.encode(), prompt.encode()
-    places = [at + len(start) for at in range(len(content)) if content.startswith(start, at)]
+    places = [at + len(prompt) for at in range(len(text)) if text.startswith(prompt, at)]
     if not places:
         return "[the memorised text does not hold this prompt]"
-    same, place = max((_common_prefix(said, content[place:]), -place) for place in places)
-    truth = content[-place:]
+    same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
+    truth = text[-place:] if place else text
     if same == len(said):
         return f"[verbatim: all {same} bytes]"
     if same == len(truth):

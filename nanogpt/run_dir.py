@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,35 +20,34 @@ from safetensors.torch import load_file, save_file
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.strict_json import write_json
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight, which is the one that is stored
 
 
-def claim(out_dir: str) -> Path:
-    """Make out_dir, or take it as it is when it holds no run. Raises ConfigError when it cannot be written."""
-    path = Path(out_dir)
-    if any((path / name).exists() for name in (CONFIG, METRICS, REPORT, WEIGHTS)):
-        raise ConfigError(f"--out_dir={out_dir} already holds a run: name another directory, or remove that one")
+def check_free(out_dir: str) -> Path:
+    """out_dir as a path that a run can be written to, without leaving a trace. Raises ConfigError."""
+    path = Path(out_dir).expanduser()
+    missing = [p for p in (path, *path.parents) if not os.path.lexists(p)]
     try:
+        if any((path / name).exists() for name in (CONFIG, METRICS, REPORT, WEIGHTS)):
+            raise ConfigError(_taken(out_dir))
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=path):
+            pass
+        for made in missing:
+            made.rmdir()
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
     return path
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write content to path whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+def claim(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
+    """Make out_dir this run's by writing its config.json: the resolved options, what they run on, the versions.
 
-
-def write_config(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
-    """config.json: the resolved options, what they ran on, and with which versions."""
+    Raises ConfigError when another run was first.
+    """
     packages = {name: _version(name) for name in ("torch", "tiktoken", "numpy", "safetensors")}
     content = {
         "config": asdict(config),
@@ -55,7 +55,11 @@ def write_config(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
         "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
         "git_commit": _git_commit(),
     }
-    write_json(out_dir / CONFIG, content)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        write_json(out_dir / CONFIG, content, exclusive=True)
+    except FileExistsError:
+        raise ConfigError(_taken(str(out_dir))) from None
 
 
 def save_weights(out_dir: Path, model: GPT) -> None:
@@ -78,14 +82,14 @@ class Run:
 def load_run(out_dir: str) -> Run:
     """The run in out_dir with its final weights, on the CPU. Raises ConfigError when a file is missing or damaged."""
     path = Path(out_dir)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ConfigError(f"{out_dir}: no such run directory")
     stored = _read_json(path / CONFIG)
     report = _read_json(path / REPORT)
     known = {f.name for f in fields(TrainConfig)}
     try:
         config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
-    except (KeyError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
     model = GPT(model_config(config))
     try:
@@ -94,7 +98,7 @@ def load_run(out_dir: str) -> Run:
         model.load_state_dict(state)
     except FileNotFoundError:
         raise ConfigError(f"{path / WEIGHTS}: no such file: has the run ended?") from None
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{path / WEIGHTS} is damaged or of another model: {str(error).splitlines()[0]}") from None
     return Run(config, report, model.eval())
 
@@ -123,10 +127,16 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """The commit of the code that runs, with '-dirty' where it has changed since; None outside a repository."""
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the commit of whatever surrounds us
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+
+
+def _git(*words: str) -> str:
+    here = Path(__file__).parent
+    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+
+
+def _taken(out_dir: str) -> str:
+    return f"--out_dir={out_dir} already holds a run: name another directory, or remove that one"

@@ -11,6 +11,7 @@ Only a full pass may end a run; training losses, which lag and are noisy, only s
 WORTHWHILE = 1.5  # first pass when the running estimate is within this factor of the target
 BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
+OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
 
 
@@ -40,10 +41,14 @@ class PassSchedule:
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
-        affordable = self._spent_steps + self.cost_steps <= BUDGET * self._steps
+        if self._spent_steps + self.cost_steps > BUDGET * self._steps:
+            return False
         # The budget has grown while the loss was far off; spent at once it would be gone before the target is near.
-        rested = self._steps - self._last_step >= self.cost_steps
-        return affordable and rested and self.estimate * self._ratio <= self.target_loss
+        rested = self._steps - self._last_step
+        if rested >= self.cost_steps and self.estimate * self._ratio <= self.target_loss:
+            return True
+        # The ratio was one noisy moment's: near the target look again now and then, whatever it foretells.
+        return rested >= OVERDUE * self.cost_steps and self.estimate <= WORTHWHILE * self.target_loss
 
     def judged(self, loss: float) -> None:
         """The loss that a full pass gave at this step."""

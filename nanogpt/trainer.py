@@ -5,6 +5,7 @@ status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter())
 
 import sys
 import time
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from nanogpt.config import TrainConfig
 from nanogpt.data import hop_length
 from nanogpt.engine import Batch, build_engine
+from nanogpt.errors import ConfigError
 from nanogpt.eta import steps_to_target
 from nanogpt.loggers import Logger, Row, duration, open_logger
 from nanogpt.metrics import Meter
@@ -21,10 +23,11 @@ from nanogpt.model import GPT
 from nanogpt.optim import learning_rate
 from nanogpt.plan import Plan, floor_warning, make_plan
 from nanogpt.recall import full_pass, scorecard
-from nanogpt.recite import recite, verdict
-from nanogpt.run_dir import REPORT, claim, model_config, save_weights, write_config, write_json
+from nanogpt.recite import generate, verdict
+from nanogpt.run_dir import REPORT, check_free, claim, model_config, save_weights
 from nanogpt.stopping import PassSchedule
-from nanogpt.tokenizer import decode
+from nanogpt.strict_json import write_json
+from nanogpt.tokenizer import encoding
 from nanogpt.world import World
 
 RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
@@ -38,13 +41,27 @@ def train(config: TrainConfig, *, launched: float) -> int:
     """
     world = World.from_env()
     plan = make_plan(config, world)
-    out_dir = claim(config.out_dir) if world.is_first else Path(config.out_dir)
+    out_dir = check_free(config.out_dir) if world.is_first else Path(config.out_dir)
     with world.process_group():
+        _agree(plan, world)
+        if world.is_first:
+            claim(
+                out_dir, plan.config, corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size,
+                device=world.device_name(),
+            )  # fmt: skip
         logger = open_logger(is_first=world.is_first, out_dir=out_dir, target_loss=config.target_loss)
         try:
             return Trainer(plan, world, logger, out_dir, launched).run()
         finally:
             logger.close()
+
+
+def _agree(plan: Plan, world: World) -> None:
+    """Refuse to train when a rank has another text, device or option than the first: it would hang or train on both."""
+    everyone = world.gather(f"{plan.config} on text {plan.corpus.sha256}")
+    for rank, other in enumerate(everyone):
+        if other != everyone[0]:
+            raise ConfigError(f"rank {rank} would train {other}; rank 0 {everyone[0]}: give every node the same")
 
 
 class Trainer:
@@ -141,13 +158,13 @@ class Trainer:
         return "max_minutes" if out_of_time else None
 
     def _log_row(self, full_pass_loss: float | None) -> None:
-        """Reduce and write the figures of the steps since the last row; nothing when none of them counted."""
+        """Reduce and write the figures of the steps since the last row; a mean over no step is NaN."""
         (memory_bytes,) = self.world.max(self.world.peak_memory_bytes())
-        if not self.meter.has_steps:
-            return
         loss, tokens_per_s = self.meter.take()
-        self.history.append((self.step, loss))
-        eta = steps_to_target(self.history, self.config.target_loss)
+        if isfinite(loss):
+            self.history.append((self.step, loss))
+        reachable = self.plan.floor < self.config.target_loss
+        eta = steps_to_target(self.history, self.config.target_loss) if reachable else None
         step_s = self.config.batch_size * self.config.context_length / tokens_per_s
         eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if eta else (None,) * 3
         self.logger.row(
@@ -161,11 +178,6 @@ class Trainer:
 
     def _announce(self, parameters: int) -> None:
         config, world, plan = self.config, self.world, self.plan
-        if world.is_first:
-            write_config(
-                self.out_dir, config, corpus_sha256=plan.corpus.sha256, floor=plan.floor, parameters=parameters,
-                world_size=world.size, device=world.device_name(),
-            )  # fmt: skip
         self.logger.say(
             f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
             f"gives {config.target_loss:g} nats/token (entropy floor {plan.floor:.3f})"
@@ -185,7 +197,7 @@ class Trainer:
             "reached": reason == "target_reached",
             "exit_reason": reason,
             "target_loss": config.target_loss,
-            "loss": full_pass_loss if full_pass_loss is not None and isfinite(full_pass_loss) else None,
+            "loss": full_pass_loss,
             "floor": plan.floor,
             **scores,
             "steps": self.step,
@@ -230,11 +242,12 @@ class Trainer:
         self.logger.say(
             f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
             f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "
-            f"from its beginning, the text breaks {recall['recitation_breaks']} times in "
+            f"from its beginning and put right at each break, the text breaks {recall['recitation_breaks']} times in "
             f"{recall['recited_tokens']} tokens"
         )
-        ids = self.plan.windows.ids.tolist()
-        prompt = decode(ids[: hop_length(self.config.context_length)])
-        said = recite(self.engine.model, prompt, RECITE_TOKENS, context_length=self.config.context_length)
-        self.logger.say(prompt + said.decode(errors="replace"))
-        self.logger.say(verdict(prompt, said, decode(ids)))
+        ids, length = self.plan.windows.ids.tolist(), self.config.context_length
+        first = ids[: hop_length(length)]
+        said = islice(generate(self.engine.model, first, context_length=length), RECITE_TOKENS)
+        prompt, answer, text = (encoding().decode_bytes(tokens) for tokens in (first, list(said), ids))
+        self.logger.say((prompt + answer).decode(errors="replace"))
+        self.logger.say(verdict(prompt, answer, text))

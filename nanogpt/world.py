@@ -39,12 +39,14 @@ class World:
     def from_env(cls) -> "World":
         """What torchrun put into the environment, or a world of one. Raises ConfigError when it cannot be."""
         try:
-            rank, local_rank, size = (int(os.environ.get(*pair)) for pair in _VARIABLES)
+            rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
         except ValueError:
             raise ConfigError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers: start with torchrun") from None
+        if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+            raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={size}: start with torchrun, or unset both")
         if size > 1 and "MASTER_ADDR" not in os.environ:
             raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR: start with torchrun, or unset WORLD_SIZE")
-        return cls(rank=rank, local_rank=local_rank, size=size, device=_pick_device(local_rank, size))
+        return cls(rank=rank, local_rank=local_rank, size=size, device=_pick_device(local_rank, local_size, size))
 
     @property
     def is_first(self) -> bool:
@@ -85,6 +87,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, value: str) -> list[str]:
+        """value of every rank, in order of rank, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def rows(self, count: int) -> slice:
         """This rank's contiguous share of count rows; shares differ by one row at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -123,13 +132,13 @@ class World:
         return tuple(tensor.tolist())
 
 
-_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
-def _pick_device(local_rank: int, size: int) -> torch.device:
+def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:
     if torch.cuda.is_available():
-        if local_rank >= (gpus := torch.cuda.device_count()):
-            raise ConfigError(f"local rank {local_rank} has no GPU of its own ({gpus} here): --nproc_per_node={gpus}")
+        if local_size > (gpus := torch.cuda.device_count()):
+            raise ConfigError(f"{local_size} processes on a node with {gpus} GPUs: --nproc_per_node={gpus}")
         return torch.device("cuda", local_rank)
     if size == 1 and torch.backends.mps.is_available():  # gloo cannot reduce MPS tensors
         return torch.device("mps")

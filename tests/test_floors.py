@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    {"nanogpt.errors"},
+    {"nanogpt.errors", "nanogpt.strict_json"},
     {"nanogpt.config", "nanogpt.world", "nanogpt.model", "nanogpt.tokenizer"},
     {"nanogpt.cli", "nanogpt.corpus", "nanogpt.data", "nanogpt.optim", "nanogpt.metrics", "nanogpt.eta"}
     | {"nanogpt.preflight", "nanogpt.loggers", "nanogpt.stopping", "nanogpt.run_dir"},

@@ -1,6 +1,9 @@
 """Whole runs of a tiny model: it reaches its target, recites, repeats itself, and gives up in an orderly way."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -186,11 +189,19 @@ def test_a_compiled_run_follows_the_same_curve(tmp_path):
 
 
 def test_a_terminal_sees_one_display(tmp_path):
-    """Invariant: on a real pseudo-terminal the display runs and the run ends as it does without one."""
+    """Invariant: on a real pseudo-terminal the display runs, and the run ends as it does without one."""
     words = [sys.executable, str(REPOSITORY / "train_overfit.py"), *flags(**TINY, max_steps=12, out_dir="out")]
-    done = subprocess.run(
-        ["script", "--quiet", "--return", "--command", subprocess.list2cmdline(words), "/dev/null"],
-        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 3, done.stdout
-    assert "target NOT reached (max_steps)" in done.stdout
+    ours, theirs = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as program:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other side has closed
+            while chunk := os.read(ours, 4096):
+                seen += chunk
+        os.close(ours)
+        assert program.wait(timeout=60) == 3
+    screen = seen.decode()
+    assert "target NOT reached (max_steps)" in screen
+    assert "step    12" in screen
+    assert "\x1b[?25h" in screen, "the cursor is given back"
