@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
+from itertools import pairwise
 from typing import TypeVar
 
 import fire
@@ -96,7 +97,7 @@ def main(command: Callable[[], int]) -> None:
 def _check_form(argv: Sequence[str]) -> None:
     """Refuse an option without a value, which fire would take for True, and one that is given twice."""
     seen: set[str] = set()
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in pairwise([*argv, "--"]):
         if not word.startswith("--"):
             continue
         name, equals, _ = word[2:].partition("=")

@@ -55,8 +55,9 @@ class TrainConfig(Options):
     )
     learning_rate: float = option(6e-4, "AdamW's learning rate")
     on_plateau: Literal["decay", "none"] = option(
-        "decay", "lower the rate in proportion to the loss once that is below 8 x target (at most 1), or never"
+        "decay", "below 8 x target (at most 1) let the rate fall with the square root of the loss, or not"
     )
+    ema: float = option(0.97, "full passes judge an average of the weights over 1 / (1 - ema) steps; 0: the last ones")
     seed: int = option(0, "seeds weights and window order")
     # When to stop
     target_loss: float = option(0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token")
@@ -74,9 +75,13 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name != "seed"))
+        _positive(
+            self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name not in ("seed", "ema"))
+        )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed={self.seed} must be from 0 to 2**63 - 1")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
         if self.n_embd % self.n_head:

@@ -78,10 +78,10 @@ def fetch(download: Download, directory: Path) -> Path:
     It gets its final name only when its size and SHA-256 are right. Raises ConfigError when it cannot be had.
     """
     target = directory / download.file_name
-    if _is_intact(target, download):
-        return target
     instead = "use --data=builtin, or --data=PATH with a copy of your own"
     try:
+        if _is_intact(target, download):
+            return target
         directory.mkdir(parents=True, exist_ok=True)
         with _lock(directory / f"{download.file_name}.lock"):
             if _is_intact(target, download):  # another rank was first

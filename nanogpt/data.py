@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PHASES = 16  # offsets that the grid takes; measured against 64 and 1 in docs/memorising.md
-
 
 class Windows:
     """The memorised subset, cut into windows of context_length + 1 tokens: inputs and the targets one token on.
 
     A grid of windows stands stride tokens apart and covers every token. With phase='random' each epoch shifts the grid
-    by another of PHASES evenly spaced offsets, every one of them once before any comes again; its first and last window
-    are pushed back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions
-    where it was shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
+    by another offset, every one of the stride offsets once before any comes again; its first and last window are pushed
+    back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions where it was
+    shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
     """
 
     def __init__(self, ids: Tensor, *, context_length: int, stride: int, phase: str, seed: int) -> None:
@@ -31,8 +29,7 @@ class Windows:
         self.ids = ids
         self.context_length = context_length
         self.stride = stride
-        phases = min(PHASES, stride) if phase == "random" else 1
-        self.offsets = [i * stride // phases for i in range(phases)]  # how far a grid may be shifted back
+        self.offsets = range(stride if phase == "random" else 1)  # how far a grid may be shifted back
         self.seed = seed
         self.last_start = ids.numel() - 1 - context_length
         # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.

@@ -71,7 +71,7 @@ def scorecard(model: GPT, windows: Windows, world: World, *, dtype: str, rows: i
     """What a report says of the memory besides the window loss; the same on every rank.
 
     strided_loss: mean over the tokens of the text, each counted once. random_offset_loss: the window loss at random
-    offsets, most of which no training window began at. exact_recall: 32/32 greedy extraction at the same offsets (half
+    offsets, which a fixed grid does not train on. exact_recall: 32/32 greedy extraction at the same offsets (half
     a context each way, whatever its length). The rest is of one recitation of the whole text from its first half
     context, put right wherever it breaks.
     """

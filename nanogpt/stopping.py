@@ -8,7 +8,7 @@
 Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one.
 """
 
-WORTHWHILE = 1.5  # first pass when the running estimate is within this factor of the target
+WORTHWHILE = 1.7  # first pass when the running estimate is within this factor of the target
 BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway

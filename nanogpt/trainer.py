@@ -20,7 +20,7 @@ from nanogpt.eta import steps_to_target
 from nanogpt.loggers import Logger, Row, duration, open_logger
 from nanogpt.metrics import Meter
 from nanogpt.model import GPT
-from nanogpt.optim import learning_rate
+from nanogpt.optim import WeightAverage, learning_rate, plateau_begins_at
 from nanogpt.plan import Plan, floor_warning, make_plan
 from nanogpt.recall import full_pass, scorecard
 from nanogpt.recite import generate, verdict
@@ -84,6 +84,7 @@ class Trainer:
             self.config.engine, model, world,
             dtype=self.config.dtype, micro_batches=self._micro_batches(), compile=self.config.compile == "true",
         )  # fmt: skip
+        self.average = WeightAverage(self.engine.model, self.config.ema)
         self.started = time.perf_counter()
 
     def run(self) -> int:
@@ -118,6 +119,8 @@ class Trainer:
         if isfinite(loss) and isfinite(self.grad_norm):
             self.bad_steps_in_a_row = 0
             self.schedule.observe(loss / step_tokens)
+            if self.schedule.estimate < plateau_begins_at(self.config) and self.config.ema:
+                self.average.update()
             self.meter.add(loss, step_tokens, time.perf_counter() - started)
         else:
             self.bad_steps += 1
@@ -139,7 +142,9 @@ class Trainer:
 
     def _full_pass(self) -> float:
         started = time.perf_counter()
+        self.average.exchange()
         loss = full_pass(self.engine.model, self.plan.windows, self.plan.judged, self.world, **self._compute())
+        self.average.exchange()
         self.schedule.judged(loss)
         self.full_pass_s += time.perf_counter() - started
         return loss
@@ -192,6 +197,7 @@ class Trainer:
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:
         ended = time.perf_counter()
         config, plan, world, model = self.config, self.plan, self.world, self.engine.model
+        self.average.exchange()  # the weights that were judged are the run's result
         scores = scorecard(model, plan.windows, world, **self._compute()) if full_pass_loss is not None else {}
         report = {
             "reached": reason == "target_reached",
@@ -214,6 +220,7 @@ class Trainer:
             "dtype": config.dtype,
             "compiled": self.engine.compiled,
             "on_plateau": config.on_plateau,
+            "ema": config.ema,
             "final_learning_rate": self.lr,
             "corpus_sha256": plan.corpus.sha256,
             "subset_tokens": config.subset_tokens,

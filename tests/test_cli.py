@@ -1,5 +1,7 @@
 """Bad input gets one line and status 2, and leaves no trace."""
 
+import os
+import shutil
 import sys
 
 import pytest
@@ -9,17 +11,22 @@ from nanogpt.config import TrainConfig, option_types
 
 REFUSED = [
     (["--max_step=3"], "unknown option --max_step: did you mean --max_steps?"),
-    (["--frobnicate"], "unknown option --frobnicate"),
+    (["--frobnicate=1"], "unknown option --frobnicate"),
+    (["--seed=1", "--seed=2"], "--seed is given twice"),
+    (["--out_dir", "--max_steps=3"], "--out_dir needs a value"),
+    (["--", "--interactive"], "-- needs a value"),
     (["out"], "unexpected argument 'out'"),
     (["--subset_tokens=ten"], "--subset_tokens=ten is not of type int"),
     (["--subset_tokens=10.5"], "--subset_tokens=10.5 is not of type int"),
-    (["--subset_tokens"], "--subset_tokens=True is not of type int"),
+    (["--subset_tokens"], "--subset_tokens needs a value"),
+    (["--data="], "--data= needs a value"),
     (["--learning_rate=fast"], "--learning_rate=fast is not of type float"),
     (["--learning_rate=nan"], "--learning_rate=nan must be a positive number"),
     (["--learning_rate=inf"], "--learning_rate=inf must be a positive number"),
     (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
     (["--batch_size=0"], "--batch_size=0 must be a positive number"),
-    (["--seed=-1"], "--seed=-1 must be 0 or more"),
+    (["--seed=-1"], "--seed=-1 must be from 0 to"),
+    (["--seed=99999999999999999999"], "--seed=99999999999999999999 must be from 0 to"),
     (["--dtype=int8"], "--dtype=int8 must be one of auto, bf16, fp32"),
     (["--engine=horovod"], "--engine=horovod must be one of"),
     (["--n_embd=100"], "--n_embd=100 must be a multiple of --n_head=12"),
@@ -39,6 +46,8 @@ REFUSED = [
     (["--data=picture.png"], "--data=picture.png is not UTF-8 text (byte 0x89 at offset 0)"),
     (["--out_dir=short.txt/run"], "--out_dir=short.txt/run cannot be written"),
     (["--out_dir=/proc/run"], "--out_dir=/proc/run cannot be written"),
+    (["--out_dir=" + "x" * 300], "--out_dir=xxx"),
+    (["--data=" + "x" * 300], "--data='xxx"),
 ]
 
 
@@ -80,12 +89,27 @@ def test_a_download_without_a_network(room):
     assert not (room / "out").exists()
 
 
-def test_an_unwritable_directory(room):
-    """Invariant: a read-only place for the run is refused before the model is built."""
-    for options in (["--out_dir=/sys/run"], ["--out_dir=/dev/null"]):
-        done = train(*options, cwd=room)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "cannot be written" in done.stderr
+def test_no_permission(room):
+    """Invariant: without the permission to write here, or to read the text, one line; root is made an ordinary user."""
+    (room / "closed").mkdir(mode=0o755)
+    (room / "secret.txt").write_text("To be or not to be")
+    (room / "secret.txt").chmod(0o600)
+    room.chmod(0o755)
+    ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+    if ordinary and not shutil.which("setpriv"):
+        pytest.skip("root needs setpriv to become an ordinary user")
+    if not ordinary:
+        (room / "closed").chmod(0o555)
+        (room / "secret.txt").chmod(0)
+    for options, line in (
+        (["--out_dir=closed/run"], "error: --out_dir=closed/run cannot be written: Permission denied"),
+        (["--out_dir=closed"], "error: --out_dir=closed cannot be written: Permission denied"),
+        (["--data=secret.txt"], "error: --data='secret.txt' cannot be read: Permission denied"),
+    ):
+        done = run(*ordinary, sys.executable, REPOSITORY / "train_overfit.py", *options, cwd=room)
+        if "Permission denied" in done.stderr and "can't open file" in done.stderr:
+            pytest.skip("an ordinary user cannot read this checkout")
+        assert (done.returncode, done.stderr) == (2, line + "\n")
 
 
 def test_a_run_is_never_overwritten(room):
@@ -118,9 +142,11 @@ def test_under_torchrun_it_is_said_once(room, ranks, options, line):
     assert listing(room) == before
 
 
-def test_help_documents_every_option():
+def test_help_documents_every_option(tmp_path):
     """Invariant: each option with its type, unit and default; status 0, and no torch to wait for."""
-    done = train("--help", cwd=REPOSITORY, timeout=30)
+    no_torch = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is not needed for --help')")
+    done = train("--help", cwd=REPOSITORY, timeout=30, env=no_torch)
     assert done.returncode == 0
     for f, _ in option_types(TrainConfig):
         default = "none" if f.default is None else f.default
@@ -135,6 +161,38 @@ def test_values_are_taken_as_typed(room):
     (room / "1e3").write_text("To be or not")
     assert "--data=1e3 has 4 tokens" in train("--data", "1e3", cwd=room).stderr
     assert "--data=None: no such file" in train("--data=None", cwd=room).stderr
+
+
+def test_a_mistake_of_one_rank_alone_is_said(room):
+    """Invariant: where only rank 1 cannot go on, it says so with its rank, and all leave before the time-out."""
+    script = (
+        "import os, sys; sys.argv[0] = 'train_overfit.py'; rank = os.environ['RANK']\n"
+        "if rank == '1': sys.argv.append('--data=only-here.txt')\n"
+        "import train_overfit; train_overfit.main(train_overfit.run)\n"
+    )
+    (room / "start.py").write_text(script)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
+    assert done.returncode != 0
+    assert "error (rank 1): --data=only-here.txt: no such file" in done.stderr
+    assert not (room / "out").exists()
+
+
+def test_ranks_that_differ_are_refused(room):
+    """Invariant: ranks that would train on two texts refuse together instead of hanging."""
+    (room / "other.txt").write_text("To be, or not to be: that is the question. " * 60)
+    script = (
+        "import os, sys; sys.argv[0] = 'train_overfit.py'; rank = os.environ['RANK']\n"
+        "if rank == '1': sys.argv.append('--data=other.txt')\n"
+        "import train_overfit; train_overfit.main(train_overfit.run)\n"
+    )
+    (room / "start.py").write_text(script)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
+    assert done.returncode != 0
+    assert "error: rank 1 would train" in done.stderr
+    assert "other.txt" in done.stderr
+    assert not (room / "out").exists()
 
 
 COMMANDS = [
@@ -161,6 +219,7 @@ def test_a_world_that_is_not_torchruns(room):
     for env, line in (
         ({"WORLD_SIZE": "2", "RANK": "0"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),
         ({"WORLD_SIZE": "two"}, "error: RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "5"}, "error: RANK=0 does not fit WORLD_SIZE=1"),
     ):
         done = train(*flags(**TINY), cwd=room, env=env, timeout=60)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

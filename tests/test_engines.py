@@ -3,9 +3,18 @@
 Adam hides a gradient that is off by a factor, so the gradient norm is compared too (torchtitan PR 2323).
 """
 
+import math
+import os
+import socket
+from functools import partial
+
 import pytest
+import torch
 
 from conftest import flags, metrics, report, torchrun, train
+from nanogpt.engine import Batch, build_engine
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.world import World
 
 STEPS = 30
 OPTIONS = {
@@ -45,13 +54,61 @@ def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batc
     assert told["recall"] == expected["recall"]
 
 
-def test_a_non_finite_rank_stops_every_rank(tmp_path):
-    """Invariant: all ranks refuse the same steps and leave together."""
+def test_a_broken_model_stops_every_rank(tmp_path):
+    """Invariant: all ranks count the same refused steps and leave together."""
     options = OPTIONS | {"learning_rate": 1e30, "max_bad_steps": 3, "max_steps": 60}
     done = torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
     assert done.returncode != 0
     assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
     assert report(tmp_path / "out")["exit_reason"] == "non_finite"
+
+
+def _add(forward, constant, idx, targets):
+    """A loss that is off by a constant: its gradient is the same."""
+    return forward(idx, targets) + constant
+
+
+def _refuse_together(rank, port, answers):
+    """One rank of two whose loss is infinite on rank 1 alone, while every gradient is finite."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = World.from_env()
+    with world.process_group():
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8))
+        engine = build_engine("ddp", model, world, dtype="fp32", micro_batches=[], compile=False)
+        idx = torch.arange(8).view(1, 8)
+        norms, before = [], model.transformer.wte.weight.detach().clone()
+        for lost in (0.0, float("inf"), float("nan")):
+            forward = engine.forward
+            engine.forward = partial(_add, forward, lost if rank else 0.0)
+            engine.forward_backward(Batch(idx, idx + 1, step_tokens=16), is_last=True)
+            engine.forward = forward
+            norms.append(engine.step(1e-3))
+            if lost == 0.0:
+                after = model.transformer.wte.weight.detach().clone()
+        same = torch.equal(after, model.transformer.wte.weight) and not torch.equal(before, after)
+        answers.put((rank, norms, same, model.transformer.wte.weight.sum().item()))
+
+
+def test_a_loss_lost_on_one_rank_is_refused_by_all():
+    """Invariant: an infinite or NaN loss on rank 1 alone, with finite gradients, changes no weight on either rank."""
+    context = torch.multiprocessing.get_context("spawn")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    answers = context.Queue()
+    ranks = [context.Process(target=_refuse_together, args=(rank, port, answers)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    results = sorted(answers.get(timeout=120) for _ in ranks)
+    for rank in ranks:
+        rank.join(timeout=60)
+    for _, norms, same, _ in results:
+        assert math.isfinite(norms[0])
+        assert not math.isfinite(norms[1])
+        assert not math.isfinite(norms[2])
+        assert same
+    assert results[0][3] == results[1][3]
 
 
 def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):

@@ -37,6 +37,7 @@ def test_imports_come_from_below(path):
         return
     assert floor(name) is not None, f"{name} stands on no floor"
     for node in ast.walk(ast.parse(path.read_text())):
+        assert getattr(node, "level", 0) == 0, "a relative import hides its floor"
         imported = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
         for other in filter(lambda m: m and m.startswith("nanogpt"), imported):
             same_package = name.startswith("nanogpt.engine") and other.startswith("nanogpt.engine")

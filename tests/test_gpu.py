@@ -44,4 +44,5 @@ def test_more_ranks_than_gpus_are_refused(tmp_path):
     """Invariant: a rank without a GPU of its own is one line, not a crash in NCCL."""
     done = torchrun(torch.cuda.device_count() + 1, *flags(**TINY), cwd=tmp_path)
     assert done.returncode != 0
+    assert f"--nproc_per_node={torch.cuda.device_count()}" in done.stderr
     assert not (tmp_path / "out").exists()

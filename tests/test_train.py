@@ -83,7 +83,7 @@ def test_the_rows_add_up(finished):
 
 
 def test_recite_continues_the_text(finished):
-    """Invariant: from the report's own count of tokens before the first break, the program recites them."""
+    """Invariant: from a prompt with a blank at its end, the text's own next words."""
     out_dir, _ = finished
     text = read_corpus("builtin").text
     done = run(
@@ -156,6 +156,15 @@ def test_non_finite_steps_never_update(tmp_path):
     assert all(value.isfinite().all() for value in weights.values())
     for row in metrics(tmp_path / "out"):
         json.dumps(row, allow_nan=False)
+
+
+def test_a_budget_spent_on_a_broken_model_is_still_reported(tmp_path):
+    """Invariant: losses that are not finite are null in the report, not a crash."""
+    done = train(*flags(**(TINY | {"learning_rate": 1e30}), max_steps=3, out_dir="out"), cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    told = report(tmp_path / "out")
+    assert (told["exit_reason"], told["loss"], told["strided_loss"]) == ("max_steps", None, None)
+    assert told["bad_steps"] >= 1
 
 
 def test_an_unreachable_target_is_announced(tmp_path):
