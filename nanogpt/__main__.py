@@ -7,9 +7,10 @@ import codecs
 import sys
 from dataclasses import MISSING, dataclass
 from itertools import islice
+from typing import Any
 
 from nanogpt.cli import main, parse
-from nanogpt.config import Options, option
+from nanogpt.config import Options, TrainConfig, option
 from nanogpt.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ class ReciteOptions(Options):
     """What `recite` is asked."""
 
     run_dir: str = option(MISSING, "directory of a finished run")
-    prompt: str = option("First Citizen:", "text to go on from")
+    prompt: str | None = option(None, "text to go on from; none: the beginning of the memorised text")
     max_tokens: int = option(100, "how much to recite", "tokens")
 
     def __post_init__(self) -> None:
@@ -29,31 +30,42 @@ class ReciteOptions(Options):
 
 def recite(options: ReciteOptions) -> int:
     """Greedy continuation of a prompt, and on stderr how it compares with the text that the run memorised."""
-    from nanogpt.corpus import read_corpus
+    from nanogpt.data import hop_length
     from nanogpt.recite import continue_text, verdict
     from nanogpt.run_dir import load_run
-    from nanogpt.tokenizer import encode, encoding
+    from nanogpt.tokenizer import decode
 
     run = load_run(options.run_dir)
+    memorised, why_not = _memorised_ids(run.config, run.report)
+    prompt = options.prompt
+    if prompt is None:
+        if why_not:
+            raise ConfigError(f"--prompt is needed: {why_not}")
+        prompt = decode(memorised[: hop_length(run.config.context_length)])
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
     said = b""
-    print(options.prompt, end="", flush=True)
-    pieces = continue_text(run.model, options.prompt, context_length=run.config.context_length)
-    for piece in islice(pieces, options.max_tokens):
+    print(prompt, end="", flush=True)
+    for piece in islice(continue_text(run.model, prompt, context_length=run.config.context_length), options.max_tokens):
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))
-    try:
-        corpus = read_corpus(run.config.data)
-    except ConfigError as error:
-        print(f"[not compared with the text: {error}]", file=sys.stderr)
-        return 0
-    if corpus.sha256 != run.report.get("corpus_sha256"):
-        print(f"[not compared: {run.config.data} has changed since the run]", file=sys.stderr)
-        return 0
-    memorised = encoding().decode_bytes(encode(corpus.text)[: run.config.subset_tokens])
-    print(verdict(options.prompt.encode(), said, memorised), file=sys.stderr)
+    compared = f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, decode(memorised).encode())
+    print(compared, file=sys.stderr)
     return 0
+
+
+def _memorised_ids(config: TrainConfig, report: dict[str, Any]) -> tuple[list[int], str]:
+    """The token ids that a run memorised and '', or none and why they cannot be had any more."""
+    from nanogpt.corpus import read_corpus
+    from nanogpt.tokenizer import encode
+
+    try:
+        corpus = read_corpus(config.data)
+    except ConfigError as error:
+        return [], str(error)
+    if corpus.sha256 != report.get("corpus_sha256"):
+        return [], f"{config.data} has changed since the run"
+    return encode(corpus.text)[: config.subset_tokens], ""
 
 
 COMMANDS = {"recite": (ReciteOptions, recite)}

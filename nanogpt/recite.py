@@ -22,7 +22,7 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
     if not places:
         return "[the memorised text does not hold this prompt]"
     same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
-    truth = text[-place:] if place else text
+    truth = text[-place:]
     if same == len(said):
         return f"[verbatim: all {same} bytes]"
     if same == len(truth):

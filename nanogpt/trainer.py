@@ -5,6 +5,7 @@ status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter())
 
 import sys
 import time
+from dataclasses import asdict
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -58,10 +59,11 @@ def train(config: TrainConfig, *, launched: float) -> int:
 
 def _agree(plan: Plan, world: World) -> None:
     """Refuse to train when a rank has another text, device or option than the first: it would hang or train on both."""
-    everyone = world.gather(f"{plan.config} on text {plan.corpus.sha256}")
+    everyone = world.gather(asdict(plan.config) | {"SHA-256 of the text": plan.corpus.sha256})
     for rank, other in enumerate(everyone):
-        if other != everyone[0]:
-            raise ConfigError(f"rank {rank} would train {other}; rank 0 {everyone[0]}: give every node the same")
+        for name, value in other.items():
+            if value != everyone[0][name]:
+                raise ConfigError(f"rank {rank} has {name} {value}, rank 0 {everyone[0][name]}: make them the same")
 
 
 class Trainer:
@@ -198,6 +200,12 @@ class Trainer:
         ended = time.perf_counter()
         config, plan, world, model = self.config, self.plan, self.world, self.engine.model
         self.average.exchange()  # the weights that were judged are the run's result
+        if full_pass_loss is not None:
+            outcome = "target reached" if reason == "target_reached" else f"target NOT reached ({reason})"
+            self.logger.say(
+                f"{outcome}: full-pass loss {full_pass_loss:.4f} (target {config.target_loss:g}) "
+                f"after {self.step} steps, {duration(ended - self.started)} of training"
+            )
         scores = scorecard(model, plan.windows, world, **self._compute()) if full_pass_loss is not None else {}
         report = {
             "reached": reason == "target_reached",
@@ -240,12 +248,7 @@ class Trainer:
                 file=sys.stderr,
             )
             return
-        outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
         recall = report["recall"]
-        self.logger.say(
-            f"{outcome}: full-pass loss {report['loss']:.4f} (target {report['target_loss']:g}, strided "
-            f"{report['strided_loss']:.4f}) after {self.step} steps, {duration(report['train_s'])} of training"
-        )
         self.logger.say(
             f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
             f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "

@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanogpt.errors import ConfigError
+
+Gathered = TypeVar("Gathered")
 
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -87,7 +90,7 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: str) -> list[str]:
+    def gather(self, value: Gathered) -> list[Gathered]:
         """value of every rank, in order of rank, on every rank."""
         values = [value] * self.size
         if self.size > 1:

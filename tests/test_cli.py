@@ -25,6 +25,7 @@ REFUSED = [
     (["--learning_rate=inf"], "--learning_rate=inf must be a positive number"),
     (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
     (["--batch_size=0"], "--batch_size=0 must be a positive number"),
+    (["--ema=1"], "--ema=1.0 must be from 0 to less than 1"),
     (["--seed=-1"], "--seed=-1 must be from 0 to"),
     (["--seed=99999999999999999999"], "--seed=99999999999999999999 must be from 0 to"),
     (["--dtype=int8"], "--dtype=int8 must be one of auto, bf16, fp32"),
@@ -190,8 +191,8 @@ def test_ranks_that_differ_are_refused(room):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
     assert done.returncode != 0
-    assert "error: rank 1 would train" in done.stderr
-    assert "other.txt" in done.stderr
+    assert "error: rank 1 has data " in done.stderr
+    assert "other.txt, rank 0 builtin: make them the same" in done.stderr
     assert not (room / "out").exists()
 
 

@@ -95,6 +95,14 @@ def test_recite_continues_the_text(finished):
     assert "verbatim" in done.stderr
 
 
+def test_recite_begins_at_the_beginning(finished):
+    """Invariant: without a prompt, the first half window of the memorised text is the prompt."""
+    out_dir, _ = finished
+    done = run(sys.executable, "-m", "nanogpt", "recite", out_dir, "--max_tokens=4", cwd=out_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("First Citizen:\nBefore we proceed any further, hear me speak.")
+
+
 def test_recite_says_when_it_cannot_compare(finished, tmp_path):
     """Invariant: a damaged run directory is one line and status 2; unknown prompts are said to be unknown."""
     out_dir, _ = finished

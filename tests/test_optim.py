@@ -1,0 +1,80 @@
+"""The recipe: AdamW as torch's own loop has it, the rate on the plateau, the average that is judged."""
+
+import pytest
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.engine import Batch, build_engine
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.optim import WeightAverage, learning_rate
+from nanogpt.world import World
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"),
+    [(float("inf"), 1), (5.0, 1), (0.792, 1), (0.198, 0.5), (0.099, 0.125**0.5), (1e-6, 0.05), (0.0, 0.05)],
+)
+def test_the_rate_falls_with_the_square_root_of_the_loss(loss, share):
+    """Reference: 0.792 = 8 x 0.099 is where the plateau begins; 5 % of the rate is the least."""
+    assert learning_rate(TrainConfig(), loss) == pytest.approx(6e-4 * share)
+    assert learning_rate(TrainConfig(on_plateau="none"), loss) == 6e-4
+
+
+def test_a_high_target_does_not_lower_the_rate_early():
+    """Invariant: with a target of 3 the rate is constant down to a loss of 1."""
+    assert learning_rate(TrainConfig(target_loss=3.0), 1.01) == 6e-4
+
+
+def test_the_average_is_the_exponential_one():
+    """Reference: the recurrence, in double precision."""
+    model = torch.nn.Linear(3, 2)
+    average, expected = WeightAverage(model, 0.9), None
+    for step in range(20):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
+        now = [p.detach().double() for p in model.parameters()]
+        expected = now if expected is None else [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)]
+        average.update()
+    last = [p.detach().clone() for p in model.parameters()]
+    average.exchange()
+    for got, wanted in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(got.detach().double(), wanted, rtol=1e-6, atol=1e-6)
+    average.exchange()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), last, strict=True))
+
+
+def test_an_average_of_nothing_changes_nothing():
+    """Invariant: before the first update the model's own weights are judged."""
+    model = torch.nn.Linear(3, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    WeightAverage(model, 0.9).exchange()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_an_engines_step_is_plain_adamw(pieces):
+    """Reference: torch's unfused AdamW on the mean loss of the whole batch, five steps, weights to 1e-6."""
+    config = GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16)
+    torch.manual_seed(0)
+    ours, plain = GPT(config), GPT(config)
+    plain.load_state_dict(ours.state_dict())
+    engine = build_engine("single", ours, ALONE, dtype="fp32", micro_batches=[], compile=False)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
+    for step in range(5):
+        ids = torch.randint(50257, (6, 9), generator=torch.Generator().manual_seed(step))
+        idx, targets = ids[:, :-1], ids[:, 1:]
+        parts = [Batch(i, t, targets.numel()) for i, t in zip(idx.chunk(pieces), targets.chunk(pieces), strict=True)]
+        loss_sum = sum(engine.forward_backward(part, is_last=part is parts[-1]) for part in parts)
+        norm = engine.step(1e-3)
+        loss = torch.nn.functional.cross_entropy(plain(idx).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        expected_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), float("inf"))
+        optimizer.step()
+        assert loss_sum.item() / targets.numel() == pytest.approx(loss.item(), rel=1e-6)
+        assert norm == pytest.approx(expected_norm.item(), rel=1e-5)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
