@@ -50,7 +50,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     config = replace(
         config,
         data=config.data if config.data in NAMED else str(Path(config.data).expanduser().resolve()),
-        subset_tokens=config.subset_tokens or min(DEFAULT_SUBSET_TOKENS, len(ids)),
+        subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
         stride=config.stride or config.context_length,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),
         engine=("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine,

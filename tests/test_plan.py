@@ -1,0 +1,56 @@
+"""What 'auto' and 'none' become, before anything exists."""
+
+import pytest
+import torch
+
+from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
+from nanogpt.errors import ConfigError
+from nanogpt.plan import make_plan
+from nanogpt.world import World
+
+
+def world(size=1, rank=0):
+    return World(rank=rank, local_rank=rank, size=size, device=torch.device("cpu"))
+
+
+def test_nothing_is_left_open():
+    """Invariant: a resolved configuration holds no 'auto', and no none but for the budgets."""
+    config = make_plan(TrainConfig(), world()).config
+    assert (config.engine, config.compile, config.stride, config.micro_batch_size) == ("single", "false", 64, 16)
+    assert config.subset_tokens == DEFAULT_SUBSET_TOKENS
+    assert config.dtype in ("bf16", "fp32")
+    assert {name for name, value in vars(config).items() if value is None} == {"max_steps", "max_minutes"}
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 16), (2, 8), (3, 6), (8, 2), (16, 1)])
+def test_a_rank_holds_no_more_than_its_share(size, share):
+    """Invariant: without a bound a rank takes all its rows at once; a bound above its share changes nothing."""
+    assert make_plan(TrainConfig(), world(size)).config.micro_batch_size == share
+    assert make_plan(TrainConfig(micro_batch_size=100), world(size)).config.micro_batch_size == share
+    assert make_plan(TrainConfig(micro_batch_size=1), world(size)).config.micro_batch_size == 1
+
+
+def test_every_rank_of_a_world_plans_the_same_run():
+    """Invariant: the plan depends on the size of the world, not on the rank."""
+    plans = [make_plan(TrainConfig(), world(3, rank)) for rank in range(3)]
+    assert all(plan.config == plans[0].config for plan in plans)
+    assert all(torch.equal(plan.judged, plans[0].judged) for plan in plans)
+
+
+def test_the_default_subset_bends_to_the_text_and_the_context(tmp_path):
+    """Invariant: a short text is taken whole, a long context gets a window; an explicit number is obeyed or refused."""
+    short = tmp_path / "short.txt"
+    short.write_text("To be, or not to be: that is the question. " * 20)
+    assert make_plan(TrainConfig(data=str(short)), world()).windows.ids.numel() == 240
+    with pytest.raises(ConfigError, match="more than the 240 tokens"):
+        make_plan(TrainConfig(data=str(short), subset_tokens=241), world())
+    assert make_plan(TrainConfig(context_length=3000, block_size=4096), world()).config.subset_tokens == 3001
+
+
+def test_the_floor_is_that_of_the_windows_in_use():
+    """Reference: a text of one repeated sentence has no floor but its period; strict refuses a target at the floor."""
+    plan = make_plan(TrainConfig(), world())
+    assert 0 < plan.floor < 0.099
+    with pytest.raises(ConfigError, match="entropy floor"):
+        make_plan(TrainConfig(target_loss=plan.floor, preflight="strict"), world())
+    assert make_plan(TrainConfig(phase="fixed"), world()).floor < plan.floor
