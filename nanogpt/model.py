@@ -6,7 +6,7 @@
     torch.Size([1, 8, 50257])
 
 Shapes in the comments: B sequences, T positions, C = n_embd, nh heads of hs = C / nh channels, V vocabulary.
-Architecture and initialisation: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+Architecture: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 """
 
 from collections.abc import Iterator
@@ -129,16 +129,25 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
-        self.apply(self._init_weights)
+        self._init_weights()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, CausalSelfAttention | MLP):
-            # Each of the 2 n_layer residual branches adds variance; GPT-2 scales them so that the sum does not grow.
-            nn.init.normal_(module.c_proj.weight, std=0.02 / sqrt(2 * self.config.n_layer))
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+    def _init_weights(self) -> None:
+        """GPT-2's initialisation where a branch writes to the residual stream, a louder one where tokens enter it.
+
+        AdamW's first steps push every bias the same way until tokens can hardly be told apart, and the loss stands at
+        the entropy of single tokens. Louder tokens, quieter positions and layers that keep their input's variance
+        leave that plateau 60 steps sooner (docs/memorising.md).
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("c_proj.weight"):
+                # Each of the 2 n_layer residual branches adds variance: GPT-2 scales them, so that the sum stays.
+                nn.init.normal_(parameter, std=0.02 / sqrt(2 * self.config.n_layer))
+            elif name.endswith(("c_attn.weight", "c_fc.weight")):
+                nn.init.normal_(parameter, std=1 / sqrt(self.config.n_embd))
+        nn.init.normal_(self.transformer.wte.weight, std=0.06)
+        nn.init.normal_(self.transformer.wpe.weight, std=0.01)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Token ids idx (B, T) -> logits (B, T, V), or with targets (B, T) the *sum* of their cross-entropies, in nats.
