@@ -76,5 +76,9 @@ def test_an_engines_step_is_plain_adamw(pieces):
         optimizer.step()
         assert loss_sum.item() / targets.numel() == pytest.approx(loss.item(), rel=1e-6)
         assert norm == pytest.approx(expected_norm.item(), rel=1e-5)
-    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        if name.endswith(
+            "c_attn.bias"
+        ):  # softmax ignores a bias of the keys: its gradient is rounding, which Adam scales
+            a, b = (torch.cat([x[:16], x[32:]]) for x in (a, b))
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)

@@ -6,6 +6,7 @@ import torch
 from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.errors import ConfigError
 from nanogpt.plan import make_plan
+from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
 
@@ -38,12 +39,12 @@ def test_every_rank_of_a_world_plans_the_same_run():
 
 
 def test_the_default_subset_bends_to_the_text_and_the_context(tmp_path):
-    """Invariant: a short text is taken whole, a long context gets a window; an explicit number is obeyed or refused."""
+    """Invariant: a short text is taken whole, a long context gets a window; an impossible number is refused."""
     short = tmp_path / "short.txt"
-    short.write_text("To be, or not to be: that is the question. " * 20)
-    assert make_plan(TrainConfig(data=str(short)), world()).windows.ids.numel() == 240
-    with pytest.raises(ConfigError, match="more than the 240 tokens"):
-        make_plan(TrainConfig(data=str(short), subset_tokens=241), world())
+    short.write_text(text := "To be, or not to be: that is the question. " * 20)
+    assert make_plan(TrainConfig(data=str(short)), world()).windows.ids.tolist() == encode(text)
+    with pytest.raises(ConfigError, match=f"more than the {len(encode(text))} tokens"):
+        make_plan(TrainConfig(data=str(short), subset_tokens=len(encode(text)) + 1), world())
     assert make_plan(TrainConfig(context_length=3000, block_size=4096), world()).config.subset_tokens == 3001
 
 
