@@ -40,6 +40,7 @@ REFUSED = [
     (["--engine=ddp"], "--engine=ddp needs several processes"),
     (["--data=missing.txt"], "--data=missing.txt: no such file"),
     (["--data=."], "--data=. is a directory"),
+    (["--data=/dev/zero"], "--data=/dev/zero is not a regular file"),
     (["--data=empty.txt"], "--data=empty.txt is empty"),
     (["--data=blank.txt"], "--data=blank.txt is empty"),
     (["--data=short.txt"], "--data=short.txt has 4 tokens, one window of --context_length=64 needs 65"),

@@ -1,0 +1,78 @@
+"""The files of a run: strict JSON, whole or not at all, and never somebody else's."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from nanogpt.config import TrainConfig
+from nanogpt.errors import ConfigError
+from nanogpt.loggers import JsonlLogger, Row, describe, duration
+from nanogpt.run_dir import check_free, claim
+from nanogpt.strict_json import finite, write_json
+
+ROW = Row(
+    step=10, tokens=10_240, loss=1.5, lr=6e-4, grad_norm=0.7, tokens_per_s=650.0, mfu=None, eta_s=600.0,
+    eta_low_s=300.0, eta_high_s=7200.0, wall_s=15.8, memory_bytes=4_000_000_000, full_pass_loss=None,
+)  # fmt: skip
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    """Invariant: every line of metrics.jsonl is JSON by the standard, which knows no NaN."""
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    logger.row(ROW)
+    logger.row(replace(ROW, loss=math.nan, grad_norm=math.inf, full_pass_loss=-math.inf))
+    logger.close()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
+    assert lines[0]["loss"] == 1.5
+    assert [lines[1][key] for key in ("loss", "grad_norm", "full_pass_loss")] == [None, None, None]
+    assert finite({"a": [1.0, math.nan, {"b": (math.inf, 2)}]}) == {"a": [1.0, None, {"b": [None, 2]}]}
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+    """Invariant: a reader sees a row while the run goes on."""
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    logger.row(ROW)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 10
+    logger.close()
+
+
+def test_a_row_for_a_person():
+    """Reference: read by eye."""
+    assert describe(ROW) == "step    10  loss 1.5000  650 tokens/s  ETA 10 min (5 min to 2.0 h)"
+    assert "no ETA yet" in describe(replace(ROW, eta_s=None))
+    assert "full pass 0.0985" in describe(replace(ROW, full_pass_loss=0.0985))
+    assert [duration(s) for s in (None, 45, 600, 86_400)] == ["?", "45 s", "10 min", "24.0 h"]
+
+
+def test_a_directory_is_claimed_once(tmp_path):
+    """Invariant: of two runs that found the directory free, the second is refused and the first one's file stays."""
+    first, second = check_free(str(tmp_path / "out")), check_free(str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == [], "looking leaves no trace"
+    claim(first, TrainConfig(seed=1), floor=0.01)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        claim(second, TrainConfig(seed=2), floor=0.01)
+    content = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (content["config"]["seed"], content["floor"]) == (1, 0.01)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+    with pytest.raises(ConfigError, match="already holds a run"):
+        check_free(str(tmp_path / "out"))
+
+
+def test_looking_leaves_directories_that_were_there(tmp_path):
+    """Invariant: an existing directory, empty or not, is as it was."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    check_free(str(tmp_path / "there"))
+    check_free(str(tmp_path / "there" / "a" / "b"))
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["notes.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    """Invariant: content that is not JSON raises and changes nothing."""
+    write_json(tmp_path / "report.json", {"loss": 1.0})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "report.json", {"loss": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert json.loads((tmp_path / "report.json").read_text()) == {"loss": 1.0}
