@@ -33,7 +33,7 @@ def recite(options: ReciteOptions) -> int:
     from nanogpt.data import hop_length
     from nanogpt.recite import continue_text, verdict
     from nanogpt.run_dir import load_run
-    from nanogpt.tokenizer import decode
+    from nanogpt.tokenizer import encoding
 
     run = load_run(options.run_dir)
     memorised, why_not = _memorised_ids(run.config, run.report)
@@ -41,7 +41,8 @@ def recite(options: ReciteOptions) -> int:
     if prompt is None:
         if why_not:
             raise ConfigError(f"--prompt is needed: {why_not}")
-        prompt = decode(memorised[: hop_length(run.config.context_length)])
+        first = encoding().decode_bytes(memorised[: hop_length(run.config.context_length)])
+        prompt = first.decode(errors="ignore")  # without the part of a last character
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
     said = b""
     print(prompt, end="", flush=True)
@@ -49,7 +50,9 @@ def recite(options: ReciteOptions) -> int:
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))
-    compared = f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, decode(memorised).encode())
+    compared = (
+        f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, encoding().decode_bytes(memorised))
+    )
     print(compared, file=sys.stderr)
     return 0
 

@@ -8,6 +8,7 @@ the look of a value. Here every word is refused or typed before anything starts.
 
 import difflib
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -55,7 +56,10 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) 
     positional = [f.name for f, _ in option_types(cls) if f.default is MISSING]
     if len(words) > len(positional):
         raise ConfigError(f"unexpected argument {words[len(positional)]!r}: options are written --name=value")
-    flags.update(zip(positional, words, strict=False))
+    for name, word in zip(positional, words, strict=False):
+        if name in flags:
+            raise ConfigError(f"unexpected argument {word!r}: --{name} is given too")
+        flags[name] = word
     if missing := [name for name in positional if name not in flags]:
         raise ConfigError(f"{missing[0].upper()} is missing: {program} --help shows the usage")
     return cls(**flags)
@@ -95,9 +99,11 @@ def main(command: Callable[[], int]) -> None:
 
 
 def _check_form(argv: Sequence[str]) -> None:
-    """Refuse an option without a value, which fire would take for True, and one that is given twice."""
+    """Refuse what fire would read its own way: separators, short flags, flags without a value, repeated ones."""
     seen: set[str] = set()
     for word, following in pairwise([*argv, "--"]):
+        if word in ("-", "--") or word.startswith("--=") or re.match(r"-[^-\d.]", word):
+            raise ConfigError(f"unexpected argument {word!r}: options are written --name=value")
         if not word.startswith("--"):
             continue
         name, equals, _ = word[2:].partition("=")

@@ -131,6 +131,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             raise mistake
         if not value:
             raise ConfigError(f"--{name}= needs a value")
+        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigError(f"--{name}={value!a} is not UTF-8")
         return value
     number = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not number or (kind is int and isinstance(value, float)):

@@ -69,7 +69,7 @@ def read_corpus(data: str) -> Corpus:
 
 def cache_dir() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/nanogpt-overfit, or ~/.cache/nanogpt-overfit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt-overfit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nanogpt-overfit"
 
 
 def fetch(download: Download, directory: Path) -> Path:
@@ -99,7 +99,7 @@ def fetch(download: Download, directory: Path) -> Path:
 
 
 def _read_file(data: str) -> bytes:
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():  # /dev/zero would be read for ever
             raise ConfigError(f"--data={data} is not a regular file")

@@ -48,6 +48,11 @@ class WeightAverage:
         self._mean: list[Tensor] = []  # as long as nothing has been averaged
         self._decay = decay
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any weights have been averaged."""
+        return bool(self._mean)
+
     @torch.no_grad()
     def update(self) -> None:
         """Take the model's weights of now into the average."""

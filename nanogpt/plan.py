@@ -3,8 +3,8 @@
 plan = make_plan(TrainConfig(), World.from_env())
 """
 
+import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -27,7 +27,7 @@ class Plan:
     corpus: Corpus
     windows: Windows
     judged: torch.Tensor  # starts of the windows that a full pass reads
-    floor: float  # nats per token that no model can get below on these windows
+    floor: float  # nats per token that no model can get below on all the windows that training visits
 
 
 def make_plan(config: TrainConfig, world: World) -> Plan:
@@ -49,7 +49,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
     config = replace(
         config,
-        data=config.data if config.data in NAMED else str(Path(config.data).expanduser().resolve()),
+        data=config.data if config.data in NAMED else os.path.abspath(os.path.expanduser(config.data)),
         subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
         stride=config.stride or config.context_length,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),

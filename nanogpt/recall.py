@@ -1,6 +1,6 @@
 """What the model has memorised: losses over the whole text, exact recall, recitation.
 
-    loss = full_pass(model, windows, windows.judged_starts(4), world, dtype="fp32", rows=16)
+    loss = full_pass(model, windows, windows.judged_starts(8), world, dtype="fp32", rows=16)
 
 Greedy decoding gets token j right, after only right ones, exactly when the argmax at j given the *true* prefix is
 right. So exact recall, the first divergence and the longest verbatim run are read off ordinary forward passes, many

@@ -27,17 +27,16 @@ TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight, which is t
 
 
 def check_free(out_dir: str) -> Path:
-    """out_dir as a path that a run can be written to, without leaving a trace. Raises ConfigError."""
-    path = Path(out_dir).expanduser()
-    missing = [p for p in (path, *path.parents) if not os.path.lexists(p)]
+    """out_dir as a path that a run can be written to, without making anything. Raises ConfigError."""
+    path = Path(os.path.abspath(os.path.expanduser(out_dir)))
+    nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))  # of those that exist
     try:
         if any((path / name).exists() for name in (CONFIG, METRICS, REPORT, WEIGHTS)):
             raise ConfigError(_taken(out_dir))
-        path.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path):
+        for part in path.relative_to(nearest).parts:
+            (nearest / part).exists()  # raises for a name that is too long
+        with TemporaryFile(dir=nearest):  # has no name
             pass
-        for made in missing:
-            made.rmdir()
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
     return path
@@ -55,11 +54,13 @@ def claim(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
         "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
         "git_commit": _git_commit(),
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
     try:
+        out_dir.mkdir(parents=True, exist_ok=True)
         write_json(out_dir / CONFIG, content, exclusive=True)
     except FileExistsError:
         raise ConfigError(_taken(str(out_dir))) from None
+    except OSError as error:
+        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
 def save_weights(out_dir: Path, model: GPT) -> None:

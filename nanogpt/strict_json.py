@@ -17,13 +17,15 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any], *, exclusive: bool = False) -> None:
-    """Write content to path, whole or not at all. Raises FileExistsError if exclusive and path exists."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    if not exclusive:
-        os.replace(temporary, path)
+    """Write content to path, whole or not at all; exclusive: only if there is none yet, else FileExistsError."""
+    text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
+    if exclusive:
+        with path.open("x", encoding="utf-8") as file:  # fails, unlike a rename, when another process was first
+            file.write(text)
         return
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        os.link(temporary, path)  # unlike a rename, fails when another process was first
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)

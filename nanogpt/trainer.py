@@ -121,7 +121,8 @@ class Trainer:
         if isfinite(loss) and isfinite(self.grad_norm):
             self.bad_steps_in_a_row = 0
             self.schedule.observe(loss / step_tokens)
-            if self.schedule.estimate < plateau_begins_at(self.config) and self.config.ema:
+            begun = self.average.has_begun or self.schedule.estimate < plateau_begins_at(self.config)
+            if begun and self.config.ema:
                 self.average.update()
             self.meter.add(loss, step_tokens, time.perf_counter() - started)
         else:
@@ -243,8 +244,8 @@ class Trainer:
         """The result in a few lines, and the text from the model's own mouth."""
         if report["exit_reason"] == "non_finite":
             print(
-                f"error: {self.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the weights are "
-                f"those before them: try a lower --learning_rate, or --dtype=fp32",
+                f"error: {self.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the weights saved "
+                f"are from before them: try a lower --learning_rate, or --dtype=fp32",
                 file=sys.stderr,
             )
             return

@@ -41,14 +41,22 @@ class World:
     @classmethod
     def from_env(cls) -> "World":
         """What torchrun put into the environment, or a world of one. Raises ConfigError when it cannot be."""
+        env = os.environ
         try:
-            rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+            rank, size, local_rank = (
+                int(env.get(*v)) for v in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            )
+            # torchrun's name for it, the deepspeed launcher's, or the least that it can be
+            local_size = int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or local_rank + 1)
         except ValueError:
             raise ConfigError("RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers: start with torchrun") from None
         if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-            raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={size}: start with torchrun, or unset both")
-        if size > 1 and "MASTER_ADDR" not in os.environ:
-            raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR: start with torchrun, or unset WORLD_SIZE")
+            raise ConfigError(
+                f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE={local_size} do not fit "
+                f"together: start with torchrun, or unset them"
+            )
+        if size > 1 and not ("MASTER_ADDR" in env and env.get("MASTER_PORT", "").isdigit()):
+            raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
         return cls(rank=rank, local_rank=local_rank, size=size, device=_pick_device(local_rank, local_size, size))
 
     @property
@@ -133,9 +141,6 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op)
         return tuple(tensor.tolist())
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:

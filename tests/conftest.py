@@ -23,8 +23,10 @@ def flags(**options):
 
 def run(*words, cwd, timeout=300, env=None):
     """Run a program to its end -> CompletedProcess with text output."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"} | (env or {})
+    launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launchers}
+    # The suite compares CPU runs, on a machine with GPUs too; tests/test_gpu.py shows them.
+    environment |= {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
     return subprocess.run(
         [*map(str, words)], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=timeout, check=False,

@@ -140,7 +140,7 @@ def test_many_processes_one_download(serve, tmp_path):
     """Invariant: processes that start together all get the file, and the server is asked once."""
     server, context = serve(), get_context("spawn")
     answers = context.Queue()
-    ranks = [context.Process(target=_fetch, args=(server.download, tmp_path, answers)) for _ in range(4)]
+    ranks = [context.Process(target=_fetch, args=(server.download, tmp_path, answers), daemon=True) for _ in range(4)]
     for rank in ranks:
         rank.start()
     assert [answers.get(timeout=60) for _ in ranks] == [True] * 4

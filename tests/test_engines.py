@@ -70,9 +70,8 @@ def _add(forward, constant, idx, targets):
 
 def _refuse_together(rank, port, answers):
     """One rank of two whose loss is infinite on rank 1 alone, while every gradient is finite."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world = World.from_env()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
     with world.process_group():
         torch.manual_seed(0)
         model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8))
@@ -97,7 +96,7 @@ def test_a_loss_lost_on_one_rank_is_refused_by_all():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     answers = context.Queue()
-    ranks = [context.Process(target=_refuse_together, args=(rank, port, answers)) for rank in range(2)]
+    ranks = [context.Process(target=_refuse_together, args=(rank, port, answers), daemon=True) for rank in range(2)]
     for rank in ranks:
         rank.start()
     results = sorted(answers.get(timeout=120) for _ in ranks)

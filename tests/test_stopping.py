@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from nanogpt.eta import steps_to_target
-from nanogpt.stopping import BUDGET, PassSchedule
+from nanogpt.stopping import BUDGET, MEMORY, WORTHWHILE, PassSchedule
 
 
 def falling(step):
@@ -25,8 +25,9 @@ def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
 
 
 def test_no_pass_while_the_target_is_far():
-    """Invariant: above 1.5 x the target no pass is made."""
-    assert play([0.2] * 500) == []
+    """Invariant: above WORTHWHILE times the target no pass is made, below it one is."""
+    assert play([1.01 * WORTHWHILE * 0.099] * 500) == []
+    assert play([0.99 * WORTHWHILE * 0.099] * 500) != []
 
 
 def test_the_first_pass_comes_before_the_training_loss_is_there():
@@ -48,7 +49,8 @@ def test_passes_stay_within_the_budget(windows, lag):
 def test_a_run_that_has_reached_it_is_judged_soon():
     """Invariant: a loss that drops to half the target is judged as soon as the mean of the last steps shows it."""
     passes = play([0.5] * 300 + [0.05] * 60)
-    assert passes[0] == 300 + 7  # 0.05 + 0.45 x 0.8^n is first below 1.5 x 0.099 at n = 7
+    expected = next(n for n in range(60) if 0.05 + 0.45 * MEMORY**n <= WORTHWHILE * 0.099)
+    assert passes[0] == 300 + expected
 
 
 def test_a_misleading_pass_is_not_believed_for_long():

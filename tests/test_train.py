@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -134,8 +136,9 @@ def test_same_seed_same_bits(tmp_path):
 
 def test_a_spent_budget_is_status_3_with_a_report(tmp_path):
     """Invariant: max_steps and max_minutes end a run in order, with a full pass that says where it stood."""
+    slow = TINY | {"learning_rate": 1e-6}  # which reaches nothing in any number of steps of a second
     for options, reason in (({"max_steps": 3}, "max_steps"), ({"max_minutes": 0.02}, "max_minutes")):
-        done = train(*flags(**TINY, **options, out_dir=reason), cwd=tmp_path)
+        done = train(*flags(**slow, **options, out_dir=reason), cwd=tmp_path)
         assert done.returncode == 3, done.stderr
         told = report(tmp_path / reason)
         assert (told["reached"], told["exit_reason"]) == (False, reason)
@@ -209,14 +212,17 @@ def test_a_terminal_sees_one_display(tmp_path):
     """Invariant: on a real pseudo-terminal the display runs, and the run ends as it does without one."""
     words = [sys.executable, str(REPOSITORY / "train_overfit.py"), *flags(**TINY, max_steps=12, out_dir="out")]
     ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY)}
+    env = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    give_up = time.monotonic() + 120
     with subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as program:
         os.close(theirs)
         seen = b""
         with contextlib.suppress(OSError):  # how Linux says that the other side has closed
-            while chunk := os.read(ours, 4096):
+            while select.select([ours], [], [], max(0.0, give_up - time.monotonic()))[0]:
+                if not (chunk := os.read(ours, 4096)):
+                    break
                 seen += chunk
-        os.close(ours)
+        os.close(ours)  # which also ends a program that was given up
         assert program.wait(timeout=60) == 3
     screen = seen.decode()
     assert "target NOT reached (max_steps)" in screen
