@@ -104,6 +104,8 @@ def _read_file(data: str) -> bytes:
         if not (path.is_file() or path.is_dir()) and path.exists():  # /dev/zero would be read for ever
             raise ConfigError(f"--data={data} is not a regular file")
         return path.read_bytes()
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"--data={data}: no such file (builtin and tinyshakespeare need none)") from None
     except IsADirectoryError:

@@ -7,9 +7,8 @@ import torch
 
 from conftest import TINY, flags, metrics, report, torchrun, train
 
-GPUS = {
-    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
-}
+ALL_GPUS = ",".join(map(str, range(torch.cuda.device_count())))
+GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
