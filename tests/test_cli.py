@@ -172,36 +172,32 @@ def test_values_are_taken_as_typed(room):
     assert "--data=None: no such file" in train("--data=None", cwd=room).stderr
 
 
-def test_a_mistake_of_one_rank_alone_is_said(room):
-    """Invariant: where only rank 1 cannot go on, it says so with its rank, and all leave before the time-out."""
-    script = (
-        "import os, sys; sys.argv[0] = 'train_overfit.py'; rank = os.environ['RANK']\n"
-        "if rank == '1': sys.argv.append('--data=only-here.txt')\n"
-        "import train_overfit; train_overfit.main(train_overfit.run)\n"
+def train_apart(room, data_of_rank_1):
+    """Two ranks under torchrun, the second of which is given another text; both are refused, and nothing is written."""
+    (room / "start.py").write_text(
+        "import os, sys\n"
+        f"if os.environ['RANK'] == '1': sys.argv.append('--data={data_of_rank_1}')\n"
+        "import train_overfit\n"
+        "train_overfit.main(train_overfit.run)\n"
     )
-    (room / "start.py").write_text(script)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
     assert done.returncode != 0
-    assert "error (rank 1): --data=only-here.txt: no such file" in done.stderr
     assert not (room / "out").exists()
+    return done.stderr
+
+
+def test_a_mistake_of_one_rank_alone_is_said(room):
+    """Invariant: where only rank 1 cannot go on, it says so with its rank, and all leave before the time-out."""
+    assert "error (rank 1): --data=only-here.txt: no such file" in train_apart(room, "only-here.txt")
 
 
 def test_ranks_that_differ_are_refused(room):
     """Invariant: ranks that would train on two texts refuse together instead of hanging."""
     (room / "other.txt").write_text("To be, or not to be: that is the question. " * 60)
-    script = (
-        "import os, sys; sys.argv[0] = 'train_overfit.py'; rank = os.environ['RANK']\n"
-        "if rank == '1': sys.argv.append('--data=other.txt')\n"
-        "import train_overfit; train_overfit.main(train_overfit.run)\n"
-    )
-    (room / "start.py").write_text(script)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
-    assert done.returncode != 0
-    assert "error: rank 1 has data " in done.stderr
-    assert "other.txt, rank 0 builtin: make them the same" in done.stderr
-    assert not (room / "out").exists()
+    said = train_apart(room, "other.txt")
+    assert "error: rank 1 has data " in said
+    assert "other.txt, rank 0 builtin: make them the same" in said
 
 
 COMMANDS = [
