@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from nanogpt.cli import main, parse
-from nanogpt.config import Options, TrainConfig, option
+from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.errors import ConfigError
 
 
@@ -24,8 +24,7 @@ class ReciteOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens < 1:
-            raise ConfigError(f"--max_tokens={self.max_tokens} must be a positive number")
+        require_positive(self, "max_tokens")
 
 
 def recite(options: ReciteOptions) -> int:

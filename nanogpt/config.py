@@ -75,7 +75,7 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive(
+        require_positive(
             self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name not in ("seed", "ema"))
         )
         if not 0 <= self.seed < 2**63:
@@ -143,8 +143,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         raise mistake from None
 
 
-def _positive(config: TrainConfig, *names: str) -> None:
+def require_positive(options: Options, *names: str) -> None:
+    """Raise ConfigError for the first of these options that is a number, but not a positive and finite one."""
     for name in names:
-        value = getattr(config, name)
+        value = getattr(options, name)
         if isinstance(value, int | float) and not (value > 0 and isfinite(value)):
             raise ConfigError(f"--{name}={value} must be a positive number")

@@ -64,6 +64,7 @@ class CausalSelfAttention(nn.Module):
         self.layer = layer  # which slice of a KVCache is this layer's
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, C); each position sees itself and those before it, with a cache the cached ones too."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
