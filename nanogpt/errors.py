@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean something to the user."""
 
 
 class ConfigError(ValueError):
@@ -6,3 +6,7 @@ class ConfigError(ValueError):
 
     It is raised before a process group, a model or a file exists, and ends the process with status 2.
     """
+
+
+class CheckpointError(Exception):
+    """A checkpoint is not whole; the message says of it what is wrong, as 'manifest.json is damaged'."""

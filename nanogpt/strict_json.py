@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nanogpt.errors import ConfigError
+
 
 def finite(value: Any) -> Any:
     """value with every float that is not finite, at any depth, as None."""
@@ -14,6 +16,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, *, of: str) -> dict[str, Any]:
+    """What path holds, a file of what `of` says. Raises ConfigError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: is {path.parent} {of}?") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
 def write_json(path: Path, content: dict[str, Any], *, exclusive: bool = False) -> None:

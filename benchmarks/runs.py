@@ -1,0 +1,76 @@
+"""What the benchmarks share: a run of train_overfit.py in processes of its own, and measure-or-print."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from nanogpt.cli import parse  # noqa: E402
+from nanogpt.config import Options  # noqa: E402
+
+SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end takes less time than the steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run directory says."""
+
+    report: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, out_dir: Path) -> "Trained":
+        """A run directory that holds a report."""
+        return cls(
+            report=json.loads((out_dir / "report.json").read_text()),
+            config=json.loads((out_dir / "config.json").read_text()),
+            rows=[json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()],
+        )
+
+    @property
+    def step_tokens(self) -> int:
+        """Targets in a global batch."""
+        return self.config["config"]["batch_size"] * self.config["config"]["context_length"]
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a figure depends on beside what is measured."""
+        return {key: self.report[key] for key in ("dtype", "steps", "device")} | {"versions": self.config["versions"]}
+
+
+def train(*words: str, ranks: int = 1) -> Trained:
+    """Train on this machine's cores, in a directory that is removed again."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    with tempfile.TemporaryDirectory() as directory:
+        out_dir = Path(directory, "out")
+        done = subprocess.run(
+            [sys.executable, *launcher, REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
+            env=os.environ | threads, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if not (out_dir / "report.json").exists():
+            raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
+        return Trained.read(out_dir)
+
+
+def measure_or_print(
+    cls: type[Options],
+    program: str,
+    about: str | None,
+    measure: Callable[[Any], Any],
+    table: Callable[[Any], str],
+    argv: Sequence[str] = sys.argv[1:],
+) -> int:
+    """With --table=RESULT print that result, else measure, as the options cls say; measure writes JSON."""
+    options = parse(cls, argv, program=f"benchmarks/{program}", about=about or "")
+    result = json.loads(Path(options.table).read_text()) if options.table else measure(options)
+    print(table(result))
+    return 0

@@ -1,0 +1,245 @@
+"""Checkpoints that any engine on any number of ranks can write and read.
+
+    writer = Checkpointer(out_dir, world, keep=3)
+    writer.begin(step, pieces, progress)      # copies, and writes in the background
+    writer.commit()                           # once every rank's thread is done: complete from here on
+
+    checkpoint, skipped = newest_intact(out_dir)
+    checkpoint.read("weight/transformer.wte.weight", 0, 768)
+
+A piece is a flat stretch of a named tensor, so what one engine wrote in any cut another reads in its own. The files are
+safetensors and JSON: reading executes no code. A checkpoint is a directory that gets its name only when all of it,
+manifest last, is on the disk.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanogpt.errors import CheckpointError
+from nanogpt.strict_json import finite, write_json
+from nanogpt.world import World
+
+CHECKPOINTS, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
+FORMAT = 1  # raised when an older reader could not read a newer checkpoint
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values [start, start + len(values)) of the flattened tensor called name."""
+
+    name: str
+    start: int
+    values: Tensor  # (n,), fp32, any device
+
+
+class Checkpointer:
+    """One rank's part in writing checkpoints: never two at once, and none that stops the run."""
+
+    def __init__(self, out_dir: Path, world: World, *, keep: int, attempt: str = "") -> None:
+        """attempt: a name that no other process has which may still be writing a checkpoint of the same run."""
+        self._directory, self._world, self._keep = out_dir / CHECKPOINTS, world, keep
+        self._suffix = f"{attempt and '.'}{attempt}.tmp"
+        if world.is_first:
+            for abandoned in self._directory.glob(".step_*.tmp"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+        self._thread: Thread | None = None
+        self._result: dict[str, Any] = {}
+        self._step, self._progress = 0, {}
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a checkpoint waits for its commit; the same on every rank."""
+        return self._thread is not None
+
+    def begin(self, step: int, pieces: Iterable[Piece], progress: dict[str, Any]) -> None:
+        """Copy the pieces, which takes the time of a copy, and write the copy in the background.
+
+        progress: what else the run needs to go on, as JSON; the first rank's counts.
+        """
+        assert not self.begun
+        copy = {f"{p.name}@{p.start}": p.values.detach().to("cpu", torch.float32, copy=True) for p in pieces}
+        self._step, self._progress, self._result = step, progress, {"failure": "its writer ended early"}
+        self._thread = Thread(target=self._write, args=(copy,), daemon=True)
+        self._thread.start()
+
+    def commit(self) -> str:
+        """Wait for this rank's thread, and make the checkpoint complete -> '' or what failed. Every rank must call."""
+        self._thread.join()
+        self._thread = None
+        results = self._world.gather(self._result)
+        failure = next((r["failure"] for r in results if "failure" in r), "")
+        if self._world.is_first:
+            try:
+                if not failure:
+                    self._complete({r["name"]: {"bytes": r["bytes"], "sha256": r["sha256"]} for r in results})
+            except OSError as error:
+                failure = str(error)
+            if failure:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+        return self._world.gather(failure)[0]
+
+    @property
+    def _temporary(self) -> Path:
+        return self._directory / f".step_{self._step:08d}{self._suffix}"
+
+    def _write(self, copy: dict[str, Tensor]) -> None:
+        """In the thread: this rank's file, onto the disk."""
+        name = f"rank_{self._world.rank:05d}.safetensors"
+        path = self._temporary / name
+        try:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            save_file(copy, path)
+            _sync(path)
+            self._result = {"name": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        except Exception as error:  # a full disk, above all; nothing that happens here may end the run
+            self._result = {"failure": str(error) or type(error).__name__}
+
+    def _complete(self, files: dict[str, dict[str, Any]]) -> None:
+        content = {"format": FORMAT, "step": self._step, "files": files, "progress": finite(self._progress)}
+        write_json(self._temporary / MANIFEST, content | {"sha256": _digest(content)})
+        _sync(self._temporary / MANIFEST)
+        _sync(self._temporary)
+        final = self._directory / f"step_{self._step:08d}"
+        old = self._directory / f".{final.name}.old"
+        if final.exists():  # a run that came back to this step
+            os.replace(final, old)
+        os.replace(self._temporary, final)
+        shutil.rmtree(old, ignore_errors=True)
+        latest = self._directory / f".{LATEST}.tmp"
+        latest.write_text(final.name + "\n")
+        os.replace(latest, self._directory / LATEST)
+        _sync(self._directory)
+        for old in _newest_first(self._directory)[self._keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def abandon_after(out_dir: Path, step: int) -> list[str]:
+    """Set the checkpoints of later steps aside, as a run goes on from this one -> their names.
+
+    They are broken or of a course that the run leaves; "newest" would still mean them.
+    """
+    directory, names = out_dir / CHECKPOINTS, []
+    for path in _newest_first(directory):
+        if path.name > f"step_{step:08d}":
+            aside = directory / f"abandoned_{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            names.append(path.name)
+    return names
+
+
+class Checkpoint:
+    """A complete checkpoint, for reading."""
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        """Raises CheckpointError when any of it is missing, damaged, or newer than this program.
+
+        verify: read every byte and compare; not needed where another rank has.
+        """
+        self.path = path
+        try:
+            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            digest = content.pop("sha256")
+            if content["format"] > FORMAT:
+                raise CheckpointError(f"is of format {content['format']}, newer than this program's {FORMAT}")
+            if digest != _digest(content):
+                raise CheckpointError(f"{MANIFEST} is damaged")
+            for name, facts in content["files"].items() if verify else ():
+                if (path / name).stat().st_size != facts["bytes"] or _sha256(path / name) != facts["sha256"]:
+                    raise CheckpointError(f"{name} is damaged")
+            self.step: int = content["step"]
+            self.progress: dict[str, Any] = content["progress"]
+            self._files = [safe_open(path / name, framework="pt") for name in content["files"]]
+        except FileNotFoundError as error:
+            raise CheckpointError(f"has no {Path(error.filename).name}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot be read: {error or type(error).__name__}") from None
+        self._index: dict[str, list[tuple[int, int, str]]] = {}  # name -> [(start, file, key)], ascending
+        for number, file in enumerate(self._files):
+            for key in file.keys():  # noqa: SIM118, it is no dictionary
+                name, _, start = key.rpartition("@")
+                self._index.setdefault(name, []).append((int(start), number, key))
+        for stretches in self._index.values():
+            stretches.sort()
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Values [start, stop) of the flattened tensor called name, (stop - start,), fp32, on the CPU.
+
+        Raises CheckpointError where the checkpoint does not hold all of them.
+        """
+        parts, at = [], start
+        stretches = self._index.get(name, [])
+        first = max(0, bisect_right(stretches, (start, len(self._files), "")) - 1)
+        for begin, number, key in stretches[first:]:
+            if at >= stop or begin > at:
+                break
+            values = self._files[number].get_slice(key)
+            end = min(stop, begin + values.get_shape()[0])
+            if end > at:
+                parts.append(values[at - begin : end - begin])
+                at = end
+        if at < stop:
+            raise CheckpointError(f"holds no {name}[{at}:{stop}]")
+        return torch.cat(parts)
+
+
+def newest_intact(out_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and one line for each newer one that is not."""
+    skipped = []
+    for name, found in examine(out_dir):
+        if isinstance(found, Checkpoint):
+            return found, skipped
+        skipped.append(f"{name} {found}")
+    return None, skipped
+
+
+def examine(out_dir: Path) -> Iterator[tuple[str, Checkpoint | CheckpointError]]:
+    """(name, what it holds or what is wrong with it) of each checkpoint of a run, the newest first."""
+    for path in _newest_first(out_dir / CHECKPOINTS):
+        try:
+            yield path.name, Checkpoint(path)
+        except CheckpointError as error:
+            yield path.name, error
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return sorted((path for path in directory.glob("step_*") if path.is_dir()), reverse=True)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """What was written to path is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

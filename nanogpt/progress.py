@@ -1,0 +1,82 @@
+"""How far a run has come: what a checkpoint holds of it beside the tensors.
+
+progress = Progress(PassSchedule(0.099, windows=130, batch_size=16), launched_at=time.perf_counter())
+progress.restore(checkpoint.progress)
+"""
+
+import time
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+from nanogpt.config import TrainConfig
+from nanogpt.eta import Circumstances, Eta, NoEta, steps_to_target
+from nanogpt.metrics import Meter
+from nanogpt.optim import plateau_begins_at
+from nanogpt.stopping import PassSchedule
+
+
+@dataclass
+class Progress:
+    """Counters, sums and clocks; the same on every rank but for the clocks."""
+
+    schedule: PassSchedule
+    launched_at: float  # time.perf_counter() when the process began; earlier by what the run took before a resume
+    started_at: float = field(default_factory=time.perf_counter)  # likewise, when training began
+    step: int = 0
+    step_is_unfinished: bool = False  # trained, but its full pass and its row are still to come
+    bad_steps: int = 0  # non-finite ones, never applied
+    bad_steps_in_a_row: int = 0
+    full_pass_s: float = 0.0
+    verified_loss: float | None = None  # of the full pass that reached the target: only files and scores are to come
+    lr: float = nan  # of the newest step, as is
+    grad_norm: float = nan
+    meter: Meter = field(default_factory=Meter)
+    history: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss) of each logged row
+
+    @property
+    def train_s(self) -> float:
+        """Seconds since training began, over all attempts, without the time between them."""
+        return time.perf_counter() - self.started_at
+
+    @property
+    def launch_s(self) -> float:
+        """Seconds since the process began, over all attempts, without the time between them."""
+        return time.perf_counter() - self.launched_at
+
+    def eta(self, config: TrainConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
+        """When the run will end. floor: nats/token."""
+        known = Circumstances(
+            floor=floor,
+            epoch_steps=windows_per_epoch / config.batch_size,
+            slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
+            lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
+            wait_steps=self.schedule.wait_steps,
+        )
+        return steps_to_target(self.history, config.target_loss, known)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON once figures that are not finite are null."""
+        return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
+            "train_s": self.train_s,
+            "launch_s": self.launch_s,
+            "meter": self.meter.state(),
+            "schedule": self.schedule.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from state()."""
+        for name in _AS_THEY_ARE:
+            setattr(self, name, state[name])
+        self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
+        self.history = [(step, loss) for step, loss in self.history]
+        self.started_at -= state["train_s"]
+        self.launched_at -= state["launch_s"]
+        self.meter.restore(state["meter"])
+        self.schedule.restore(state["schedule"])
+
+
+_AS_THEY_ARE = (
+    "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "verified_loss",
+    "lr", "grad_norm", "history",
+)  # fmt: skip

@@ -1,0 +1,36 @@
+"""Being asked to stop: by a signal, or by a file STOP in the run directory.
+
+stop = StopSignals()            # early: a signal during the imports must not be lost
+if stop.requested(out_dir): ...
+"""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "STOP"
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
+
+
+class StopSignals:
+    """Remembers that a signal came. A second Ctrl-C raises KeyboardInterrupt, for who will not wait for the save."""
+
+    def __init__(self) -> None:
+        self.name = ""  # of the first signal, 'SIGTERM'
+        self._came_at = 0.0
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+
+    def requested(self, out_dir: Path | None) -> bool:
+        """Whether this process was asked to stop; out_dir: where to look for the file, None: not by this rank."""
+        if not self.name and out_dir is not None and (out_dir / STOP_FILE).exists():
+            self.name = f"the file {STOP_FILE}"
+        return bool(self.name)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT" and time.monotonic() - self._came_at > ECHO_S:
+            raise KeyboardInterrupt
+        if not self.name:
+            self.name, self._came_at = signal.Signals(number).name, time.monotonic()

@@ -1,0 +1,160 @@
+"""Checkpoint files: whole or refused, whatever happens to them, and readable in any cut."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+from conftest import run
+from nanogpt.checkpoint import Checkpoint, Checkpointer, Piece, abandon_after, newest_intact
+from nanogpt.errors import CheckpointError
+from nanogpt.world import World
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+VALUES = torch.arange(100, dtype=torch.float32)
+
+
+def save(out_dir, step, *, keep=3):
+    """A checkpoint of one tensor, cut in three, with step added to its values."""
+    cuts = [Piece("weight/a", start, VALUES[start:stop] + step) for start, stop in ((0, 10), (10, 64), (64, 100))]
+    writer = Checkpointer(out_dir, ALONE, keep=keep)
+    writer.begin(step, cuts, {"step": step, "loss": float("nan")})
+    return writer.commit()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 100), (0, 1), (9, 11), (10, 64), (63, 65), (99, 100), (5, 80)])
+def test_any_stretch_is_read(tmp_path, start, stop):
+    """Reference: the tensor itself, whatever pieces it was written in."""
+    assert save(tmp_path, 7) == ""
+    checkpoint, skipped = newest_intact(tmp_path)
+    assert (checkpoint.step, checkpoint.progress, skipped) == (7, {"step": 7, "loss": None}, [])
+    assert torch.equal(checkpoint.read("weight/a", start, stop), VALUES[start:stop] + 7)
+
+
+@pytest.mark.parametrize(("name", "start", "stop"), [("weight/a", 50, 101), ("weight/b", 0, 1)])
+def test_what_is_not_there_is_an_error(tmp_path, name, start, stop):
+    """Invariant: a checkpoint never makes up a value."""
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="holds no"):
+        newest_intact(tmp_path)[0].read(name, start, stop)
+
+
+def test_the_newest_are_kept_and_latest_names_the_newest(tmp_path):
+    """Invariant: keep of them, no temporary files, and `latest` is right."""
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000003", "step_00000004"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000004\n"
+
+
+def test_later_steps_are_set_aside_by_a_run_that_goes_back(tmp_path):
+    """Invariant: what is saved from then on is the newest and is kept; what was there before is still on the disk."""
+    for step in (2, 3):
+        save(tmp_path, step, keep=2)
+    assert abandon_after(tmp_path, 1) == ["step_00000003", "step_00000002"]
+    assert newest_intact(tmp_path) == (None, [])
+    save(tmp_path, 1, keep=1)
+    save(tmp_path, 1, keep=1)  # the same step again
+    assert newest_intact(tmp_path)[0].step == 1
+    assert abandon_after(tmp_path, 1) == []
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "abandoned_step_00000002", "abandoned_step_00000003", "latest", "step_00000001"
+    ]  # fmt: skip
+
+
+def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):
+    """Invariant: whatever error ends the thread, there is a failure, and the checkpoint before stays the newest."""
+    cuts = [Piece("weight/a", 0, VALUES)]
+    writer = Checkpointer(tmp_path, ALONE, keep=1)
+    writer.begin(1, cuts, {})
+    assert writer.commit() == ""
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("nanogpt.checkpoint.save_file", out_of_memory)
+    writer.begin(2, cuts, {})
+    assert writer.commit() == "MemoryError"
+    assert newest_intact(tmp_path)[0].step == 1
+
+
+def test_a_copy_is_saved_not_what_the_weights_become(tmp_path):
+    """Invariant: training goes on while the thread writes, and changes nothing of what is written."""
+    weights = torch.zeros(2**20)
+    writer = Checkpointer(tmp_path, ALONE, keep=1)
+    writer.begin(1, [Piece("weight/a", 0, weights)], {})
+    weights.fill_(1.0)
+    assert writer.commit() == ""
+    assert newest_intact(tmp_path)[0].read("weight/a", 0, 2**20).count_nonzero() == 0
+
+
+def _flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x10
+    path.write_bytes(content)
+
+
+def _newer(manifest):
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"format": 99}))
+
+
+DAMAGE = {
+    "truncated": lambda d: (d / "rank_00000.safetensors").write_bytes((d / "rank_00000.safetensors").read_bytes()[:-1]),
+    "flipped bit": lambda d: _flip(d / "rank_00000.safetensors", -5),
+    "flipped bit in its header": lambda d: _flip(d / "rank_00000.safetensors", 20),
+    "flipped bit in the manifest": lambda d: _flip(
+        d / "manifest.json", (d / "manifest.json").read_text().index("step")
+    ),
+    "half a manifest": lambda d: (d / "manifest.json").write_text((d / "manifest.json").read_text()[:50]),
+    "missing shard": lambda d: (d / "rank_00000.safetensors").unlink(),
+    "missing manifest": lambda d: (d / "manifest.json").unlink(),
+    "newer version": lambda d: _newer(d / "manifest.json"),
+    "empty directory": lambda d: (shutil.rmtree(d), d.mkdir()),
+    "another program's manifest": lambda d: (d / "manifest.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_the_newest_intact_one_is_used(tmp_path, damage):
+    """Invariant: a broken checkpoint is named and passed over; with no other there is none."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(tmp_path / "checkpoints" / "step_00000002")
+    checkpoint, skipped = newest_intact(tmp_path)
+    assert checkpoint.step == 1
+    assert len(skipped) == 1
+    assert skipped[0].startswith("step_00000002 ")
+    told = run(sys.executable, "-m", "nanogpt", "checkpoint", "verify", tmp_path, cwd=tmp_path)
+    assert told.returncode == 1
+    assert told.stdout.splitlines()[1] == "step_00000001 is intact"
+    damage(tmp_path / "checkpoints" / "step_00000001")
+    assert newest_intact(tmp_path)[0] is None
+
+
+def test_a_half_written_one_is_none(tmp_path):
+    """Invariant: what a kill leaves in the middle of a save has no checkpoint's name, and is written over."""
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / ".step_00000002.tmp").mkdir()
+    (tmp_path / "checkpoints" / ".step_00000002.tmp" / "rank_00000.safetensors").write_bytes(b"half")
+    assert newest_intact(tmp_path)[0].step == 1
+    assert save(tmp_path, 2) == ""
+    assert newest_intact(tmp_path)[0].step == 2
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path):
+    """Invariant: an unwritable directory is told, not raised; nothing temporary stays."""
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / ".step_00000002.tmp").write_text("in the way")
+    assert "exists" in save(tmp_path, 2)
+    assert newest_intact(tmp_path)[0].step == 1
+
+
+def test_reading_executes_nothing(tmp_path):
+    """Invariant: no file of a checkpoint is a pickle; safetensors and JSON hold data alone."""
+    save(tmp_path, 1)
+    files = sorted(p.name for p in (tmp_path / "checkpoints" / "step_00000001").iterdir())
+    assert files == ["manifest.json", "rank_00000.safetensors"]
+    assert isinstance(Checkpoint(tmp_path / "checkpoints" / "step_00000001"), Checkpoint)

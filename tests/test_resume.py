@@ -1,0 +1,338 @@
+"""A run that is stopped or killed, at any moment, goes on as if nothing had happened: rows, report and weights.
+
+Signals, kills, damaged files and the file-size limit are real.
+"""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY, TINY, flags, metrics, report, run
+
+# Averages weights from about step 17 on, makes full passes and reaches its target before step 40.
+OPTIONS = TINY | {
+    "subset_tokens": 64, "learning_rate": 1e-2, "dtype": "fp32", "log_every": 3, "target_loss": 0.2, "ema": 0.5,
+    "on_plateau": "none",
+}  # fmt: skip
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
+ENGINES = {
+    "single": (1, {}),
+    "ddp": (2, {}),
+    "zero 1": (2, {"engine": "deepspeed", "zero_stage": 1}),
+    "zero 2": (2, {"engine": "deepspeed", "zero_stage": 2}),
+    "zero 3": (2, {"engine": "deepspeed", "zero_stage": 3}),
+    "zero 3 on 4": (4, {"engine": "deepspeed", "zero_stage": 3}),
+}
+
+
+def words(engine="single", **options):
+    """The command line of a run on an engine of ENGINES."""
+    ranks, chosen = ENGINES[engine]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    script = str(REPOSITORY / "train_overfit.py")
+    return [sys.executable, *launcher, script, *flags(**(OPTIONS | chosen | options), out_dir="out")]
+
+
+def go(cwd, engine="single", **options):
+    """Run to the end -> CompletedProcess."""
+    return run(*words(engine, **options), cwd=cwd, env={"OMP_NUM_THREADS": "1"})
+
+
+def start(cwd, engine="single", **options):
+    """A run in the background."""
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with (cwd / "log").open("a") as log:
+        return subprocess.Popen(words(engine, **options), cwd=cwd, env=env, stdout=log, stderr=log)
+
+
+def workers(launcher):
+    """The processes that a launcher has started."""
+    return [int(pid) for pid in subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True).stdout.split()]
+
+
+def kill(program):
+    """SIGKILL for a run and its workers, which torchrun puts into sessions of their own."""
+    for pid in [program.pid, *workers(program)]:
+        os.kill(pid, signal.SIGKILL)
+    program.wait(timeout=200)
+
+
+def catches(program, number):
+    """Whether a process has set a handler for a signal: the bit mask that Linux keeps."""
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
+
+
+def wait_for(condition, process, seconds=240):
+    """Wait until condition() holds or the process ends."""
+    give_up = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < give_up, "timed out"
+        time.sleep(0.02)
+
+
+def has_trained(cwd):
+    """Whether a run has logged its first step."""
+    return lambda: (cwd / "out" / "metrics.jsonl").exists() and (cwd / "out" / "metrics.jsonl").stat().st_size > 0
+
+
+def names(directory):
+    """What a directory holds, if it is there."""
+    return set(os.listdir(directory)) if directory.exists() else set()
+
+
+def outcome(cwd):
+    """All that a run says of itself but clocks and memory: (rows, report, weights)."""
+    rows = [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(cwd / "out")]
+    told = {k: v for k, v in report(cwd / "out").items() if not k.endswith(CLOCKS)}
+    return rows, told, (cwd / "out" / "model.safetensors").read_bytes()
+
+
+def assert_same(cwd, expected):
+    for got, wanted in zip(outcome(cwd), expected, strict=True):
+        assert got == wanted
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """outcome() of a run of each engine that nobody disturbed, when first asked for."""
+    known = {}
+
+    def of(engine):
+        if engine not in known:
+            cwd = tmp_path_factory.mktemp("uninterrupted")
+            done = go(cwd, engine)
+            assert done.returncode == 0, done.stderr
+            known[engine] = outcome(cwd)
+        return known[engine]
+
+    return of
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "STOP"])
+def test_asked_to_stop_it_saves_and_goes_on(how, tmp_path, uninterrupted):
+    """Reference: a run that was not stopped: the same rows, report and weights, bit for bit. Exit status 4."""
+    program = start(tmp_path)
+    wait_for(has_trained(tmp_path), program)
+    if how == "STOP":
+        (tmp_path / "out" / "STOP").touch()
+    else:
+        program.send_signal(getattr(signal, how))
+    assert program.wait(timeout=200) == 4
+    assert report(tmp_path / "out")["exit_reason"] == "stopped"
+    assert 0 < report(tmp_path / "out")["steps"] < uninterrupted("single")[1]["steps"]
+    assert how in (tmp_path / "log").read_text()
+    assert go(tmp_path).returncode == 0
+    assert_same(tmp_path, uninterrupted("single"))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
+def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
+    """Reference: the same engine undisturbed, bit for bit. TERM goes to torchrun, which passes it on to its workers."""
+    program = start(tmp_path, engine)
+    wait_for(has_trained(tmp_path), program)
+    program.terminate()
+    program.wait(timeout=200)
+    assert report(tmp_path / "out")["exit_reason"] == "stopped"
+    assert go(tmp_path, engine).returncode == 0
+    assert_same(tmp_path, uninterrupted(engine))
+
+
+def test_a_stop_before_the_first_step_loses_nothing(tmp_path, uninterrupted):
+    """Invariant: a signal during the imports is remembered; the run then begins as if it had not been started."""
+    program = start(tmp_path)
+    wait_for(lambda: catches(program, signal.SIGTERM), program)  # torch, which takes seconds, is being imported now
+    program.terminate()
+    assert program.wait(timeout=200) == 4
+    assert report(tmp_path / "out")["exit_reason"] == "stopped"
+    assert go(tmp_path).returncode == 0
+    assert_same(tmp_path, uninterrupted("single"))
+
+
+@pytest.mark.parametrize(("engine", "planned"), [("single", 10), ("ddp", 5), ("zero 2", 5)])
+def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, uninterrupted):
+    """Reference: an undisturbed run, bit for bit. SIGKILL at random moments, a save every step, so in saves too."""
+    moments = random.Random(0)
+    kills, saved = 0, tmp_path / "out" / "checkpoints"
+    while kills < planned:
+        before = names(saved)
+        program = start(tmp_path, engine, checkpoint_every=1, log_every=1)
+        wait_for(lambda before=before: names(saved) != before, program)
+        time.sleep(moments.uniform(0.0, 0.25))
+        if program.poll() is not None:
+            break
+        kill(program)
+        kills += 1
+    assert 2 * kills >= planned, "the run was over too soon to be killed often"
+    assert go(tmp_path, engine, checkpoint_every=1, log_every=1).returncode == 0
+    rows, told, weights = outcome(tmp_path)
+    expected_rows, expected_told, expected_weights = uninterrupted(engine)
+    assert [row["step"] for row in rows] == list(range(1, told["steps"] + 1)), "each step once"
+    assert (told, weights) == (expected_told, expected_weights)
+    losses = {row["step"]: row["full_pass_loss"] for row in rows}
+    assert all(losses[row["step"]] == row["full_pass_loss"] for row in expected_rows)
+
+
+def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
+    """Reference: one process throughout, to 1e-5: the last bits grow over the steps (test_deepspeed)."""
+    shapes = [("single", 4), ("zero 2", 8), ("ddp", 14), ("zero 3 on 4", 20), ("zero 1", 22), ("single", 100)]
+    for engine, max_steps in shapes:
+        done = go(tmp_path, engine, max_steps=max_steps)
+    assert done.returncode == 0, done.stderr
+    rows, told, _ = outcome(tmp_path)
+    expected_rows, expected, _ = uninterrupted("single")
+    assert told["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert told["steps"] == expected["steps"]
+    for row, wanted in zip(rows, expected_rows, strict=True):
+        for key in ("loss", "grad_norm", "full_pass_loss"):
+            assert row[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=1e-5)), (
+                row["step"],
+                key,
+            )
+
+
+def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
+    """Reference: a run with that budget from the start; a spent budget leaves nothing that shows later."""
+    assert go(tmp_path, max_steps=10).returncode == 3
+    assert go(tmp_path, max_steps=10).returncode == 3, "the budget is still spent"
+    assert report(tmp_path / "out")["steps"] == 10
+    assert go(tmp_path).returncode == 0
+    assert_same(tmp_path, uninterrupted("single"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The directory of a run of 8 steps, with checkpoints of steps 4 and 8."""
+    cwd = tmp_path_factory.mktemp("stopped")
+    assert go(cwd, max_steps=8, checkpoint_every=4).returncode == 3
+    assert sorted(os.listdir(cwd / "out" / "checkpoints")) == ["latest", "step_00000004", "step_00000008"]
+    return cwd
+
+
+def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, uninterrupted):
+    """Reference: an undisturbed run; the warning names what was skipped."""
+    shutil.copytree(stopped / "out", tmp_path / "out")
+    (tmp_path / "out" / "checkpoints" / "step_00000008" / "rank_00000.safetensors").write_bytes(b"")
+    done = go(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: step_00000008 rank_00000.safetensors is damaged: skipped" in done.stdout
+    assert "resumed from step_00000004" in done.stdout
+    assert_same(tmp_path, uninterrupted("single"))
+
+
+def test_without_an_intact_one_it_is_refused(stopped, tmp_path):
+    """Invariant: exit status 2, one line, nothing touched."""
+    shutil.copytree(stopped / "out", tmp_path / "out")
+    for step in (4, 8):
+        (tmp_path / "out" / "checkpoints" / f"step_0000000{step}" / "manifest.json").unlink()
+    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    done = go(tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "no intact checkpoint" in done.stderr
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": 1e-4, "seed": 5}, ["--learning_rate=0.0001 (it had 0.01)", "--seed=5 (it had 0)"]),
+        ({"data": "text.txt"}, ["--data=", "another text"]),
+        ({"resume": "never"}, ["already holds a run"]),
+        ({"resume": "nowhere"}, ["--resume=nowhere"]),
+    ],
+)
+def test_another_run_is_refused(stopped, tmp_path, options, said):
+    """Invariant: exit status 2 and one line that names each option that differs."""
+    shutil.copytree(stopped / "out", tmp_path / "out")
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 50)
+    done = go(tmp_path, **options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    for part in said:
+        assert part in done.stderr
+
+
+def test_must_needs_a_checkpoint(tmp_path):
+    """Invariant: --resume=must does not begin afresh."""
+    done = go(tmp_path, resume="must")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_named_checkpoint_goes_on_elsewhere(stopped, tmp_path, uninterrupted):
+    """Reference: an undisturbed run's last step; a new directory holds the rows from there on."""
+    checkpoint = stopped / "out" / "checkpoints" / "step_00000004"
+    assert go(tmp_path, resume=checkpoint).returncode == 0
+    assert outcome(tmp_path)[2] == uninterrupted("single")[2]
+    assert metrics(tmp_path / "out")[0]["step"] == 6
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path):
+    """Invariant: started again it says so, with status 0, and changes nothing."""
+    assert go(tmp_path).returncode == 0
+    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    done = go(tmp_path)
+    assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path):
+    """Invariant: while one process writes a run directory another is refused, in one line."""
+    first = start(tmp_path)
+    wait_for(has_trained(tmp_path), first)
+    done = go(tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "another run" in done.stderr
+    first.terminate()
+    assert first.wait(timeout=200) == 4
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "zero 2"])
+def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
+    """Invariant: a checkpoint that cannot be written is warned of; the run goes on, and the one before stays usable."""
+    assert go(tmp_path, engine, max_steps=4).returncode != 0, "a spent budget"
+    limit = 8 * 2**20  # bytes a file, less than any rank's share of weights and moments
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = words(engine, checkpoint_every=2, learning_rate=1e-2)
+    with (tmp_path / "log").open("w") as log:
+        program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
+    wait_for(lambda: (tmp_path / "log").read_text().count("warning: no checkpoint could be saved") >= 2, program)
+    kill(program)
+    assert names(tmp_path / "out" / "checkpoints") == {"latest", "step_00000004"}
+    done = go(tmp_path, engine, max_steps=8)
+    assert "resumed from step_00000004" in done.stdout
+    assert report(tmp_path / "out")["steps"] == 8
+
+
+def test_a_restarted_group_does_not_look_for_the_dead(tmp_path):
+    """Invariant: a rank that is back first waits for its peer, though torchrun's store still has the old address."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    done = run(*launcher, REPOSITORY / "tests" / "restart_worker.py", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    assert (done.returncode, done.stdout) == (0, "restarted True, 2 ranks met\n"), done.stderr
+
+
+def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
+    """Reference: two undisturbed DDP ranks, bit for bit: torchrun --max_restarts starts the group again by itself."""
+    options = flags(**OPTIONS, checkpoint_every=2, out_dir="out")
+    script = str(REPOSITORY / "train_overfit.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        program = subprocess.Popen([*launcher, script, *options], cwd=tmp_path, env=env, stdout=log, stderr=log)
+    wait_for(lambda: list((tmp_path / "out" / "checkpoints").glob("step_*")), program)
+    os.kill(workers(program)[-1], signal.SIGKILL)
+    assert program.wait(timeout=200) == 0, (tmp_path / "log").read_text()
+    assert "resumed from step_" in (tmp_path / "log").read_text()
+    assert_same(tmp_path, uninterrupted("ddp"))
