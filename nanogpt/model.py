@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         T, S = q.size(2), k.size(2)  # S > T when a cache holds earlier positions
-        if T == S and (T > 512 or q.device.type != "cpu"):
+        if T == S and len(q) and (T > 512 or q.device.type != "cpu"):  # the fused kernels want at least one row
             p = self.attn_dropout.p if self.training else 0.0
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         # Short windows on a CPU: the fused kernel's backward costs more than it saves (docs/performance.md).
@@ -182,7 +182,7 @@ def evaluating(model: GPT) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)

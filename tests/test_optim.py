@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.engine import Batch, build_engine
+from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import WeightAverage, learning_rate
+from nanogpt.optim import WeightAverage, gradient_norm, learning_rate
 from nanogpt.world import World
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -30,7 +30,7 @@ def test_a_high_target_does_not_lower_the_rate_early():
 def test_the_average_is_the_exponential_one():
     """Reference: the recurrence, in double precision."""
     model = torch.nn.Linear(3, 2)
-    average, expected = WeightAverage(model, 0.9), None
+    average, expected = WeightAverage(list(model.parameters()), 0.9), None
     for step in range(20):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -39,10 +39,9 @@ def test_the_average_is_the_exponential_one():
         expected = now if expected is None else [0.9 * e + 0.1 * n for e, n in zip(expected, now, strict=True)]
         average.update()
     last = [p.detach().clone() for p in model.parameters()]
-    average.exchange()
-    for got, wanted in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(got.detach().double(), wanted, rtol=1e-6, atol=1e-6)
-    average.exchange()
+    with average.applied():
+        for got, wanted in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(got.detach().double(), wanted, rtol=1e-6, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), last, strict=True))
 
 
@@ -50,8 +49,15 @@ def test_an_average_of_nothing_changes_nothing():
     """Invariant: before the first update the model's own weights are judged."""
     model = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in model.parameters()]
-    WeightAverage(model, 0.9).exchange()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    with WeightAverage(list(model.parameters()), 0.9).applied():
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_the_gradient_norm_is_exact():
+    """Reference: double precision, 1e-7; one fp32 sum over as many values is off by 1e-4."""
+    model = torch.nn.Embedding(50257, 128)
+    model.weight.grad = torch.randn(model.weight.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    assert gradient_norm(model) == pytest.approx(model.weight.grad.double().norm().item(), rel=1e-7)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -61,7 +67,7 @@ def test_an_engines_step_is_plain_adamw(pieces):
     torch.manual_seed(0)
     ours, plain = GPT(config), GPT(config)
     plain.load_state_dict(ours.state_dict())
-    engine = build_engine("single", ours, ALONE, dtype="fp32", micro_batches=[], compile=False)
+    engine = build_engine("single", ours, ALONE, EngineOptions(dtype="fp32", compile=False, micro_batches=[]))
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     for step in range(5):
         ids = torch.randint(50257, (6, 9), generator=torch.Generator().manual_seed(step))

@@ -1,20 +1,17 @@
-"""Engines: one interface to train through, whatever the number of processes."""
+"""Engines: one interface to train through, whatever the number of processes and however the state is shared out."""
 
-from collections.abc import Sequence
-
-from nanogpt.engine.base import Batch, Engine
+from nanogpt.engine.base import Batch, Engine, EngineOptions
 from nanogpt.engine.ddp import DDPEngine
 from nanogpt.engine.single import SingleEngine
+from nanogpt.engine.zero import DeepSpeedEngine
 from nanogpt.model import GPT
 from nanogpt.world import World
 
-ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine)}
+ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine, DeepSpeedEngine)}
 
-__all__ = ["Batch", "Engine", "build_engine"]
+__all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 
 
-def build_engine(
-    name: str, model: GPT, world: World, *, dtype: str, micro_batches: Sequence[Batch], compile: bool
-) -> Engine:
-    """The engine called name ('single' or 'ddp') around model; the process group must be up for 'ddp'."""
-    return ENGINES[name](model, world, dtype=dtype, micro_batches=micro_batches, compile=compile)
+def build_engine(name: str, model: GPT, world: World, options: EngineOptions) -> Engine:
+    """The engine called name (a key of ENGINES) around model; the process group that it needs must be up."""
+    return ENGINES[name](model, world, options)

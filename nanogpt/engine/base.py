@@ -1,11 +1,16 @@
 """What the training loop knows of an engine, and all it knows."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from nanogpt.checkpoint import Checkpoint, Piece
 from nanogpt.model import GPT
+from nanogpt.world import World
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,26 @@ class Batch:
     step_tokens: int  # targets in the whole global batch that these rows belong to
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is to compute."""
+
+    dtype: str  # 'bf16' or 'fp32'
+    compile: bool
+    micro_batches: Sequence[Batch]  # one step's worth, whose shapes a compiled model is warmed up with
+    deepspeed: Mapping[str, Any] | None = None  # DeepSpeed's configuration, for the engine that wants one
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What came of compiling a model."""
+
+    forward: nn.Module  # what to call: the model itself, or a compiled one that shares its parameters
+    compiled: bool = False
+    seconds: float = 0.0
+    failure: str = ""  # why it is not compiled although that was asked
+
+
 class Engine(ABC):
     """One rank's model, optimizer and gradients.
 
@@ -24,9 +49,9 @@ class Engine(ABC):
     """
 
     name: str
+    world: World
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
-    compiled: bool  # whether the training forward is a compiled one
-    compile_s: float  # what compiling cost, seconds
+    compilation: Compilation  # of the training forward
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
@@ -42,3 +67,46 @@ class Engine(ABC):
 
         With a non-finite norm nothing is updated. Waits for the device.
         """
+
+    def exposed_communication_s(self) -> float | None:
+        """Seconds that the newest step's backward waited for other ranks; None: this engine cannot tell."""
+        return None
+
+    def local_weights(self) -> list[Tensor]:
+        """The tensors that hold this rank's weights, whole or in part, always in the same order.
+
+        Whoever writes to them calls weights_written afterwards, on every rank, and has put the old values back before
+        the next step.
+        """
+        return list(self.model.parameters())
+
+    def weights_written(self) -> None:  # noqa: B027, most engines have nothing to do
+        """Let the model see what was written to local_weights."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of a checkpoint: fp32 weights and Adam's two moments, as 'weight/NAME', 'exp_avg/NAME', ...
+
+        All ranks' pieces together are the whole state, each value once, whatever the engine.
+        """
+
+    @abstractmethod
+    def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
+        """Go on from what pieces() of some engine wrote after as many updates. Raises CheckpointError."""
+
+    def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor]) -> Iterator[Piece]:
+        """This rank's share of tensors that are laid out as local_weights is, as 'KIND/NAME'."""
+        for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
+            share = self.world.rows(tensor.numel())
+            if share.start < share.stop:
+                yield Piece(f"{kind}/{name}", share.start, tensor.reshape(-1)[share])
+
+    def read_like_weights(self, kind: str, tensors: Sequence[Tensor], checkpoint: Checkpoint) -> None:
+        """Fill tensors that are laid out as local_weights is from what pieces_like_weights wrote."""
+        for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
+            with torch.no_grad():
+                tensor.view(-1).copy_(checkpoint.read(f"{kind}/{name}", 0, tensor.numel()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every parameter, whole, in fp32, on the CPU, the tied one once: on the first rank. Every rank must call."""
+        return {name: p.detach().to("cpu", torch.float32) for name, p in self.model.named_parameters()}

@@ -1,12 +1,11 @@
 """Several processes, each with the whole model and its rows of the global batch: DistributedDataParallel."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt.engine.base import Batch
+from nanogpt.engine.base import Batch, EngineOptions
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model import GPT
 from nanogpt.world import World
@@ -17,19 +16,26 @@ class DDPEngine(SingleEngine):
 
     name = "ddp"
 
-    def __init__(self, model: GPT, world: World, *, dtype: str, micro_batches: Sequence[Batch], compile: bool) -> None:
-        super().__init__(model, world, dtype=dtype, micro_batches=micro_batches, compile=compile)
+    def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
+        super().__init__(model, world, options)
         self.forward = DistributedDataParallel(
             self.forward,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            broadcast_buffers=False,  # there are none
             gradient_as_bucket_view=True,  # saves one copy of the gradient
         )
+        self.forward._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
         with nullcontext() if is_last else self.forward.no_sync():
             return super().forward_backward(batch, is_last=is_last)
+
+    def exposed_communication_s(self) -> float | None:
+        self.forward.logger.set_runtime_stats_and_log()  # else DDP reads its clocks in the next forward
+        figures = self.forward._get_ddp_logging_data()
+        # in nanoseconds; absent after the first step
+        communication_ns = figures.get("backward_comm_time", 0) - figures.get("backward_compute_comm_overlap_time", 0)
+        return max(0, communication_ns) / 1e9
 
     def _gradient_scale(self) -> float:
         return float(self.world.size)  # DDP divides the summed gradient by it

@@ -1,17 +1,16 @@
 """One process, one device: the engine that every other is compared with."""
 
-import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from math import isfinite
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
+from torch.optim import Optimizer
 
-from nanogpt.engine.base import Batch, Engine
+from nanogpt.checkpoint import Checkpoint, Piece
+from nanogpt.engine.base import Batch, Engine, EngineOptions
+from nanogpt.engine.compiling import compile_model
 from nanogpt.model import GPT
-from nanogpt.optim import build_optimizer
+from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, moments_of
 from nanogpt.world import World
 
 
@@ -20,27 +19,22 @@ class SingleEngine(Engine):
 
     name = "single"
 
-    def __init__(self, model: GPT, world: World, *, dtype: str, micro_batches: Sequence[Batch], compile: bool) -> None:
-        """micro_batches: one step's worth, whose shapes a compiled model is warmed up with."""
+    def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         self.world = world
-        self.dtype = dtype
+        self.dtype = options.dtype
         self.model = model.to(world.device)
         self.optimizer = build_optimizer(self.model)
-        self.compiled, self.compile_s = False, 0.0
-        self.forward: nn.Module = self.model
-        if compile:
-            self.forward = self._compile(micro_batches)
+        self.compilation = compile_model(self.model, world, options)
+        self.forward = self.compilation.forward
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         with self.world.autocast(self.dtype):
             loss_sum = self.forward(batch.idx, batch.targets)
-        # 0 when the loss is finite, NaN when it is not: a lost loss then shows in every rank's gradient norm.
-        poison = loss_sum.detach() * 0
-        (loss_sum * (self._gradient_scale() / batch.step_tokens + poison)).backward()
+        mean_share(loss_sum, batch, self._gradient_scale()).backward()
         return loss_sum.detach()
 
     def step(self, lr: float) -> float:
-        norm = get_total_norm([p.grad for p in self.model.parameters()]).item()  # waits for the device
+        norm = gradient_norm(self.model)
         if isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -48,23 +42,40 @@ class SingleEngine(Engine):
         self.optimizer.zero_grad()
         return norm
 
+    def exposed_communication_s(self) -> float | None:
+        return 0.0
+
+    def pieces(self) -> Iterator[Piece]:
+        return replicated_pieces(self, self.optimizer)
+
+    def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
+        restore_replicated(self, self.optimizer, checkpoint, updates)
+
     def _gradient_scale(self) -> float:
         return 1.0
 
-    def _compile(self, micro_batches: Sequence[Batch]) -> nn.Module:
-        """The compiled model, after a forward and backward of each shape, or the plain one if that fails."""
-        started = time.perf_counter()
-        compiled = torch.compile(self.model)
-        try:
-            for batch in {b.idx.shape: b for b in micro_batches}.values():
-                with self.world.autocast(self.dtype):
-                    compiled(batch.idx, batch.targets).backward()
-            self.compiled = True
-        except Exception as error:  # its failures have no common base: no C++ compiler, no Triton, its own bugs
-            if self.world.is_first:
-                reason = next(iter(str(error).strip().splitlines()), "")
-                warnings.warn(f"torch.compile failed, going on without: {type(error).__name__}: {reason}", stacklevel=2)
-            compiled = self.model
-        self.optimizer.zero_grad()
-        self.compile_s = time.perf_counter() - started
-        return compiled
+
+def replicated_pieces(engine: Engine, optimizer: Optimizer) -> Iterator[Piece]:
+    """This rank's share of weights and moments that every rank holds whole."""
+    weights = engine.local_weights()
+    yield from engine.pieces_like_weights("weight", weights)
+    for moment in MOMENTS if optimizer.state else ():
+        yield from engine.pieces_like_weights(moment, [optimizer.state[weight][moment] for weight in weights])
+
+
+def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: Checkpoint, updates: int) -> None:
+    """Weights and moments that every rank holds whole."""
+    weights = engine.local_weights()
+    engine.read_like_weights("weight", weights, checkpoint)
+    if updates:
+        for weight in weights:
+            optimizer.state[weight] = moments_of(weight, updates)
+        for moment in MOMENTS:
+            engine.read_like_weights(moment, [optimizer.state[weight][moment] for weight in weights], checkpoint)
+
+
+def mean_share(loss_sum: Tensor, batch: Batch, scale: float) -> Tensor:
+    """What to call backward on: this batch's share of the global mean loss, times scale; NaN for a non-finite loss."""
+    # 0 when the loss is finite, NaN when it is not: a lost loss then shows in every rank's gradient norm.
+    poison = loss_sum.detach() * 0
+    return loss_sum * (scale / batch.step_tokens + poison)

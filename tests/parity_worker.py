@@ -1,0 +1,59 @@
+"""One rank of the parity matrix: trains each cell that it is given for some steps, in one process group.
+
+torchrun --standalone --nproc_per_node=2 tests/parity_worker.py CELLS.json CURVES.json
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.engine import Batch, build_engine
+from nanogpt.engine.base import EngineOptions
+from nanogpt.model import GPT
+from nanogpt.plan import make_plan
+from nanogpt.run_dir import model_config
+from nanogpt.world import World
+
+
+def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
+    """(mean loss over all ranks, gradient norm) of each of config.max_steps steps."""
+    plan = make_plan(config, world)
+    config, windows = plan.config, plan.windows
+    # The text's own tokens, numbered anew: where bf16 is emulated, 50,257 logits a position would take half an hour.
+    tokens, windows.ids = windows.ids.unique(return_inverse=True)
+    shape = replace(model_config(config), vocab_size=len(tokens))
+    torch.manual_seed(config.seed)
+    options = EngineOptions(config.dtype, compile=False, micro_batches=[], deepspeed=plan.deepspeed)
+    engine = build_engine(config.engine, GPT(shape), world, options)
+    gathered_for_good = [name for name, p in engine.model.named_parameters() if getattr(p, "ds_persist", False)]
+    assert not gathered_for_good, "ZeRO 3 would share nothing out"
+    points, step_tokens = [], config.batch_size * config.context_length
+    for step in range(config.max_steps):
+        mine = windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
+        parts = mine.split(config.micro_batch_size)
+        loss = 0.0
+        for i, starts in enumerate(parts):
+            batch = Batch(*windows.take(starts), step_tokens)
+            loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
+        norm = engine.step(config.learning_rate)
+        (loss,) = world.sum(loss)
+        points.append((loss / step_tokens, norm))
+    return points
+
+
+def main() -> None:
+    """Train the cells of the file that the first word names, write their curves to the second."""
+    cells = json.loads(Path(sys.argv[1]).read_text())
+    world = World.from_env()
+    with world.process_group(sharded=True):
+        curves = [curve(TrainConfig(**cell), world) for cell in cells]
+    if world.is_first:
+        Path(sys.argv[2]).write_text(json.dumps(curves))
+
+
+if __name__ == "__main__":
+    main()
