@@ -1,49 +1,173 @@
-"""When will the target be reached? A point and an interval, or honestly nothing.
+"""When will the run end? A point and an interval, or honestly nothing.
 
-steps_to_target([(10, 5.2), (20, 4.1), (30, 3.0), (40, 2.2)], target=0.099)
+losses = [(10, 5.2), (20, 4.1), (30, 3.0), (40, 2.2)]
+steps_to_target(losses, 0.099, Circumstances(floor=0.036))    # Eta(steps, low, high), or a NoEta
+
+A run ends when a full pass verifies the target. docs/eta.md: how good this is on recorded runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from enum import Enum
+from math import exp
 
 import numpy as np
 
-MIN_POINTS = 4  # two lines through fewer points say nothing
+MIN_POINTS = 3  # epoch means; a curve of any shape goes through fewer
+MAX_POINTS = 200  # longer histories are averaged further, so that an answer takes milliseconds
+POWERS = (0.5, 0.75, 1.0, 1.25)  # of the distance to the asymptote in the speed; 1: an exponential
+REACHABLE = (0.0, 0.2, 0.4, 0.6)  # asymptotes, from the floor (0) to the highest level (1)
+UNREACHABLE = (0.0, 0.25, 0.5, 0.75, 0.95)  # asymptotes, from the highest level (0) to the lowest loss so far (1)
+LEVELS = (0.8, 1.0, 1.25, 1.6)  # x the target: training losses at which a pass may verify it; 0.97 to 1.68 were seen
+HALF_LIFE = 0.2  # of the steps so far, after which a point weighs half
+EVIDENCE = 4.0  # points' worth: neighbours err alike, so many of them say little more than a few
+ERROR = 0.03  # of a mean loss, relative; a fit that is better than this is luck
+BEYOND_DOUBT = 4.0  # log-likelihood by which the unreachable asymptotes must fit better
+FIRST_PLATEAU = 0.25  # of the first loss: a plateau above this is that of single tokens, which the loss leaves again
+DOUBT = 0.2  # log-likelihood, likewise, that makes a bend above FIRST_PLATEAU a reason to say nothing
+FARTHEST = 15.0  # x the steps so far: nothing is said of what is farther off
+QUANTILES = (0.1, 0.5, 0.9)  # of the ensemble: low, point, high
 
 
 @dataclass(frozen=True)
 class Eta:
-    """Steps still to go: the best guess and the two extrapolations that it lies between."""
+    """Steps still to go: the best guess, and the ends of the interval that should hold the truth 4 times in 5."""
 
     steps: float
     low: float
     high: float
 
 
-def steps_to_target(history: Sequence[tuple[int, float]], target: float) -> Eta | None:
-    """Extrapolate (step, mean loss) pairs, oldest first, to target; None while the loss does not fall.
+class NoEta(Enum):
+    """Why there is none, as a person reads it."""
 
-    The later half of the history is continued once as a straight line of the loss and once of its logarithm. A loss
-    that falls fast and then bends to its floor ends between the two, so the guess is their geometric mean.
+    NOT_YET = "no ETA yet"
+    BELOW_PLATEAU = "target below the plateau"
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a run beside its losses."""
+
+    floor: float = 0.0  # nats/token that no model can be below
+    epoch_steps: float = 1.0  # in which each window is seen once; may be less than a step
+    slows_below: float = 0.0  # nats/token below which the rate falls with the square root of the loss; 0: nowhere
+    lag_steps: float = 0.0  # by which the judged weights, an average, are older than the trained ones
+    wait_steps: float = 1.0  # before which no full pass can be made
+
+
+def steps_to_target(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | NoEta:
+    """When the run that has logged these (step, mean loss since the one before), oldest first, will end.
+
+    An ensemble: each fit says how the speed -d(loss)/d(step) depends on the loss, k (loss - asymptote)^power, and where
+    the trained loss is when a full pass verifies the target. Fits weigh as their likelihood. One that says the run
+    has ended already is wrong and is left out.
     """
-    recent = history[len(history) // 2 :]
-    if len(recent) < MIN_POINTS:
-        return None
-    if recent[-1][1] <= target:
-        return Eta(0.0, 0.0, 0.0)
-    steps = np.array([step for step, _ in recent], dtype=float)
-    losses = np.array([loss for _, loss in recent])
-    linear = _crossing(steps, losses, target)
-    log_linear = _crossing(steps, np.log(losses), log(target))
-    if linear is None or log_linear is None:
-        return None
-    return Eta(sqrt(linear * log_linear), min(linear, log_linear), max(linear, log_linear))
+    if known.floor >= target:
+        return NoEta.BELOW_PLATEAU
+    steps, losses, weights = _epoch_means(history, known.epoch_steps)
+    if len(steps) < MIN_POINTS:
+        return NoEta.NOT_YET
+    now, top = history[-1][0], LEVELS[-1] * target
+    weights = weights * 0.5 ** ((now - steps) / (HALF_LIFE * now))
+    points = steps, losses, weights / weights.sum()
+    reachable = [known.floor + share * (top - known.floor) for share in REACHABLE]
+    unreachable = [top + share * (losses.min() - top) for share in UNREACHABLE if losses.min() > top]
+    fits = list(_fits(points, reachable, target, known))
+    plateaus = [fit.error for fit in _fits(points, unreachable, target, known)]
+    if not fits:
+        return NoEta.NOT_YET
+    best = min(fit.error for fit in fits)
+    unit = 2 / EVIDENCE * (min([best, *plateaus]) + ERROR**2)
+    evidence = (best - min(plateaus)) / unit if plateaus else 0.0
+    if losses.min() > FIRST_PLATEAU * losses.max():
+        if evidence > DOUBT:
+            return NoEta.NOT_YET
+    elif evidence > BEYOND_DOUBT:
+        return NoEta.BELOW_PLATEAU
+    ends = [
+        (fit.step_of(level * target) + known.lag_steps - now, exp((best - fit.error) / unit))
+        for fit in fits
+        for level in LEVELS
+        if level * target > fit.asymptote
+    ]
+    ahead = [(left, weight) for left, weight in ends if left > 0] or [(known.wait_steps, 1.0)]
+    low, middle, high = (max(known.wait_steps, left) for left in _quantiles(ahead))
+    return NoEta.NOT_YET if middle > FARTHEST * now else Eta(middle, low, min(high, FARTHEST * now))
 
 
-def _crossing(steps: np.ndarray, values: np.ndarray, target: float) -> float | None:
-    """Steps from the last of `steps` to where the least-squares line meets target; None if it does not fall."""
-    slope, now = np.polyfit(steps - steps[-1], values, deg=1)
+@dataclass(frozen=True)
+class Fit:
+    """A straight line through z(loss) = the integral of d(loss) / speed, for one shape of the speed."""
+
+    asymptote: float
+    losses: np.ndarray  # (G,), ascending: where z is tabulated
+    z: np.ndarray  # (G,)
+    slope: float  # of z against the step, negative
+    origin: float  # z at step 0
+    error: float  # weighted mean square of the points' relative errors
+
+    def step_of(self, loss: float) -> float:
+        """Where the curve has fallen to a loss."""
+        return (float(np.interp(loss, self.losses, self.z)) - self.origin) / self.slope
+
+
+def fit_curve(
+    points: tuple[np.ndarray, ...], power: float, asymptote: float, lowest: float, slows_below: float
+) -> Fit | None:
+    """The curve of one power and asymptote through points; None if it does not fall.
+
+    points: steps, losses and weights that sum to 1, each (N,). lowest: the lowest loss that step_of will be asked for.
+    """
+    steps, losses, weights = points
+    nearest = asymptote + 1e-3 * max(lowest, asymptote)  # z is infinite at the asymptote; points below count as here
+    grid = np.geomspace(max(nearest, min(lowest, losses.min())), max(losses.max(), nearest * 1.001), 400)
+    slowness = (grid - asymptote) ** -power
+    if slows_below:
+        slowness /= np.minimum(1.0, np.sqrt(grid / slows_below))
+    z = np.concatenate([[0.0], np.cumsum(np.diff(grid) * (slowness[1:] + slowness[:-1]) / 2)])
+    seen = np.interp(losses, grid, z)
+    from_mean = steps - weights @ steps
+    slope = float(weights @ (from_mean * seen) / (weights @ from_mean**2))
     if slope >= 0:
         return None
-    return max(1.0, (target - float(now)) / float(slope))
+    line = weights @ seen + slope * from_mean
+    error = float(weights @ np.log(np.interp(line, z, grid) / losses) ** 2)
+    return Fit(asymptote, grid, z, slope, float(line[0] - slope * steps[0]), error)
+
+
+def _fits(
+    points: tuple[np.ndarray, ...], asymptotes: Sequence[float], target: float, known: Circumstances
+) -> Iterator[Fit]:
+    for asymptote in asymptotes:
+        for power in POWERS:
+            fitted = fit_curve(points, power, asymptote, LEVELS[0] * target, known.slows_below)
+            if fitted is not None:
+                yield fitted
+
+
+def _epoch_means(history: Sequence[tuple[int, float]], epoch_steps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middle step, mean loss and length, each (N,), of the stretches of whole rows that last an epoch or longer.
+
+    Within an epoch the windows differ, and a fall may be luck. What is left over at the end is not complete, and is not
+    returned.
+    """
+    if not history:
+        return (np.zeros(0),) * 3
+    shortest = max(epoch_steps, history[-1][0] / MAX_POINTS)
+    means, begin, before, total = [], 0, 0, 0.0
+    for step, loss in history:
+        total += loss * (step - before)
+        before = step
+        if step > begin and step - begin >= shortest:
+            means.append(((begin + step) / 2, total / (step - begin), step - begin))
+            begin, total = step, 0.0
+    steps, losses, lengths = np.array(means).reshape(-1, 3).T
+    return steps, np.maximum(losses, 1e-9), lengths
+
+
+def _quantiles(weighted: Sequence[tuple[float, float]]) -> list[float]:
+    """QUANTILES of (positive value, weight), interpolated on the logarithm of the value."""
+    values, weights = np.array(sorted(weighted)).T
+    shares = (np.cumsum(weights) - weights / 2) / weights.sum()
+    return np.exp(np.interp(QUANTILES, shares, np.log(values))).tolist()

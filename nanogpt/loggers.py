@@ -1,19 +1,18 @@
 """Who hears of the run: a terminal, metrics.jsonl, and nobody on the ranks that are not the first.
 
-with open_logger(world, out_dir, target_loss=0.099) as logger:
-    logger.row(row)
+logger = Loggers(PlainLogger(), JsonlLogger(out_dir / "metrics.jsonl", print))
+logger.row(row)
 """
 
+import errno
 import json
 import math
-import sys
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
+from typing import Any
 
 from nanogpt.strict_json import finite
 
@@ -31,17 +30,31 @@ class Row:
     lr: float
     grad_norm: float
     tokens_per_s: float  # full passes and other pauses excluded; NaN without a step
-    mfu: float | None
+    step_s: float  # median; the same pauses excluded
+    mfu: float | None  # model FLOPs utilisation of all ranks together; none: the device's peak is unknown
     eta_s: float | None
     eta_low_s: float | None
     eta_high_s: float | None
+    eta_note: str | None  # why there is no ETA, else null
     wall_s: float  # since training began
     memory_bytes: int  # the most that any rank has held
     full_pass_loss: float | None  # on the rows where a full pass ran, else null
+    fastest_rank_step_s: float | None  # mean own work of a step, without waiting for the others; none: not known
+    slowest_rank_step_s: float | None
+    time_share: dict[str, float | None]  # of the first rank's wall clock since the last row, by metrics.PHASES
 
     def to_json(self) -> str:
         """One line of strict JSON."""
         return json.dumps(finite(asdict(self)), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Recitation:
+    """The beginning of the text from the model's own mouth."""
+
+    prompt: str
+    recited: str  # what the model went on with
+    verdict: str  # where it differs from the text, if it does
 
 
 class Logger(ABC):
@@ -54,6 +67,12 @@ class Logger(ABC):
     @abstractmethod
     def say(self, text: str) -> None:
         """A sentence for a person."""
+
+    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:  # noqa: B027
+        """How the run ended: its report.json; the files of the run directory are written."""
+
+    def died(self, error: BaseException) -> None:  # noqa: B027
+        """The run ends by an error instead."""
 
     @abstractmethod
     def close(self) -> None:
@@ -74,14 +93,28 @@ class NullLogger(Logger):
 
 
 class JsonlLogger(Logger):
-    """metrics.jsonl, the truth of the run: each line is flushed before the next step begins."""
+    """metrics.jsonl, the truth of the run: each line is in the file before the next step begins.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+    While the disk is full the lines wait in memory, and follow whole and in order as soon as there is room.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)  # of the last whole line
+        self._waiting = b""
+        self._warn = warn
 
     def row(self, row: Row) -> None:
-        self._file.write(row.to_json() + "\n")
-        self._file.flush()
+        had_room = not self._waiting
+        self._waiting += row.to_json().encode() + b"\n"
+        try:
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._end, self._waiting = self._end + len(self._waiting), b""
+        except OSError as error:
+            self._file.truncate(self._end)
+            if had_room:
+                self._warn(f"warning: {self._file.name} cannot be written ({error.strerror}); its rows wait, going on")
 
     def say(self, text: str) -> None:
         pass
@@ -103,35 +136,6 @@ class PlainLogger(Logger):
         pass
 
 
-class RichLogger(Logger):
-    """A terminal: sentences scroll by, the newest row stays at the foot beside a bar.
-
-    The bar measures the way to the target on the logarithm of the loss, not the share of max_steps.
-    """
-
-    def __init__(self, target_loss: float) -> None:
-        self._target_loss = target_loss
-        self._first_loss: float | None = None
-        self._bar = Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=Console())
-        self._task = self._bar.add_task("warming up", total=1.0)
-        self._bar.start()
-
-    def row(self, row: Row) -> None:
-        if self._first_loss is None and row.loss > 0:
-            self._first_loss = row.loss
-        if self._first_loss is None:
-            return
-        way = math.log(max(self._first_loss / self._target_loss, 1.0 + 1e-9))
-        gone = math.log(self._first_loss / row.loss) if row.loss > 0 else 0.0
-        self._bar.update(self._task, completed=min(1.0, max(0.0, gone / way)), description=describe(row))
-
-    def say(self, text: str) -> None:
-        self._bar.console.print(Text(text), soft_wrap=True)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
 class Loggers(Logger):
     """Several loggers as one."""
 
@@ -146,26 +150,31 @@ class Loggers(Logger):
         for logger in self._loggers:
             logger.say(text)
 
+    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
+        for logger in self._loggers:
+            logger.result(report, recitation)
+
+    def died(self, error: BaseException) -> None:
+        for logger in self._loggers:
+            logger.died(error)
+
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()
 
 
-def open_logger(*, is_first: bool, out_dir: Path, target_loss: float) -> Logger:
-    """The loggers of this rank."""
-    if not is_first:
-        return NullLogger()
-    person = RichLogger(target_loss) if sys.stdout.isatty() else PlainLogger()
-    return Loggers(person, JsonlLogger(out_dir / "metrics.jsonl"))
-
-
 def describe(row: Row) -> str:
     """A row as a person reads it."""
-    eta = "no ETA yet"
-    if row.eta_s is not None:
-        eta = f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"
+    mfu = "" if row.mfu is None or math.isnan(row.mfu) else f"  MFU {row.mfu:.0%}"
     full = "" if row.full_pass_loss is None else f"  full pass {row.full_pass_loss:.4f}"
-    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s  {eta}{full}"
+    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s{mfu}  {describe_eta(row)}{full}"
+
+
+def describe_eta(row: Row) -> str:
+    """When the target will be reached, with the interval, or that nobody can tell."""
+    if row.eta_s is None or math.isnan(row.eta_s):  # a row without a step has no step time
+        return row.eta_note or "no ETA yet"
+    return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"
 
 
 def duration(seconds: float | None) -> str:

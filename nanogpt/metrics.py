@@ -1,11 +1,16 @@
-"""The loss and throughput of the steps between two logged rows.
+"""Loss, throughput and where the time went, of the steps between two logged rows.
 
 meter = Meter()
 meter.add(loss_sum=5300.0, tokens=1024, seconds=1.7)
-loss, tokens_per_s = meter.take()
+loss, tokens_per_s, step_s = meter.take()
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import nan
+from statistics import median
+from typing import Any
 
 
 class Meter:
@@ -20,14 +25,66 @@ class Meter:
         self.tokens += tokens
         self._loss_sum += loss_sum
         self._tokens += tokens
-        self._seconds += seconds
+        self._seconds.append(seconds)
 
-    def take(self) -> tuple[float, float]:
-        """Mean loss (nats/token) and tokens/s since the last take, NaN where no step was added; then start afresh."""
+    def take(self) -> tuple[float, float, float]:
+        """Mean loss (nats/token), tokens/s and median step (s) since the last take, then start afresh.
+
+        NaN where no step was added.
+        """
         loss = self._loss_sum / self._tokens if self._tokens else nan
-        tokens_per_s = self._tokens / self._seconds if self._seconds else nan
+        tokens_per_s = self._tokens / sum(self._seconds) if self._seconds else nan
+        step_s = median(self._seconds) if self._seconds else nan
         self._reset()
-        return loss, tokens_per_s
+        return loss, tokens_per_s, step_s
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, as JSON."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from state()."""
+        vars(self).update(state)
 
     def _reset(self) -> None:
-        self._loss_sum, self._tokens, self._seconds = 0.0, 0, 0.0
+        self._loss_sum, self._tokens, self._seconds = 0.0, 0, []
+
+
+PHASES = ("data", "compute", "communication", "checkpoint", "full_pass")
+
+
+class PhaseClock:
+    """This rank's seconds in each of PHASES; what is left of the wall clock is logging and the like."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside as name's."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - started
+
+    def move(self, seconds: float, *, origin: str, to: str) -> None:
+        """Count seconds that are in origin's as to's."""
+        self._seconds[origin] -= seconds
+        self._seconds[to] += seconds
+
+    def take(self) -> tuple[dict[str, float], float]:
+        """Each phase's share of the wall clock since the last take, and this rank's own work in a step, in seconds.
+
+        The work is NaN when no step was counted.
+        """
+        wall_s = time.perf_counter() - self._since
+        shares = {name: seconds / wall_s for name, seconds in self._seconds.items()}
+        step_s = (self._seconds["data"] + self._seconds["compute"]) / self.steps if self.steps else nan
+        self._reset()
+        return shares, step_s
+
+    def _reset(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self.steps = 0  # to be counted by whoever takes them, refused ones too
+        self._since = time.perf_counter()

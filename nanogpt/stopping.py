@@ -8,6 +8,8 @@
 Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one.
 """
 
+from math import ceil
+
 WORTHWHILE = 1.7  # first pass when the running estimate is within this factor of the target
 BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
@@ -28,10 +30,24 @@ class PassSchedule:
         self._last_step = 0
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
+    def state(self) -> dict[str, float]:
+        """All that it remembers, as JSON."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from state()."""
+        vars(self).update(state)
+
     @property
     def estimate(self) -> float:
         """Mean loss of the last few steps, nats/token; infinite before the first."""
         return self._sum / self._weight if self._steps else float("inf")
+
+    @property
+    def wait_steps(self) -> int:
+        """Steps until the next pass can be made, if the losses call for it; at least 1."""
+        earliest = max((self._spent_steps + self.cost_steps) / BUDGET, self._last_step + self.cost_steps)
+        return max(1, ceil(earliest) - self._steps)
 
     def observe(self, loss: float) -> None:
         """The mean loss of a step's global batch, finite."""

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 
-from nanogpt.eta import steps_to_target
 from nanogpt.stopping import BUDGET, MEMORY, WORTHWHILE, PassSchedule
 
 
@@ -60,18 +59,15 @@ def test_a_misleading_pass_is_not_believed_for_long():
     assert min(b - a for a, b in pairwise(passes)) >= 4 * PassSchedule(0.099, 130, 16).cost_steps
 
 
-def test_an_exponential_is_foreseen():
-    """Reference: a loss that halves every 10 steps; the interval holds the truth, the log-linear end is exact."""
-    history = [(step, 4 * 0.5 ** (step / 10)) for step in range(0, 40, 4)]
-    true = 10 * 5.336 - 36  # log2(4 / 0.099) x 10 is where it crosses
-    eta = steps_to_target(history, 0.099)
-    assert eta.high == pytest.approx(true, rel=1e-3)
-    assert eta.low < eta.steps < eta.high
-
-
-def test_no_eta_without_a_fall():
-    """Invariant: too few points, a plateau or a rise give no ETA; a reached target gives 0."""
-    assert steps_to_target([(1, 5.0), (2, 4.0)], 0.099) is None
-    assert steps_to_target([(i, 2.0) for i in range(20)], 0.099) is None
-    assert steps_to_target([(i, 2.0 + 0.1 * i) for i in range(20)], 0.099) is None
-    assert steps_to_target([(i, 1 / (i + 1)) for i in range(20)], 0.099).steps == 0
+@pytest.mark.parametrize("windows", [10, 130, 4000])
+def test_a_pass_is_made_as_soon_as_it_can_be(windows):
+    """Reference: the step of each pass, when the losses always call for one, is the one that wait_steps foretold."""
+    schedule, foretold, made = PassSchedule(0.099, windows, 16), set(), []
+    for step in range(3000):
+        foretold.add(step + schedule.wait_steps)
+        schedule.observe(0.05)
+        if schedule.due():
+            made.append(step + 1)
+            schedule.judged(0.0495)
+    assert made == sorted(foretold)[: len(made)]
+    assert len(foretold) <= len(made) + 1

@@ -1,0 +1,76 @@
+"""Model FLOPs utilisation: what a token costs, and what the device could do.
+
+mfu = flops_per_token(model.config, context_length=64) * tokens_per_s / peak_flops_per_s
+"""
+
+import re
+import time
+
+import torch
+
+from nanogpt.model import GPTConfig
+from nanogpt.world import World
+
+# Dense matrix products, FLOP/s, from the makers' data sheets; bf16 with fp32 accumulation, fp32 without TF32 (torch's
+# default). The first name whose words stand in the device's counts, so the longer ones come first.
+PEAKS: dict[str, dict[str, float]] = {
+    "B200": {"bf16": 2250e12, "fp32": 75e12},
+    "GH200": {"bf16": 989e12, "fp32": 67e12},
+    "H200": {"bf16": 989e12, "fp32": 67e12},
+    "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
+    "H100 NVL": {"bf16": 835e12, "fp32": 60e12},
+    "H100": {"bf16": 989e12, "fp32": 67e12},
+    "H800": {"bf16": 989e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp32": 19.5e12},
+    "A800": {"bf16": 312e12, "fp32": 19.5e12},
+    "A10G": {"bf16": 70e12, "fp32": 35e12},
+    "A10": {"bf16": 125e12, "fp32": 31.2e12},
+    "A40": {"bf16": 150e12, "fp32": 37.4e12},
+    "L40S": {"bf16": 362e12, "fp32": 91.6e12},
+    "L40": {"bf16": 181e12, "fp32": 90.5e12},
+    "L4": {"bf16": 121e12, "fp32": 30.3e12},
+    "RTX 4090": {"bf16": 165e12, "fp32": 82.6e12},
+    "RTX 3090": {"bf16": 71e12, "fp32": 35.6e12},
+    "V100": {"fp32": 15.7e12},
+}
+MEASURED_S = 0.3  # that the products of a CPU's measurement may take
+SIDE = 1024  # of the matrices: large enough to be bound by arithmetic, a few milliseconds each
+
+
+def flops_per_token(config: GPTConfig, *, context_length: int) -> int:
+    """Floating-point operations that one trained token costs, forward and backward; a multiply-add counts as two.
+
+    6 for each weight that takes part in a matrix product (the token embedding as output layer, positions not), and
+    12 n_layer n_embd context_length for attention's two products, as in Chowdhery et al., "PaLM" (2022), appendix B.
+    Attention is counted as if none of it were masked; recomputation, norms and the optimizer are not counted.
+    """
+    block = 12 * config.n_embd**2  # c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4
+    weights = config.n_layer * block + config.vocab_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * context_length
+
+
+def peak_flops_per_s(world: World, dtype: str) -> float | None:
+    """What all ranks' devices together can do in dtype: a GPU by its data sheet, a CPU measured; None when unknown.
+
+    Every rank must call, at the same time: the ranks on a machine share its cores.
+    """
+    own = _measured(dtype) if world.device.type == "cpu" else table_peak(world.device_name(), dtype)
+    (unknown, total) = world.sum(float(own is None), own or 0.0)
+    return None if unknown else total
+
+
+def table_peak(device_name: str, dtype: str) -> float | None:
+    """The data sheet's FLOP/s of a device called device_name; None for one that is not in the table."""
+    if re.search(r"\b(MIG|Laptop|Max-Q|4090 D)\b", device_name):  # a part of a device, or a slower one of its name
+        return None
+    return next((peaks.get(dtype) for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def _measured(dtype: str) -> float:
+    """The best of some square matrix products on this rank's threads, FLOP/s."""
+    a = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    best_s, until = float("inf"), time.perf_counter() + MEASURED_S
+    while (started := time.perf_counter()) < until:
+        a @ a
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2 * SIDE**3 / best_s

@@ -1,0 +1,203 @@
+"""Weights & Biases as a mirror of metrics.jsonl, in a thread of its own: it can neither delay a run nor end it.
+
+logger = open_wandb(config, out_dir, run_id="3f1c09aa", say=console.say)
+
+What is logged is queued; the thread imports wandb, connects and sends. When anything there fails there is one warning,
+and the run goes on without. WANDB_* variables keep their meaning where no option says otherwise.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from nanogpt.config import TrainConfig
+from nanogpt.errors import ConfigError
+from nanogpt.loggers import Logger, NullLogger, Recitation, Row
+from nanogpt.run_dir import CONFIG, WEIGHTS
+from nanogpt.strict_json import finite
+
+PROJECT = "nanogpt-overfit"
+PICTURES = ("loss.png", "recall.png")  # of the run directory
+CONNECT_S = 20.0  # in which the server must answer; the run trains meanwhile
+FINISH_S = 25.0  # that the run waits at its end, for the connection too if it was so short
+LEAVE_S = 8.0  # that it waits when it was asked to stop: torchrun kills 30 s after the signal, and the save is to fit
+AXES = {"step": "trainer/step", "tokens": "trainer/tokens", "wall_s": "trainer/wall_s"}
+SECTIONS = {
+    "train": ("loss", "lr", "grad_norm"),
+    "eta": ("eta_s", "eta_low_s", "eta_high_s"),
+    "eval": ("full_pass_loss",),
+}
+
+
+def check_wandb(config: TrainConfig) -> None:
+    """Refuse --wandb=online where it cannot be, before the run leaves a trace. Raises ConfigError."""
+    if config.wandb != "online":
+        return
+    if find_spec("wandb") is None:
+        raise ConfigError('--wandb=online needs the package: pip install "nanogpt-overfit[wandb]"')
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True, mode="online"))  # whatever WANDB_MODE says
+    with suppress(wandb.Error):  # a server that cannot be reached is no mistake: the run goes on offline
+        if not _has_key(wandb):
+            raise ConfigError("--wandb=online needs a key: `wandb login`, or WANDB_API_KEY; or --wandb=offline")
+
+
+def open_wandb(config: TrainConfig, out_dir: Path, run_id: str, say: Callable[[str], None]) -> Logger:
+    """The mirror that config asks for, or none. say: how to tell a person where it is, or what failed."""
+    mode = os.environ.get("WANDB_MODE", "auto") if config.wandb == "auto" else config.wandb
+    if mode == "disabled":
+        return NullLogger()
+    if find_spec("wandb") is None:
+        say('W&B: off, not installed (pip install "nanogpt-overfit[wandb]")')
+        return NullLogger()
+    return WandbLogger(config, out_dir, run_id, mode, say)
+
+
+class WandbLogger(Logger):
+    """One W&B run, over all attempts."""
+
+    def __init__(self, config: TrainConfig, out_dir: Path, run_id: str, mode: str, say: Callable[[str], None]) -> None:
+        self._config, self._out_dir, self._run_id, self._mode, self._say = config, out_dir, run_id, mode, say
+        self._jobs: SimpleQueue[Callable[[Any], None] | None] = SimpleQueue()
+        self._exit_code = 1  # unless a result says otherwise
+        self._patience_s = FINISH_S
+        self._place = f"{out_dir}/wandb"
+        self._thread = Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def row(self, row: Row) -> None:
+        content = finite(asdict(row))
+        shares = {f"time_share/{phase}": share for phase, share in content.pop("time_share").items()}
+        figures = {_key(name): value for name, value in content.items()} | shares
+        figures = {name: value for name, value in figures.items() if value is not None}
+        self._jobs.put(lambda run: run.log(figures))
+
+    def say(self, text: str) -> None:
+        pass
+
+    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
+        reason, loss = report["exit_reason"], report.get("loss")
+        self._exit_code = 0 if reason in ("target_reached", "max_steps", "max_minutes") else 1
+        if reason == "stopped":
+            self._patience_s = LEAVE_S
+
+        def job(run: Any) -> None:
+            import wandb
+
+            run.summary.update(finite(report))
+            pictures = {path.stem: wandb.Image(str(path)) for n in PICTURES if (path := self._out_dir / n).exists()}
+            if recitation:
+                columns = ["prompt", "recited", "verdict"]
+                pictures["recitation"] = wandb.Table(columns=columns, data=[[getattr(recitation, c) for c in columns]])
+            if pictures:
+                run.log(pictures)
+            if self._config.wandb_artifact == "true" and (self._out_dir / WEIGHTS).exists():
+                artifact = wandb.Artifact(f"weights-{self._run_id}", type="model", metadata=finite(report))
+                artifact.add_file(str(self._out_dir / WEIGHTS))
+                run.log_artifact(artifact)
+            if reason == "target_reached":
+                run.alert("Target reached", f"full-pass loss {loss:.4f} after {report['steps']} steps")
+            elif reason == "stopped":
+                run.mark_preempting()
+            elif reason == "non_finite":
+                run.alert("Run failed", "too many non-finite steps in a row", level=wandb.AlertLevel.ERROR)
+
+        self._jobs.put(job)
+
+    def died(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):  # a person who will not wait
+            self._patience_s = 0.0
+            return
+        text = f"{type(error).__name__}: {error}"
+
+        def job(run: Any) -> None:
+            import wandb
+
+            run.alert("Run died", text, level=wandb.AlertLevel.ERROR)
+
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join(self._patience_s)
+        if self._thread.is_alive():
+            self._say(f"warning: W&B has not taken everything yet; `wandb sync` sends what is in {self._place}")
+
+    def _work(self) -> None:
+        """In the thread: connect, then one job after the other until None comes or something fails."""
+        try:
+            import wandb
+
+            run = self._connect(wandb)
+            while job := self._jobs.get():
+                job(run)
+            run.finish(exit_code=self._exit_code)
+        except Exception as error:  # whatever it is, the run is worth more
+            self._say(
+                f"warning: W&B is off from here on ({_reason(error)}); {self._out_dir}/metrics.jsonl has every row"
+            )
+            with suppress(Exception):
+                wandb.teardown(exit_code=1)
+
+    def _connect(self, wandb: Any) -> Any:
+        mode = "offline" if self._mode in ("offline", "dryrun") else "online"
+        wandb.setup(settings=wandb.Settings(silent=True, mode=mode))
+        try:
+            if mode == "online" and not _has_key(wandb):
+                if self._mode != "auto":
+                    self._say(f"warning: W&B: WANDB_MODE={self._mode} without a key: offline")
+                mode = "offline"
+            run = self._init(wandb, mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            self._say(f"warning: W&B cannot be reached ({_reason(error)}): offline")
+            with suppress(Exception):
+                wandb.teardown(exit_code=0)  # else the next init waits for the first
+            run = self._init(wandb, "offline")
+        self._place = run.settings.sync_dir
+        place = run.url if not run.offline else f"offline; `wandb sync {self._place}` sends it"
+        self._say(f"W&B: {place}")
+        run.define_metric("*", step_metric=AXES["step"])
+        for axis in AXES.values():
+            run.define_metric(axis)
+        return run
+
+    def _init(self, wandb: Any, mode: str) -> Any:
+        config, env = self._config, os.environ
+        facts = json.loads((self._out_dir / CONFIG).read_text(encoding="utf-8"))
+        settings = wandb.Settings(
+            init_timeout=CONNECT_S, login_timeout=CONNECT_S, finish_timeout=FINISH_S - 5, finish_timeout_raises=True,
+            silent=True, console="off",
+        )  # fmt: skip
+        return wandb.init(
+            mode=mode, id=self._run_id, resume="allow", settings=settings,
+            dir=env.get("WANDB_DIR") or str(self._out_dir),
+            project=config.wandb_project or env.get("WANDB_PROJECT", PROJECT),
+            name=config.wandb_name, group=config.wandb_group, notes=config.wandb_notes,
+            tags=config.wandb_tags.split(",") if config.wandb_tags else None,
+            config=facts.pop("config") | finite(facts), allow_val_change=True,
+        )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; some have no text."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _has_key(wandb: Any) -> bool:
+    """Whether W&B knows a key, without asking a person for one. Raises what W&B raises when the server refuses it."""
+    return bool(wandb.login(prompt=False, timeout=int(CONNECT_S)))
+
+
+def _key(name: str) -> str:
+    section = next((section for section, names in SECTIONS.items() if name in names), "perf")
+    return AXES.get(name, f"{section}/{name}")

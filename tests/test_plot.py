@@ -1,0 +1,214 @@
+"""Pictures of runs: they show what the run's files hold, and never cost a run its end."""
+
+import json
+import resource
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+
+import pytest
+from matplotlib.image import imread
+
+from conftest import REPOSITORY, TINY, flags, metrics, report, run, train
+from nanogpt.config import TrainConfig
+from nanogpt.curves import name_differences, read_curve
+from nanogpt.errors import ConfigError
+from nanogpt.live_plot import LivePlot
+from nanogpt.plot import COLOURS, draw, save
+
+ROW = {"step": 10, "wall_s": 20.0, "loss": 3.0, "full_pass_loss": None}
+
+
+def write_run(path, rows=(ROW,), ranks=1, floor=0.03, **options):
+    """The files of a run that goes on, with these options and rows -> its directory."""
+    path.mkdir(parents=True)
+    config = asdict(TrainConfig(**{"subset_tokens": 100, "out_dir": str(path)} | options))
+    facts = {"config": config, "floor": floor, "world_size": ranks, "device": "a processor"}
+    (path / "config.json").write_text(json.dumps(facts))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def lines_of(panel):
+    """The (x, y) values of a panel's lines."""
+    return [(list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines]
+
+
+def known(values):
+    """Values that are not NaN."""
+    return [value for value in values if value == value]
+
+
+def labels_of(figure):
+    """The labels of a figure's runs."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_picture_of_a_run_holds_its_data(finished):
+    """Reference: metrics.jsonl and report.json of a real run, point by point, in both panels."""
+    out_dir, _ = finished
+    rows, told = metrics(out_dir), report(out_dir)
+    figure = draw([read_curve(str(out_dir))])
+    over_steps, over_time = figure.axes
+    for panel, x in ((over_steps, [row["step"] for row in rows]), (over_time, [row["wall_s"] for row in rows])):
+        training, passes, target, floor = lines_of(panel)
+        assert training == (pytest.approx(x), [row["loss"] for row in rows])
+        assert known(passes[1]) == [row["full_pass_loss"] for row in rows if row["full_pass_loss"] is not None]
+        assert known(passes[1])[-1] == told["loss"]
+        assert (set(target[1]), set(floor[1])) == ({0.099}, {told["floor"]})
+        assert panel.get_yscale() == "log"
+    assert over_steps.get_ylabel() == "loss (nats/token)"
+    assert over_steps.get_xlabel() == "step"
+    assert over_time.get_xlabel() == "time in training (s)"
+    assert figure.get_suptitle().startswith(f"256 tokens of builtin; target reached: step {told['steps']}, ")
+
+
+def test_a_run_leaves_its_picture(finished, tmp_path):
+    """Reference: what draw() makes of the finished run's files, byte by byte; and a reader of PNG."""
+    out_dir, _ = finished
+    save(draw([read_curve(str(out_dir))]), tmp_path / "again.png")
+    assert (out_dir / "loss.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert imread(out_dir / "loss.png").shape == (440, 1000, 4)
+
+
+def test_a_picture_while_the_run_goes_on(tmp_path):
+    """Invariant: without a row no picture and no word; then the picture is there before the end, and whole at it."""
+    directory, heard = tmp_path / "run", []
+    write_run(directory, rows=())
+    with closing(LivePlot(directory, heard.append, period_s=0.02)) as live:
+        time.sleep(0.2)
+        assert not (directory / "loss.png").exists()
+        (directory / "metrics.jsonl").write_text(json.dumps(ROW) + "\n" + '{"step": 20, "lo')  # being written
+        give_up = time.monotonic() + 60
+        while not (directory / "loss.png").exists():
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        (directory / "metrics.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"step": 20}) + "\n")
+        live.result({}, None)
+    save(draw([read_curve(str(directory))]), tmp_path / "again.png")
+    assert (directory / "loss.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert heard == []
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "loss.png", "metrics.jsonl"]
+
+
+def test_without_matplotlib_a_run_goes_on(tmp_path):
+    """Invariant: one line says that there is no picture; status and files are those of any other run."""
+    (tmp_path / "without" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "without" / "matplotlib" / "__init__.py").write_text("raise ImportError('No module matplotlib')")
+    env = {"PYTHONPATH": f"{tmp_path / 'without'}:{REPOSITORY}"}
+    done = train(*flags(**TINY, max_steps=2), cwd=tmp_path, env=env)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("warning: loss.png could not be drawn (No module matplotlib); going on") == 1
+    assert report(tmp_path / "out")["steps"] == 2
+    done = run(sys.executable, "-m", "nanogpt", "plot", "out", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no picture without matplotlib (No module matplotlib): pip install matplotlib\n"
+
+
+@contextmanager
+def no_file_above(size_bytes):
+    """The file-size limit of this process, in place of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_one_line(tmp_path):
+    """Invariant: however often drawing fails, it is said once; the picture before and no other file stay."""
+    directory, heard = tmp_path / "run", []
+    write_run(directory)
+    LivePlot(directory, heard.append).result({}, None)
+    before = (directory / "loss.png").read_bytes()
+    with no_file_above(10_000), closing(LivePlot(directory, heard.append, period_s=0.02)) as live:
+        time.sleep(2)
+        live.result({}, None)
+    assert len(heard) == 1
+    assert heard[0].startswith("warning: loss.png could not be drawn ([Errno 27] File too large")
+    assert (directory / "loss.png").read_bytes() == before
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "loss.png", "metrics.jsonl"]
+
+
+def test_runs_are_told_apart_by_what_differs(tmp_path):
+    """Reference: written out here; what changes no curve is no difference, and equal runs have their directories."""
+    a = write_run(tmp_path / "a", learning_rate=1e-3, log_every=5)
+    b = write_run(tmp_path / "b", learning_rate=6e-4, data="/some/where/my_$text$.txt")
+    c = write_run(tmp_path / "c", learning_rate=6e-4, ranks=8)
+    d = write_run(tmp_path / "_d", learning_rate=6e-4, ranks=8)
+    curves = [read_curve(path) for path in (a, b, c, d)]
+    names = [
+        "data=builtin, learning_rate=0.001, ranks=1",
+        "data=my_$text$.txt, learning_rate=0.0006, ranks=1",
+        f"data=builtin, learning_rate=0.0006, ranks=8 in {c}",
+        f"data=builtin, learning_rate=0.0006, ranks=8 in {d}",
+    ]
+    assert name_differences(curves) == names
+    assert name_differences([curves[2], curves[3]]) == [f"in {c}", f"in {d}"]
+    assert name_differences(curves[:1]) == [""]
+    figure = draw(curves)
+    assert [label.replace("\n", " ") for label in labels_of(figure)] == [
+        f"{name}: so far: step 10, 20 s" for name in names
+    ]
+    save(figure, tmp_path / "out.pdf")
+    assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_many_runs_have_styles_of_their_own(tmp_path):
+    """Invariant: no two of 15 runs have the same colour and dashes; targets that differ have their run's colour."""
+    curves = [read_curve(write_run(tmp_path / str(seed), seed=seed, target_loss=0.1 + seed)) for seed in range(15)]
+    panel = draw(curves).axes[0]
+    training = panel.lines[0 : 2 * len(curves) : 2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in training}) == 15
+    targets = {line.get_ydata()[0]: line.get_color() for line in panel.lines if len(set(line.get_ydata())) == 1}
+    assert [targets[0.1 + seed] for seed in range(5)] == list(COLOURS[:5])
+
+
+def test_figures_that_cannot_be_shown(tmp_path):
+    """Invariant: null and 0 leave a gap; a floor far below the target is said and does not stretch the axis."""
+    rows = [ROW, ROW | {"step": 20, "loss": None}, ROW | {"step": 30, "loss": 0.0}, ROW | {"step": 40, "loss": 1.0}]
+    figure = draw([read_curve(write_run(tmp_path / "run", rows=rows, floor=1e-9))])
+    save(figure, tmp_path / "out.png")
+    panel, legend = figure.axes[0], figure.axes[1].get_legend()
+    assert panel.get_ylim() == pytest.approx((0.099 / 1.3, 3.0 * 1.3))
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "training loss", "full pass", "target 0.099", "entropy floor 1e-09 (below)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, r"config.json: no such file"),
+        ("config.json", "{", r"config.json cannot be read"),
+        ("config.json", "[]", r"holds something else than a run"),
+        ("config.json", '{"config": {}, "floor": 0.1}', r"holds something else than a run: KeyError\('target_loss'\)"),
+        ("metrics.jsonl", None, r"metrics.jsonl: no such file"),
+        ("metrics.jsonl", '{"step": 1\n' + json.dumps(ROW) + "\n", r"metrics.jsonl is damaged at line 1$"),
+        ("metrics.jsonl", "[1]\n", r"holds something else than a run"),
+        ("metrics.jsonl", '{"step": null}\n', r"holds something else than a run"),
+        ("report.json", "", r"report.json cannot be read"),
+        ("report.json", "{}", r"holds something else than a run: KeyError\('exit_reason'\)"),
+    ],
+)
+def test_files_that_are_no_runs(tmp_path, name, content, message):
+    """Invariant: a file that is missing or damaged is a ConfigError of one line that names it."""
+    write_run(tmp_path / "run")
+    if content is None:
+        (tmp_path / "run" / name).unlink()
+    else:
+        (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_curve(str(tmp_path / "run"))
+    assert "\n" not in str(raised.value)
+
+
+def test_wandb_is_sent_the_last_picture(tmp_path):
+    """Reference: loss.png as the run leaves it, byte by byte."""
+    pytest.importorskip("wandb", reason="needs the extra [wandb]")
+    done = train(*flags(**TINY, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert done.returncode == 3, done.stderr
+    (sent,) = (tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/loss_*.png")
+    assert sent.read_bytes() == (tmp_path / "out" / "loss.png").read_bytes()
