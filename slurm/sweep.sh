@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# slurm/train.sh for each value of one option, as an array of jobs, and a table when all of them are over:
+#   slurm/sweep.sh seed=0,1,2,3
+#   slurm/sweep.sh learning_rate=3e-4,6e-4,1e-3 --nodes=2 --partition=gpu -- --max_steps=500
+# After the values options of sbatch, after -- options of train_overfit.py. The runs are in runs/ARRAY_ID/OPTION=VALUE,
+# the table in runs/ARRAY_ID/summary.md. W&B puts them into the group sweep-ARRAY_ID, or WANDB_RUN_GROUP.
+set -euo pipefail
+
+if [[ ! ${1:-} =~ ^[a-z_]+=[^,]+(,[^,]+)*$ ]]; then
+    echo "error: slurm/sweep.sh OPTION=VALUE,VALUE,... [options of sbatch] [-- options of train_overfit.py]" >&2
+    exit 2
+fi
+export SWEEP_OPTION=${1%%=*} SWEEP_VALUES=${1#*=}
+shift
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ -f "$here/site.env" ]; then
+    set -a # SBATCH_ACCOUNT and the like are for sbatch
+    # shellcheck disable=SC1091
+    source "$here/site.env"
+    set +a
+fi
+for_sbatch=() who_and_where=()
+while (($# > 0)) && [ "$1" != -- ]; do
+    for_sbatch+=("$1")
+    case $1 in --partition=* | --account=* | --qos=*) who_and_where+=("$1") ;; esac
+    shift
+done
+if (($# > 0)); then shift; fi
+
+commas=${SWEEP_VALUES//[^,]/}
+array=$(sbatch --parsable --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$@")
+array=${array%%;*} # with --clusters its name follows
+mkdir -p "runs/$array"
+summary=$(sbatch --parsable --dependency="afterany:$array" --job-name=sweep-summary --nodes=1 --ntasks=1 --time=5 \
+    "${who_and_where[@]}" --output="runs/$array/summary.md" --wrap="python3 '$here/summary.py' 'runs/$array'")
+echo "job $array: $SWEEP_OPTION = $SWEEP_VALUES; job ${summary%%;*} writes runs/$array/summary.md when all are over"

@@ -1,0 +1,233 @@
+"""slurm/train.sh on a real cluster of three nodes, which cluster.sh starts: nothing of Slurm is imitated.
+
+Its timers are shorter than a site's, so that nobody waits for minutes: KillWait 10 s, SlurmdTimeout 10 s, and 5 s until
+a requeued job may start again.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from cluster import CPU_NODES, REPOSITORY, TINY, Job, slurm, start_cluster, why_not
+from conftest import flags, metrics, report
+from nanogpt.checkpoint import Checkpoint, examine
+from scenarios import SCENARIOS, cancel, failing_rank
+
+pytestmark = pytest.mark.slurm
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
+REQUEUED = [name for name, play in SCENARIOS.items() if play not in (cancel, failing_rank)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes."""
+    if reason := why_not():
+        pytest.skip(f"no Slurm cluster here: {reason}")
+    try:
+        with start_cluster(nodes=3) as running:
+            yield running
+    except BlockingIOError:
+        pytest.skip("another process runs a Slurm cluster on this machine")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """A job on two nodes that ran to its end."""
+    job = cluster.submit(tmp_path_factory.mktemp("undisturbed"), "--nodes=2", *CPU_NODES)
+    job.wait_until_over()
+    assert job.state == "COMPLETED", job.log
+    return job
+
+
+def outcome(run_dir):
+    """All that a run says of itself but clocks and memory: (rows, report, weights)."""
+    rows = [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(run_dir)]
+    told = {k: v for k, v in report(run_dir).items() if not k.endswith(CLOCKS)}
+    return rows, told, (run_dir / "model.safetensors").read_bytes()
+
+
+def assert_same(job: Job, reference: Job):
+    assert job.state == "COMPLETED", job.log
+    for got, wanted in zip(outcome(job.run_dir), outcome(reference.run_dir), strict=True):
+        assert got == wanted
+
+
+def test_it_says_where_it_runs(undisturbed):
+    """Invariant: nodes, attempt, rendezvous and logs are in the job log; each rank has a log of its own."""
+    first = [line.split("train.sh: ")[1] for line in undisturbed.log.splitlines()[:3]]
+    job = undisturbed.id
+    assert first[0] == f"job {job}, attempt 0 of at most 21: runs/{job}, logs in runs/{job}/logs/{job}.0"
+    assert first[1] == "2 nodes (node[1-2]), 0 GPUs and 4 CPUs each"
+    assert re.fullmatch(rf"rendezvous node1:[12]\d{{4}}, id {job}\.0", first[2])
+    assert undisturbed.log.splitlines()[-1].endswith("target reached")
+    assert undisturbed.trains(attempt=0)
+    assert undisturbed.rank_log(attempt=0, rank=1).exists()
+    assert report(undisturbed.run_dir)["world_size"] == 2
+
+
+@pytest.mark.parametrize("name", REQUEUED)
+def test_it_is_requeued_and_goes_on(name, cluster, tmp_path, undisturbed):
+    """Reference: a job that nobody disturbed: the same rows, report and weights, bit for bit."""
+    job = SCENARIOS[name](cluster, tmp_path).job
+    assert job.restarts == 1
+    resumed = int(re.search(r"resumed from step_(\d+)", job.log)[1])
+    assert resumed >= 10, "from a checkpoint"
+    assert_same(job, undisturbed)
+
+
+def test_scancel_saves_and_is_final(cluster, tmp_path):
+    """Invariant: a cancelled job has saved its newest step and is not requeued."""
+    job = cancel(cluster, tmp_path).job
+    assert (job.state, job.restarts) == ("CANCELLED", 0)
+    assert job.report["exit_reason"] == "stopped"
+    _, newest = next(examine(job.run_dir))
+    assert isinstance(newest, Checkpoint), newest
+    assert newest.step == job.report["steps"] > 10
+
+
+def test_a_failing_rank_fails_the_job(cluster, tmp_path):
+    """Invariant: at once, not requeued, and the log names the rank, its node and what ended it."""
+    played = failing_rank(cluster, tmp_path)
+    assert (played.job.state, played.job.restarts) == ("FAILED", 0)
+    assert played.left_s < 60, "not at once"
+    assert re.search(r"error: node[12]: rank [01] failed \(SIGKILL\)", played.job.log), played.job.log
+
+
+def test_a_finished_job_stays_finished(cluster, undisturbed):
+    """Invariant: requeued, it finds its target reached, changes nothing and is COMPLETED again."""
+    before = outcome(undisturbed.run_dir)
+    slurm("scontrol", "requeue", undisturbed.id)
+    undisturbed.wait_until(lambda: "nothing to do" in undisturbed.log, "it runs again")
+    undisturbed.wait_until_over()
+    assert (undisturbed.state, undisturbed.restarts) == ("COMPLETED", 1)
+    assert outcome(undisturbed.run_dir) == before
+
+
+def test_the_real_time_limit(cluster, tmp_path):
+    """Invariant: Slurm's own signal, up to 30 s earlier than asked for, is in time; the job did not end by TIMEOUT."""
+    words = ("--nodes=1", *CPU_NODES, "--time=2", "--signal=B:USR1@60")
+    job = cluster.submit(tmp_path, *words, options={"target_loss": 1e-4})
+    job.wait_until(lambda: job.restarts == 1, "it is requeued")
+    slurm("scancel", job.id)
+    assert "time limit near, saved; requeued" in job.log
+    assert "asked to stop by the file STOP" in job.log
+    assert job.report["exit_reason"] == "stopped"
+
+
+def test_a_signal_before_the_first_step(cluster, tmp_path):
+    """Invariant: USR1 while the ranks start is not lost, and with MAX_RESTARTS=0 the job is not requeued."""
+    job = cluster.submit(tmp_path, "--nodes=1", *CPU_NODES, env={"MAX_RESTARTS": "0"})
+    job.wait_until(lambda: "rendezvous" in job.log, "it starts")
+    job.signal_batch_script("USR1")
+    job.wait_until_over()
+    assert (job.state, job.restarts, job.facts["ExitCode"]) == ("FAILED", 0, "4:0")
+    assert "asked to stop before the first step" in job.log
+    assert "not requeued, MAX_RESTARTS=0 is reached" in job.log
+    assert not (job.run_dir / "STOP").exists()
+
+
+def test_two_copies_do_not_both_write(cluster, tmp_path):
+    """Invariant: each step once, every checkpoint whole, when Slurm runs a job again that still trains on a lost node.
+
+    The lock's file is removed, as on a file system that does not share locks between nodes.
+    """
+    job = cluster.submit(tmp_path, "--nodes=1", *CPU_NODES, options={"target_loss": 1e-4})
+    job.wait_until(lambda: job.steps > 12, "it trains")
+    node = job.facts["NodeList"]
+    cluster.freeze(node)
+    try:
+        job.wait_until(lambda: job.restarts == 1, "Slurm gives the node up")
+        assert len(job.ranks()) == 1, "the old copy trains on"
+        (job.run_dir / ".lock").unlink()
+        job.wait_until(lambda: job.trains(attempt=1), "the new copy trains")
+        job.wait_until(lambda: "leaving it alone" in job.rank_log(0).read_text(), "the old copy leaves")
+        steps = job.steps
+        job.wait_until(lambda: job.steps > steps + 20 and len(job.ranks()) == 1, "the new copy trains alone")
+        assert job.restarts == 1, "the old copy's batch script leaves the job alone"
+        slurm("scancel", job.id)
+        job.wait_until_over()
+    finally:
+        cluster.boot(node)
+    steps = [row["step"] for row in metrics(job.run_dir)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert all(isinstance(found, Checkpoint) for _, found in examine(job.run_dir))
+
+
+def test_two_jobs_share_the_nodes(cluster, tmp_path, undisturbed):
+    """Reference: a job that had the nodes to itself; neither takes the other's port, GPU or directory."""
+    part = ("--oversubscribe", "--gpus-per-node=1", "--cpus-per-task=2", "--nodes=2", "--nodelist=node1,node2")
+    first, second = (cluster.submit(tmp_path, *part) for _ in range(2))
+    for job in (first, second):
+        job.wait_until_over()
+        assert_same(job, undisturbed)
+    assert second.facts["StartTime"] < first.facts["EndTime"], "they ran at the same time"
+    assert "1 GPUs and 2 CPUs each" in first.log
+
+
+def test_a_sweep_ends_in_a_table(cluster, tmp_path):
+    """Reference: the runs' own reports; a run for each value, and of the array a signal requeues one task alone."""
+    options = flags(**{name: value for name, value in TINY.items() if name != "learning_rate"})
+    sweep = [REPOSITORY / "slurm" / "sweep.sh", "learning_rate=1e-2,5e-3", "--nodes=1", *CPU_NODES, "--", *options]
+    told = slurm(*map(str, sweep), cwd=tmp_path)
+    array, summary = re.match(r"job (\d+): .*; job (\d+) writes", told).groups()
+    sweep_dir = tmp_path / "runs" / array
+    first, last = (Job(f"{array}_{task}", tmp_path) for task in (0, 1))
+    last.wait_until(lambda: "\nstep " in last.log, "it trains")
+    last.signal_batch_script("USR1")
+    Job(summary, tmp_path).wait_until_over()
+    assert (first.state, last.state) == ("COMPLETED", "COMPLETED")
+    assert (first.restarts, last.restarts) == (0, 1)
+    table = (sweep_dir / "summary.md").read_text().splitlines()
+    for row, value in zip(table[2:4], ("5e-3", "1e-2"), strict=True):
+        run_dir = sweep_dir / f"learning_rate={value}"
+        told = report(run_dir)
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert cells[:4] == [run_dir.name, "target_reached", str(told["steps"]), f"{told['loss']:.4g}"]
+        assert json.loads((run_dir / "config.json").read_text())["config"]["learning_rate"] == float(value)
+    assert table[-1].startswith("2 of 2 runs reached their target after ")
+
+
+def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
+    """Invariant: by default a job has the whole node, and starts a rank for each of its GPUs; ENGINE passes through."""
+    job = cluster.submit(tmp_path, "--nodes=1", options={"max_steps": 2}, env={"ENGINE": "deepspeed"})
+    job.wait_until_over()
+    assert (job.state, job.facts["ExitCode"]) == ("FAILED", "3:0"), job.log
+    assert "2 GPUs and 4 CPUs each" in job.log
+    for rank in (0, 1):  # Slurm's GPUs are pretended here, and the health check notices
+        assert re.search(rf"warning: rank {rank} on node1: .+ although the job has GPUs there", job.log)
+    assert (job.report["world_size"], job.report["engine"]) == (2, "deepspeed")
+    assert job.report["exit_reason"] == "max_steps"
+
+
+def test_a_bad_cable_is_named(cluster, tmp_path):
+    """Invariant: with --health=strict a slow link ends the job in one line that names its node."""
+    with cluster.slowed("node2", "20mbit"):
+        job = cluster.submit(tmp_path, "--nodes=3", *CPU_NODES, options={"health": "strict"})
+        job.wait_until_over()
+    assert job.state == "FAILED"
+    (line,) = re.findall(r"^error: --health=strict: .*$", job.log, re.MULTILINE)
+    assert re.search(r"rank 1 on node2: .*GB/s from rank 0 on node1", line), line
+    assert job.steps == 0
+
+
+def test_torch_is_missing(cluster, tmp_path):
+    """Invariant: one line says on which node, for which Python, and the job fails."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    job = cluster.submit(tmp_path, "--nodes=2", *CPU_NODES, env={"PATH": f"{tmp_path / 'venv' / 'bin'}:/usr/bin:/bin"})
+    job.wait_until_over()
+    assert job.state == "FAILED"
+    lines = re.findall(r"^error: node[12]: \S+/venv/bin/python3 cannot import torch .*$", job.log, re.MULTILINE)
+    assert lines, job.log
+    assert "Traceback" not in job.log
+
+
+def test_a_mistake_is_one_line(cluster, tmp_path):
+    """Invariant: what train_overfit.py says of a wrong option is in the job log, and the job fails."""
+    job = cluster.submit(tmp_path, "--nodes=1", *CPU_NODES, options={"batch_size": 0})
+    job.wait_until_over()
+    assert job.state == "FAILED"
+    assert job.log.count("error: --batch_size=0 must be a positive number") == 1
+    assert "Traceback" not in job.log

@@ -1,0 +1,77 @@
+"""Two attempts of one Slurm job do not write the same run directory, whether or not the lock reaches both."""
+
+import fcntl
+import threading
+import time
+
+import pytest
+
+from nanogpt.errors import ConfigError
+from nanogpt.fence import Attempt
+from nanogpt.run_dir import LOCK, held, take_over
+
+OLD, NEW, OTHER = Attempt("12", 0), Attempt("12", 1), Attempt("13", 0)
+
+
+def test_the_older_attempt_is_fenced_off(tmp_path):
+    """Invariant: where locks are not shared, an attempt writes until a later one begins, and not after."""
+    old = OLD.raise_fence(tmp_path)
+    old.check()
+    new = NEW.raise_fence(tmp_path)
+    new.check()
+    with pytest.raises(SystemExit, match=r"error: attempt 12\.1 writes .* now, not 12\.0"):
+        old.check()
+
+
+def test_an_older_attempt_does_not_come_back(tmp_path):
+    """Invariant: a copy that starts late is refused, and the later attempt's fence stays."""
+    with held(tmp_path, NEW) as fence:
+        with pytest.raises(ConfigError, match="attempt 1 of job 12"):
+            take_over(str(tmp_path), OLD)
+        with pytest.raises(ConfigError, match="attempt 1 of job 12"), held(tmp_path, OLD):
+            pass
+        fence.check()
+
+
+def test_a_later_attempt_waits_for_the_older_to_leave(tmp_path):
+    """Invariant: it raises the fence, and looks for a checkpoint when the older attempt, fenced off, has let go."""
+    seen = []
+
+    def older():
+        with held(tmp_path, OLD) as fence:
+            seen.append("older")
+            while len(seen) < 2:
+                try:
+                    fence.check()
+                except SystemExit:
+                    seen.append("left")
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=older)
+    thread.start()
+    while not seen:
+        time.sleep(0.01)
+    take_over(str(tmp_path), NEW)
+    seen.append("newer")
+    with held(tmp_path, NEW):
+        pass
+    thread.join(timeout=10)
+    assert seen == ["older", "left", "newer"]
+
+
+def test_another_job_does_not_fence_off(tmp_path):
+    """Invariant: a job that is started in a directory where another runs is refused at once and changes nothing."""
+    with held(tmp_path, OLD) as fence:
+        with pytest.raises(ConfigError, match="another run"), held(tmp_path, OTHER):
+            pass
+        fence.check()
+
+
+def test_the_lock_ends_with_its_holder(tmp_path):
+    """Invariant: another job may go on in the directory of one that has ended."""
+    with held(tmp_path, OLD):
+        pass
+    with held(tmp_path, OTHER) as fence, (tmp_path / LOCK).open("a") as lock:
+        fence.check()
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
