@@ -1,0 +1,147 @@
+"""A model as transformers keeps it: a directory that its Auto classes load offline, and that a run can begin from.
+
+write_hf(run.model, Path("exported"))
+config = read_hf_shape(Path("exported"))
+load_hf(GPT(config), Path("exported"))
+
+The weights have the same names on both sides; transformers keeps four matrices of each block transposed (its Conv1D).
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanogpt.errors import ConfigError
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.strict_json import read_json, write_json
+from nanogpt.tokenizer import VOCAB_SIZE, encoding
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+END_OF_TEXT = VOCAB_SIZE - 1
+LAYER_NORM_EPSILON = 1e-5
+
+
+def write_hf(model: GPT, directory: Path) -> None:
+    """The model with GPT-2's tokenizer into directory, which is made; files of another export there are replaced."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {n: p.detach().t().contiguous() if n.endswith(CONV1D) else p.detach() for n, p in model.named_parameters()},
+        directory / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    shape, ends = model.config, {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
+    write_json(
+        directory / CONFIG,
+        ends
+        | {
+            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": shape.vocab_size,
+            "n_positions": shape.block_size, "n_embd": shape.n_embd, "n_layer": shape.n_layer, "n_head": shape.n_head,
+            "activation_function": "gelu_new", "layer_norm_epsilon": LAYER_NORM_EPSILON, "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": True, "dtype": "float32",
+        },
+    )  # fmt: skip
+    write_json(directory / "generation_config.json", ends | {"do_sample": False})  # recall is greedy
+    _write_tokenizer(directory, shape.block_size)
+
+
+def read_hf_shape(directory: Path) -> GPTConfig:
+    """The shape of the GPT-2 in directory, whose weights are there and fit; they are not read yet.
+
+    Raises ConfigError where it is none, is damaged, or computes otherwise than ours.
+    """
+    stored = read_json(directory / CONFIG, of="a GPT-2 as transformers saves it")
+    must_be = {
+        "model_type": "gpt2", "vocab_size": VOCAB_SIZE, "activation_function": "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPSILON, "tie_word_embeddings": True, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "n_inner": None, "add_cross_attention": False,
+    }  # fmt: skip
+    for name, wanted in must_be.items():
+        if stored.get(name, wanted) != wanted:
+            raise ConfigError(f"{directory / CONFIG} has {name} {stored[name]}, this program computes with {wanted}")
+    try:
+        shape = GPTConfig(
+            block_size=int(stored["n_positions"]), n_layer=int(stored["n_layer"]), n_head=int(stored["n_head"]),
+            n_embd=int(stored["n_embd"]),
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = GPT(shape)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise ConfigError(f"{directory / CONFIG} does not say the model's shape: {error!r}") from None
+    _Weights(directory).check(model)
+    return shape
+
+
+def load_hf(model: GPT, directory: Path) -> None:
+    """The weights in directory, of the shape that read_hf_shape told, into model."""
+    weights = _Weights(directory)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.read(name))
+
+
+class _Weights:
+    """model.safetensors of a directory, under our names; GPT-2 was first published without the prefix."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / WEIGHTS
+        try:
+            self._file = safe_open(self._path, framework="pt")
+        except FileNotFoundError:
+            raise ConfigError(f"{self._path}: no such file") from None
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{self._path} cannot be read: {error}") from None
+        self._stored = {name.removeprefix("transformer."): name for name in self._file.keys()}  # noqa: SIM118
+
+    def check(self, model: GPT) -> None:
+        """Raise ConfigError for the first parameter of model that is missing or of another shape."""
+        for name, parameter in model.named_parameters():
+            if (short := name.removeprefix("transformer.")) not in self._stored:
+                raise ConfigError(f"{self._path} has no weight {short}")
+            found = self._file.get_slice(self._stored[short]).get_shape()
+            if found != list(parameter.t().shape if name.endswith(CONV1D) else parameter.shape):
+                raise ConfigError(f"{self._path} has {short} of shape {tuple(found)}: of another model than {CONFIG}")
+
+    def read(self, name: str) -> Tensor:
+        """The parameter called name, laid out as ours."""
+        tensor = self._file.get_tensor(self._stored[name.removeprefix("transformer.")])
+        return tensor.t() if name.endswith(CONV1D) else tensor
+
+
+def _write_tokenizer(directory: Path, block_size: int) -> None:
+    """vocab.json and merges.txt, the form in which GPT-2's tokenizer was published."""
+    byte_characters = _byte_characters()
+    spelled = {token: "".join(byte_characters[b] for b in token) for token in encoding().token_byte_values()}
+    ranks = {token: encoding().encode_single_token(token) for token in spelled}
+    by_rank = sorted(ranks, key=ranks.__getitem__)
+    vocab = {spelled[token]: ranks[token] for token in by_rank} | {"<|endoftext|>": END_OF_TEXT}
+    (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    merges = [" ".join(spelled[part] for part in _last_merge(token, ranks)) for token in by_rank if len(token) > 1]
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "GPT2Tokenizer", "model_max_length": block_size, "add_prefix_space": False}
+        | dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    )
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens that byte-pair encoding joined to make token: merge its bytes with all pairs learned before it."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        at = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: itself where it is one, else the next character from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = (chr(0x100 + i) for i in range(256))
+    return [chr(b) if b in printable else next(others) for b in range(256)]

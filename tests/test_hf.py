@@ -1,0 +1,124 @@
+"""transformers loads what is exported, offline, and gives the same numbers; a run begins from such a directory."""
+
+import json
+import shutil
+import sys
+from itertools import islice
+
+import pytest
+import torch
+
+from conftest import TINY, flags, metrics, run, train
+from nanogpt.corpus import read_corpus
+from nanogpt.errors import ConfigError
+from nanogpt.hf import load_hf, read_hf_shape, write_hf
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.recite import generate
+from nanogpt.run_dir import load_run
+from nanogpt.tokenizer import encode
+
+transformers = pytest.importorskip("transformers")
+SHAPE = GPTConfig(block_size=48, n_layer=2, n_head=4, n_embd=64)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(a model with noise in every weight, the directory that it was exported to)."""
+    torch.manual_seed(0)
+    model = GPT(SHAPE).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    directory = tmp_path_factory.mktemp("exported")
+    write_hf(model, directory)
+    return model, directory
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_transformers_gives_the_same_logits(exported, dtype):
+    """Reference: AutoModelForCausalLM on the exported directory, fp32, to 1e-4."""
+    model, directory = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, dtype=dtype).eval()
+    idx = torch.randint(SHAPE.vocab_size, (2, 48), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx), theirs(idx).logits, atol=1e-4, rtol=0)
+
+
+def test_transformers_has_the_same_tokens(exported):
+    """Reference: our tokenizer on text with quotes, digits, blanks, line ends, accents, emoji and odd bytes."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[1], local_files_only=True)
+    text = "First Citizen:\n\nWe know't, we know't.  It's 1608;\tçà, 日本語 🙂   \n don't 'tis'll \x00\x7f\u00ad"
+    assert tokenizer.encode(text, add_special_tokens=False) == encode(text)
+    assert tokenizer.decode(encode(text), clean_up_tokenization_spaces=False) == text
+    assert (len(tokenizer), tokenizer.eos_token_id) == (50257, 50256)
+
+
+def test_what_is_exported_can_be_loaded(exported):
+    """Invariant: bit for bit the same weights; a directory that transformers itself saved loads as well."""
+    model, directory = exported
+    again = GPT(read_hf_shape(directory))
+    load_hf(again, directory)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    transformers.AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory / "theirs")
+    load_hf(again, directory / "theirs")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no such file"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x" * 100), "cannot be read"),
+        (lambda d: (d / "model.safetensors").unlink(), "no such file"),
+        (lambda d: _edit(d, n_embd=32), "another model"),
+        (lambda d: _edit(d, n_head=5), "shape"),
+        (lambda d: _edit(d, n_layer=3), "has no weight"),
+        (lambda d: _edit(d, model_type="llama"), "model_type llama"),
+        (lambda d: _edit(d, activation_function="relu"), "activation_function relu"),
+        (lambda d: _edit(d, n_head="four"), "shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(exported, tmp_path, damage, said):
+    """Invariant: one ConfigError that says what is wrong."""
+    directory = tmp_path / "copy"
+    shutil.copytree(exported[1], directory)
+    damage(directory)
+    with pytest.raises(ConfigError, match=said):
+        read_hf_shape(directory)
+
+
+def test_a_run_is_exported_and_gone_on_from(finished, tmp_path):
+    """Reference: the run: transformers recites greedily what it does, and a run that begins there verifies at once."""
+    run_dir, _ = finished
+    done = run(sys.executable, "-m", "nanogpt", "export", run_dir, "hf", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
+    text = read_corpus("builtin").text
+    prompt = tokenizer(text, return_tensors="pt").input_ids[:, :16]
+    said = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, pad_token_id=50256)[0, 16:]
+    ours = list(islice(generate(load_run(str(run_dir)).model, prompt[0].tolist(), context_length=32), 16))
+    assert said.tolist() == ours
+    shape = ("n_layer", "n_head", "n_embd")
+    options = flags(**{name: value for name, value in TINY.items() if name not in shape}, dtype="fp32", out_dir="again")
+    done = train(*options, "--init_from=hf", "--max_steps=1", cwd=tmp_path)
+    assert metrics(tmp_path / "again")[0]["loss"] < 0.2, done.stderr
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["config"]["n_embd"] == TINY["n_embd"]
+
+
+def test_what_cannot_be_done_is_refused(finished, exported, tmp_path):
+    """Invariant: one line, exit status 2, nothing left behind."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for words in (["export", finished[0], "full"], ["export", tmp_path, "new"], ["export", finished[0]]):
+        done = run(sys.executable, "-m", "nanogpt", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    for words in ([f"--init_from={exported[1]}", "--n_layer=3"], ["--init_from=nowhere"]):
+        done = train(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def _edit(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | changes))
