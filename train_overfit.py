@@ -10,16 +10,18 @@ LAUNCHED = time.perf_counter()  # before the imports: they are part of what a us
 
 import sys  # noqa: E402
 
-from nanogpt.cli import main, parse  # noqa: E402
+from nanogpt.cli import main, parse, without_local_rank  # noqa: E402
 from nanogpt.config import TrainConfig  # noqa: E402
+from nanogpt.stop_signals import StopSignals  # noqa: E402
 
 
 def run() -> int:
     """Flags -> TrainConfig -> train(); torch is imported only for flags that make sense."""
-    config = parse(TrainConfig, sys.argv[1:], program="train_overfit.py", about=__doc__)
+    stop = StopSignals()
+    config = parse(TrainConfig, without_local_rank(sys.argv[1:]), program="train_overfit.py", about=__doc__)
     from nanogpt.trainer import train
 
-    return train(config, launched=LAUNCHED)
+    return train(config, launched=LAUNCHED, stop=stop)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""Commands on a finished run.
+"""Commands on a run.
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
+python -m nanogpt checkpoint verify out
+python -m nanogpt export out exported
+python -m nanogpt plot runs/a runs/b --out=loss.png
 """
 
 import codecs
 import sys
 from dataclasses import MISSING, dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.errors import ConfigError
+from nanogpt.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,86 @@ def _memorised_ids(config: TrainConfig, report: dict[str, Any]) -> tuple[list[in
     return encode(corpus.text)[: config.subset_tokens], ""
 
 
-COMMANDS = {"recite": (ReciteOptions, recite)}
+@dataclass(frozen=True)
+class CheckpointOptions(Options):
+    """What `checkpoint` is asked."""
+
+    action: Literal["verify"] = option(MISSING, "read every byte of every checkpoint and compare it with its manifest")
+    run_dir: str = option(MISSING, "directory of a run")
+
+
+def checkpoint(options: CheckpointOptions) -> int:
+    """Which checkpoints of a run are intact, the newest first; status 1 when the newest is not."""
+    from nanogpt.checkpoint import examine
+
+    examined = list(examine(Path(options.run_dir)))
+    if not examined:
+        raise ConfigError(f"{options.run_dir} holds no checkpoint")
+    for name, found in examined:
+        print(name, found if isinstance(found, CheckpointError) else "is intact")
+    return int(isinstance(examined[0][1], CheckpointError))
+
+
+@dataclass(frozen=True)
+class PlotOptions(Options):
+    """What `plot` is asked."""
+
+    run_dir: tuple[str, ...] = option(MISSING, "directories of runs, which may be running still")
+    out: str = option("loss.png", "the picture, a .png, .svg or .pdf")
+
+
+def plot(options: PlotOptions) -> int:
+    """The loss of one run or of several in one picture, against steps and against time, with what differs named."""
+    from nanogpt.curves import read_curve
+    from nanogpt.plot import FORMATS, draw, save
+
+    if Path(options.out).suffix not in FORMATS:
+        raise ConfigError(f"--out={options.out} must end in one of {', '.join(FORMATS)}")
+    curves = [read_curve(run_dir) for run_dir in options.run_dir]
+    for curve in curves:
+        if not curve.steps:
+            raise ConfigError(f"{curve.name} has logged no step yet")
+    try:
+        save(draw(curves), Path(options.out))
+    except ImportError as error:
+        raise ConfigError(f"no picture without matplotlib ({error}): pip install matplotlib") from None
+    except OSError as error:
+        raise ConfigError(f"--out={options.out} cannot be written: {error.strerror or error}") from None
+    print(f"{options.out} shows {len(curves)} runs" if len(curves) > 1 else f"{options.out} shows {curves[0].name}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    """What `export` is asked."""
+
+    run_dir: str = option(MISSING, "directory of a finished run")
+    out: str = option(MISSING, "directory to write, which must not hold files yet")
+    format: Literal["hf"] = option("hf", "hf: what transformers' Auto classes load, weights and tokenizer")
+
+
+def export(options: ExportOptions) -> int:
+    """The model of a finished run for other software; train_overfit.py --init_from=OUT goes on from it."""
+    from nanogpt.hf import write_hf
+    from nanogpt.run_dir import load_run
+
+    run, out = load_run(options.run_dir), Path(options.out)
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty: name another directory")
+        write_hf(run.model, out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+    print(f"{out}: for transformers.AutoModelForCausalLM and AutoTokenizer, and for --init_from")
+    return 0
+
+
+COMMANDS = {
+    "recite": (ReciteOptions, recite),
+    "checkpoint": (CheckpointOptions, checkpoint),
+    "export": (ExportOptions, export),
+    "plot": (PlotOptions, plot),
+}
 
 
 def run() -> int:

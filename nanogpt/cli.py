@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, get_origin
 
 import fire
 from fire.decorators import SetParseFn
@@ -31,7 +31,8 @@ SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
 def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) -> Options:
     """The options dataclass cls, filled from argv. Prints help and leaves with status 0 on --help or -h.
 
-    Fields without a default are positional, in order. Raises ConfigError on the first word that does not fit.
+    Fields without a default are positional, in order; one that is a tuple, which must be the last, takes all words
+    that are left. Raises ConfigError on the first word that does not fit.
     """
     if "--help" in argv or "-h" in argv:
         if os.environ.get("RANK", "0") == "0":
@@ -39,7 +40,7 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) 
         raise SystemExit(0)
     _check_form(argv)
     words: list[str] = []
-    flags: dict[str, str] = {}
+    flags: dict[str, str | tuple[str, ...]] = {}
 
     def collect(*positional: str, **named: str) -> None:
         words.extend(positional)
@@ -53,22 +54,38 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) 
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists the options"
             raise ConfigError(f"unknown option --{name}: {hint}")
-    positional = [f.name for f, _ in option_types(cls) if f.default is MISSING]
-    if len(words) > len(positional):
+    positional = [(f.name, kind) for f, kind in option_types(cls) if f.default is MISSING]
+    takes_several = bool(positional) and get_origin(positional[-1][1]) is tuple
+    if len(words) > len(positional) and not takes_several:
         raise ConfigError(f"unexpected argument {words[len(positional)]!r}: options are written --name=value")
-    for name, word in zip(positional, words, strict=False):
+    for i, (name, kind) in enumerate(positional[: len(words)]):
         if name in flags:
-            raise ConfigError(f"unexpected argument {word!r}: --{name} is given too")
-        flags[name] = word
-    if missing := [name for name in positional if name not in flags]:
+            raise ConfigError(f"unexpected argument {words[i]!r}: --{name} is given too")
+        flags[name] = tuple(words[i:]) if get_origin(kind) is tuple else words[i]
+    if missing := [name for name, _ in positional if name not in flags]:
         raise ConfigError(f"{missing[0].upper()} is missing: {program} --help shows the usage")
     return cls(**flags)
+
+
+def without_local_rank(argv: Sequence[str]) -> list[str]:
+    """argv without the --local_rank=N that the deepspeed launcher adds, which says no more than LOCAL_RANK does.
+
+    Any other --local_rank stays, and is refused as the unknown option that it is.
+    """
+    words = list(argv)
+    if "LOCAL_RANK" in os.environ and (added := f"--local_rank={os.environ['LOCAL_RANK']}") in words:
+        words.remove(added)  # once: a second one is a person's
+    return words
 
 
 def help_text(cls: type, *, program: str, about: str) -> str:
     """Every option of cls with its type, default, unit and sentence, wrapped to the terminal."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
-    required = "".join(f" {f.name.upper()}" for f, _ in option_types(cls) if f.default is MISSING)
+    required = "".join(
+        f" {f.name.upper()}{'...' * (get_origin(kind) is tuple)}"
+        for f, kind in option_types(cls)
+        if f.default is MISSING
+    )
     lines = [about, "", f"usage: {program}{required} [--option=value ...]", ""]
     for f, kind in option_types(cls):
         name = f.name.upper() if f.default is MISSING else f"--{f.name}"
@@ -94,7 +111,7 @@ def main(command: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         if rank == "0":
             print("interrupted", file=sys.stderr, flush=True)
-        status = 1
+        os._exit(1)  # at once: libraries would wait for their servers and threads
     sys.exit(status)
 
 

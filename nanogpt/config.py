@@ -6,6 +6,7 @@
 This module imports no torch, so a wrong option is refused in a fraction of a second.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -48,6 +49,9 @@ class TrainConfig(Options):
     n_head: int = option(12, "attention heads", "heads")
     n_embd: int = option(768, "width of the residual stream", "channels")
     block_size: int = option(1024, "learned positions; the longest possible context_length", "tokens")
+    init_from: str | None = option(
+        None, "begin with a GPT-2 as transformers saves it; its shape is the model's. none: random weights"
+    )
     # Recipe
     batch_size: int = option(16, "windows in a global batch, whatever the number of ranks", "windows")
     micro_batch_size: int | None = option(
@@ -66,20 +70,56 @@ class TrainConfig(Options):
     max_bad_steps: int = option(10, "fail after this many non-finite losses or gradients in a row", "steps")
     preflight: Literal["warn", "strict"] = option("warn", "on a target below the entropy floor: warn, or refuse")
     # Machine
-    engine: Literal["auto", "single", "ddp"] = option("auto", "auto: ddp when there are several processes, else single")
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = option(
+        "auto", "auto: ddp when there are several processes, else single"
+    )
+    zero_stage: int | None = option(
+        None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
+    )
+    ds_config: str | None = option(None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py")
     dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device does it well")
+    health: Literal["off", "warn", "strict"] = option(
+        "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"
+    )
     compile: Literal["auto", "true", "false"] = option("auto", "torch.compile the model; auto: on CUDA")
+    comm_timeout_s: float = option(600.0, "end the run when a rank makes no progress for this long", "seconds")
     # Output
-    out_dir: str = option("out", "run directory; must not hold a run yet")
+    out_dir: str = option("out", "run directory; a run that it holds is resumed")
     log_every: int = option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
+    profile_steps: str | None = option(
+        None, "trace these steps into out_dir/profile, as a Python slice of steps counted from 1: 10:13 is 10, 11, 12"
+    )
+    checkpoint_every: int = option(1000, "save all that a run needs to go on, in the background", "steps")
+    checkpoint_minutes: float | None = option(5.0, "save also this long after the last save; none: never", "minutes")
+    keep_checkpoints: int = option(2, "how many of the newest stay on the disk", "checkpoints")
+    wandb: Literal["auto", "online", "offline", "disabled"] = option(
+        "auto", "Weights & Biases; auto: online with a key, offline without, WANDB_MODE if that is set"
+    )
+    wandb_project: str | None = option(None, "none: WANDB_PROJECT, or nanogpt-overfit")
+    wandb_group: str | None = option(None, "runs that belong together; none: WANDB_RUN_GROUP")
+    wandb_name: str | None = option(None, "what the run is called; none: WANDB_NAME, or one of W&B's inventions")
+    wandb_tags: str | None = option(None, "words with commas between")
+    wandb_notes: str | None = option(None, "a remark on the run")
+    wandb_artifact: Literal["true", "false"] = option("false", "send the final weights too")
+    resume: str = option("auto", "auto: go on from out_dir's newest checkpoint, if any; must; never; or a checkpoint")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(
-            self, *(f.name for f, kind in option_types(type(self)) if kind is not str and f.name not in ("seed", "ema"))
+            self, *(f.name for f, _ in option_types(type(self)) if f.name not in ("seed", "ema", "zero_stage"))
         )
+        if self.zero_stage not in (None, 0, 1, 2, 3):
+            raise ConfigError(f"--zero_stage={self.zero_stage} must be from 0 to 3")
+        for name in ("zero_stage", "ds_config"):
+            if getattr(self, name) is not None and self.engine != "deepspeed":
+                raise ConfigError(f"--{name}={getattr(self, name)} means something to --engine=deepspeed alone")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed={self.seed} must be from 0 to 2**63 - 1")
+        if self.profile_steps is not None and not self.profiled_steps:
+            raise ConfigError(
+                f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
+                f"one before STOP"
+            )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         if self.context_length < 2:
@@ -99,6 +139,12 @@ class TrainConfig(Options):
                 f"{self.context_length} needs at least {self.context_length + 1}"
             )
 
+    @property
+    def profiled_steps(self) -> range:
+        """What profile_steps names; no step where it names none."""
+        found = re.fullmatch(r"([1-9][0-9]*):([0-9]+)", self.profile_steps or "")
+        return range(int(found[1]), int(found[2])) if found else range(0)
+
 
 def option_types(cls: type) -> list[tuple[Any, Any]]:
     """The (field, type) pairs of an options dataclass, in order of declaration."""
@@ -110,6 +156,8 @@ def describe_type(kind: Any) -> str:
     """How a type reads to a person: 'int', 'int or none', 'random|fixed'."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{describe_type(get_args(kind)[0])}, one or more"
     if choices := get_args(kind):
         return " or ".join("none" if choice is type(None) else choice.__name__ for choice in choices)
     return kind.__name__
@@ -117,6 +165,8 @@ def describe_type(kind: Any) -> str:
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """value, a string of the command line or Python's own type, in its field's type; ConfigError if it is not."""
+    if get_origin(kind) is tuple:
+        return tuple(_typed(name, each, get_args(kind)[0]) for each in ([value] if isinstance(value, str) else value))
     mistake = ConfigError(f"--{name}={value!s} is not of type {describe_type(kind)}")
     if get_origin(kind) is Literal:
         if str(value).lower() not in get_args(kind):

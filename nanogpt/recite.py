@@ -48,7 +48,7 @@ def generate(model: GPT, prompt: list[int], *, context_length: int, pending: byt
     keep = context_length - hop_length(context_length) + 1  # as recite_all: the next window's part of the known tokens
     ids = list(prompt)
     unread = ids if len(ids) <= context_length else ids[-keep:]
-    cache = KVCache(model.config, 1, context_length, device=device, dtype=torch.float32)
+    cache = KVCache(model.config, 1, context_length, device=device, dtype=model.lm_head.weight.dtype)
     while True:
         with evaluating(model):
             logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1]  # (V,)

@@ -4,35 +4,50 @@ run = load_run("out")
 run.model, run.config, run.report["loss"]
 """
 
+import fcntl
 import json
 import os
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
+from nanogpt.fence import Attempt, Fence
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.strict_json import write_json
+from nanogpt.strict_json import read_json, write_json
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
+LOCK = ".lock"
+FINISHED = "the directory of a finished run"
+TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight, which is the one that is stored
 
 
 def check_free(out_dir: str) -> Path:
-    """out_dir as a path that a run can be written to, without making anything. Raises ConfigError."""
+    """out_dir as a path that a new run can be written to, without making anything. Raises ConfigError."""
+    path = check_writable(out_dir)
+    if any((path / name).exists() for name in (CONFIG, METRICS, REPORT, WEIGHTS)):
+        raise ConfigError(_taken(out_dir))
+    return path
+
+
+def check_writable(out_dir: str) -> Path:
+    """out_dir as a path that can be written to, without making anything. Raises ConfigError."""
     path = Path(os.path.abspath(os.path.expanduser(out_dir)))
     nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))  # of those that exist
     try:
-        if any((path / name).exists() for name in (CONFIG, METRICS, REPORT, WEIGHTS)):
-            raise ConfigError(_taken(out_dir))
         for part in path.relative_to(nearest).parts:
             (nearest / part).exists()  # raises for a name that is too long
         with TemporaryFile(dir=nearest):  # has no name
@@ -42,12 +57,59 @@ def check_free(out_dir: str) -> Path:
     return path
 
 
-def claim(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
+def take_over(out_dir: str, attempt: Attempt) -> None:
+    """Make an earlier attempt of the same Slurm job leave out_dir, if it still writes there.
+
+    Before anything is read: it would go on saving checkpoints and dropping old ones. Raises ConfigError when the
+    attempt that wrote last is a later one, or out_dir cannot be written.
+    """
+    path = check_writable(out_dir)
+    if attempt.follows(path):
+        attempt.raise_fence(path)
+        with suppress(BlockingIOError), (path / LOCK).open("a") as lock:
+            _lock(lock, TAKEOVER_S)
+
+
+@contextmanager
+def held(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
+    """out_dir, made if it is not there, for this process alone. Raises ConfigError while another process has it.
+
+    The kernel lets go of the lock when the process dies, however it dies. A process that the lock does not reach, on
+    another node, is kept out by the fence.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        attempt.follows(out_dir)  # refused where a later one has come in the meantime
+        lock = (out_dir / LOCK).open("a")
+        _lock(lock, patience_s=0.0)
+        fence = attempt.raise_fence(out_dir)
+    except BlockingIOError:
+        raise ConfigError(f"--out_dir={out_dir} is being written by another run: wait for it, or stop it") from None
+    except OSError as error:
+        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
+    with lock:
+        yield fence
+
+
+def _lock(file: IO[str], patience_s: float) -> None:
+    """Raises BlockingIOError when another process has had the lock for patience_s."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(0.5)
+
+
+def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **facts: Any) -> None:
     """Make out_dir this run's by writing its config.json: the resolved options, what they run on, the versions.
 
-    Raises ConfigError when another run was first.
+    Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
+    ConfigError when fresh and another run was first.
     """
-    packages = {name: _version(name) for name in ("torch", "tiktoken", "numpy", "safetensors")}
+    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
     content = {
         "config": asdict(config),
         **facts,
@@ -55,17 +117,32 @@ def claim(out_dir: Path, config: TrainConfig, **facts: Any) -> None:
         "git_commit": _git_commit(),
     }
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(out_dir / CONFIG, content, exclusive=True)
+        write_json(out_dir / CONFIG, content, exclusive=fresh)
     except FileExistsError:
         raise ConfigError(_taken(str(out_dir))) from None
-    except OSError as error:
-        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
+    if not fresh:
+        _cut_metrics(out_dir / METRICS, from_step)
+        for name in (REPORT, WEIGHTS):  # they would tell of another end
+            (out_dir / name).unlink(missing_ok=True)
 
 
-def save_weights(out_dir: Path, model: GPT) -> None:
-    """model.safetensors: every parameter in fp32, the tied one once."""
-    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items() if name != TIED}
+def _cut_metrics(path: Path, from_step: int) -> None:
+    """Drop the rows from from_step on, and a last one that was cut off."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] >= from_step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def save_weights(out_dir: Path, state: dict[str, Tensor]) -> None:
+    """model.safetensors: every parameter of an engine's state_dict()."""
     temporary = out_dir / (WEIGHTS + ".tmp")
     save_file(state, temporary, metadata={"format": "pt"})
     os.replace(temporary, out_dir / WEIGHTS)
@@ -85,8 +162,8 @@ def load_run(out_dir: str) -> Run:
     path = Path(out_dir)
     if not os.path.isdir(path):
         raise ConfigError(f"{out_dir}: no such run directory")
-    stored = _read_json(path / CONFIG)
-    report = _read_json(path / REPORT)
+    stored = read_json(path / CONFIG, of=FINISHED)
+    report = read_json(path / REPORT, of=FINISHED)
     known = {f.name for f in fields(TrainConfig)}
     try:
         config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
@@ -109,15 +186,6 @@ def model_config(config: TrainConfig) -> GPTConfig:
     return GPTConfig(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: is {path.parent} the directory of a finished run?") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -126,7 +194,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with '-dirty' where it has changed since; None outside a repository."""
+    """The commit of the code that runs, with '-dirty' where it has changed since; None where nobody knows."""
+    copied = Path(__file__).parent.parent / "COMMIT"  # written by slurm/train.sh beside its copy of the code
+    if copied.exists():
+        return copied.read_text().strip() or None
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the commit of whatever surrounds us
         return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip()

@@ -3,262 +3,431 @@
 status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter())
 """
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from socket import gethostname
 
 import torch
 
+from nanogpt.checkpoint import Checkpoint, Checkpointer, abandon_after
 from nanogpt.config import TrainConfig
-from nanogpt.data import hop_length
-from nanogpt.engine import Batch, build_engine
+from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import ConfigError
-from nanogpt.eta import steps_to_target
-from nanogpt.loggers import Logger, Row, duration, open_logger
-from nanogpt.metrics import Meter
+from nanogpt.fence import Attempt, Fence, NoFence
+from nanogpt.flops import peak_flops_per_s
+from nanogpt.gauge import Gauge
+from nanogpt.health import check_health
+from nanogpt.hf import load_hf
+from nanogpt.live_plot import LivePlot
+from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.messages import announce, recite_beginning, tell_recitation, tell_result
 from nanogpt.model import GPT
 from nanogpt.optim import WeightAverage, learning_rate, plateau_begins_at
-from nanogpt.plan import Plan, floor_warning, make_plan
-from nanogpt.recall import full_pass, scorecard
-from nanogpt.recite import generate, verdict
-from nanogpt.run_dir import REPORT, check_free, claim, model_config, save_weights
+from nanogpt.plan import Plan, make_plan
+from nanogpt.profile import open_profiler
+from nanogpt.progress import Progress
+from nanogpt.recall import Forward, full_pass, scorecard
+from nanogpt.report import make_report, write_stopped
+from nanogpt.resume import Start, find_start
+from nanogpt.run_dir import METRICS, REPORT, claim, held, model_config, save_weights, take_over
+from nanogpt.saver import Saver
+from nanogpt.stop_signals import StopSignals
 from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
-from nanogpt.tokenizer import encoding
+from nanogpt.terminal import TerminalLogger
+from nanogpt.wandb_logger import check_wandb, open_wandb
+from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
 
-RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
-EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "non_finite": 1}
+EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "stopped": 4, "non_finite": 1}
 
 
-def train(config: TrainConfig, *, launched: float) -> int:
+class StopRequested(Exception):  # noqa: N818, no error
+    """Raised on every rank at the same place: the run was asked to stop."""
+
+
+def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
 
     launched: time.perf_counter() when the process began. Raises ConfigError before anything is written.
     """
     world = World.from_env()
     plan = make_plan(config, world)
-    out_dir = check_free(config.out_dir) if world.is_first else Path(config.out_dir)
-    with world.process_group():
+    start = None
+    if world.is_first:
+        take_over(plan.config.out_dir, Attempt.from_env())
+        start = find_start(plan.config, plan.corpus.sha256)
+        check_wandb(plan.config)
+    timeout_s = plan.config.comm_timeout_s
+    with (
+        world.process_group(timeout_s=timeout_s, sharded=plan.deepspeed is not None) as store,
+        Watchdog(world, store, timeout_s=timeout_s) as watchdog,
+    ):
+        start = world.gather(start)[0]
         _agree(plan, world)
-        if world.is_first:
-            claim(
-                out_dir, plan.config, corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size,
-                device=world.device_name(),
-            )  # fmt: skip
-        logger = open_logger(is_first=world.is_first, out_dir=out_dir, target_loss=config.target_loss)
-        try:
-            return Trainer(plan, world, logger, out_dir, launched).run()
-        finally:
-            logger.close()
+        if start.finished:
+            if world.is_first:
+                print(f"{start.out_dir} has reached its target already: nothing to do")
+            return EXIT_STATUS["target_reached"]
+        _examine(plan.config, world)
+        with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
+            return _train(plan, world, start, launched, stop, watchdog, fence)
+
+
+def _train(
+    plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
+) -> int:
+    checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+    hosts = sorted(set(world.gather(gethostname())))
+    if world.is_first:
+        claim(
+            start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
+            corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
+            deepspeed=plan.deepspeed, resumed_from=str(start.checkpoint) if start.checkpoint else None,
+            wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        )  # fmt: skip
+    peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
+    logger = _open_logger(plan.config, world, start)
+    try:
+        for line in start.skipped:
+            logger.say(f"warning: {line}: skipped")
+        if world.is_first and checkpoint and (left := abandon_after(start.out_dir, checkpoint.step)):
+            logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
+        if any(world.sum(float(_asked_to_stop(stop, start.out_dir, world)))):  # before anything is compiled
+            logger.say("asked to stop before the first step")
+            if world.is_first:
+                report = {"reached": False, "exit_reason": "stopped"}
+                write_stopped(start.out_dir, report)
+                logger.result(report, None)
+            return _stopped_status()
+        return Trainer(
+            plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak
+        ).run()
+    except BaseException as error:
+        logger.died(error)
+        raise
+    finally:
+        watchdog.at("the end", patient=True)
+        logger.close()
+
+
+def _open_logger(config: TrainConfig, world: World, start: Start) -> Logger:
+    """The first rank's loggers; nobody hears the others."""
+    if not world.is_first:
+        return NullLogger()
+    # A dumb terminal cannot redraw a line.
+    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    person = TerminalLogger(config.target_loss) if redraws else PlainLogger()
+    wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
+    plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
+    return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
 
 
 def _agree(plan: Plan, world: World) -> None:
     """Refuse to train when a rank has another text, device or option than the first: it would hang or train on both."""
-    everyone = world.gather(asdict(plan.config) | {"SHA-256 of the text": plan.corpus.sha256})
+    everyone = world.gather(
+        asdict(plan.config)
+        | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
+    )
     for rank, other in enumerate(everyone):
         for name, value in other.items():
             if value != everyone[0][name]:
                 raise ConfigError(f"rank {rank} has {name} {value}, rank 0 {everyone[0][name]}: make them the same")
 
 
+def _examine(config: TrainConfig, world: World) -> None:
+    """Tell of ranks that are slow or wrong, as --health asks. Raises ConfigError on every rank when it is strict."""
+    if config.health == "off":
+        return
+    findings = check_health(world, dtype=config.dtype, say=lambda line: print(line, flush=True))
+    if findings and config.health == "strict":
+        raise ConfigError(f"--health=strict: {' | '.join(findings)}")
+    for finding in findings if world.is_first else ():
+        print(f"warning: {finding}", flush=True)
+
+
+def _asked_to_stop(stop: StopSignals, out_dir: Path, world: World) -> bool:
+    """Whether this rank was asked to stop. One rank looks for the file, to spare a shared disk."""
+    return stop.requested(out_dir if world.is_first else None)
+
+
+def _stopped_status() -> int:
+    """torchrun takes any status but 0 for a failure, and restarts the ranks."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_STATUS["stopped"]
+
+
+def _first_step_to_log(checkpoint: Checkpoint | None) -> int:
+    """The first step whose row is still to be written."""
+    return 0 if checkpoint is None else checkpoint.step + (not checkpoint.progress["step_is_unfinished"])
+
+
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, plan: Plan, world: World, logger: Logger, out_dir: Path, launched: float) -> None:
-        self.plan, self.config, self.world, self.logger, self.out_dir = plan, plan.config, world, logger, out_dir
-        self.launched = launched
-        self.step = 0
-        self.bad_steps = 0  # non-finite ones, never applied
-        self.bad_steps_in_a_row = 0
-        self.full_pass_s = 0.0
-        self.meter = Meter()
-        self.history: list[tuple[int, float]] = []  # (step, mean loss) of each logged row
-        self.schedule = PassSchedule(self.config.target_loss, len(plan.judged), self.config.batch_size)
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        logger: Logger,
+        start: Start,
+        launched: float,
+        stop: StopSignals,
+        watchdog: Watchdog,
+        fence: Fence,
+        checkpoint: Checkpoint | None,
+        *,
+        peak_flops_per_s: float | None,
+    ) -> None:
+        self.plan, self.config, self.world, self.logger, self.out_dir = plan, plan.config, world, logger, start.out_dir
+        self.stop, self.watchdog, self.fence = stop, watchdog, fence
+        self.forward = Forward(world, self.config.dtype, self.config.micro_batch_size, before_part=self._before_part)
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
         model = GPT(model_config(self.config))
-        self._announce(model.num_parameters())
-        self.engine = build_engine(
-            self.config.engine, model, world,
-            dtype=self.config.dtype, micro_batches=self._micro_batches(), compile=self.config.compile == "true",
-        )  # fmt: skip
-        self.average = WeightAverage(self.engine.model, self.config.ema)
-        self.started = time.perf_counter()
+        if self.config.init_from and checkpoint is None:
+            load_hf(model, Path(self.config.init_from))
+        announce(plan, world, logger, parameters=model.num_parameters())
+        options = EngineOptions(
+            dtype=self.config.dtype,
+            compile=self.config.compile == "true",
+            micro_batches=self._micro_batches(step=0),
+            deepspeed=plan.deepspeed,
+        )
+        self.engine = build_engine(self.config.engine, model, world, options)
+        if self.engine.compilation.failure:
+            self.logger.say(f"warning: {self.engine.compilation.failure}; going on without torch.compile")
+        self.average = WeightAverage(self.engine.local_weights(), self.config.ema)
+        schedule = PassSchedule(self.config.target_loss, len(plan.judged), self.config.batch_size)
+        self.progress = Progress(schedule, launched_at=launched)
+        checkpointer = Checkpointer(
+            start.out_dir, world, keep=self.config.keep_checkpoints, attempt=str(Attempt.from_env())
+        )
+        self.saver = Saver(
+            checkpointer,
+            self.engine,
+            self.average,
+            self.progress,
+            plan,
+            logger,
+            fence,
+            wandb_run_id=start.wandb_run_id,
+        )
+        self.profiler = open_profiler(self.config.profiled_steps, world, start.out_dir, logger, watchdog)
+        if checkpoint is not None:
+            self.saver.restore(checkpoint)
+        self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""
-        while True:
-            out_of_time = self._train_one_step()
-            full_pass_loss = self._full_pass() if self.schedule.due() else None
-            reason = self._reason_to_stop(full_pass_loss, out_of_time)
-            if full_pass_loss is None and reason in ("max_steps", "max_minutes"):
-                full_pass_loss = self._full_pass()  # the report says where the run stood
-                reason = self._reason_to_stop(full_pass_loss, out_of_time)
-            if reason or full_pass_loss is not None or self.step % self.config.log_every == 0:
-                self._log_row(full_pass_loss)
-            if reason:
-                return self._finish(reason, full_pass_loss)
+        progress = self.progress
+        save = False
+        try:
+            if progress.verified_loss is not None:  # stopped while it scored what it had reached
+                return self._finish("target_reached", progress.verified_loss)
+            (out_of_time,) = self.world.max(float(self._is_late()))
+            while True:
+                if not progress.step_is_unfinished:
+                    with self.profiler.step(progress.step + 1):
+                        out_of_time, save = self._train_one_step()
+                reason, full_pass_loss = self._judge(bool(out_of_time))
+                self.fence.check()
+                if reason or full_pass_loss is not None or progress.step % self.config.log_every == 0:
+                    self._log_row(full_pass_loss)
+                progress.step_is_unfinished = False
+                if reason:
+                    return self._finish(reason, full_pass_loss)
+                if save or progress.step % self.config.checkpoint_every == 0:
+                    self.watchdog.at(f"step {progress.step}, copying for a checkpoint", patient=True)
+                    with self.gauge.clock.phase("checkpoint"):
+                        self.saver.begin()
+        except StopRequested:
+            return self._leave()
 
-    def _train_one_step(self) -> bool:
-        """One update -> whether the time is up."""
+    def _train_one_step(self) -> tuple[bool, bool]:
+        """One update -> (whether the time is up, whether a checkpoint is overdue)."""
         started = time.perf_counter()
-        self.lr = learning_rate(self.config, self.schedule.estimate)
-        micro_batches = self._micro_batches()
-        loss_sum = torch.zeros((), device=self.world.device)
-        for batch in micro_batches:
-            loss_sum += self.engine.forward_backward(batch, is_last=batch is micro_batches[-1])
-        self.grad_norm = self.engine.step(self.lr)
-        late = self.config.max_minutes is not None and started - self.started > self.config.max_minutes * 60
+        progress = self.progress
+        number = progress.step + 1
+        self._at("batch")
+        progress.lr = learning_rate(self.config, progress.schedule.estimate)
+        with self.gauge.clock.phase("data"):
+            micro_batches = self._micro_batches(progress.step)
+        with self.gauge.clock.phase("compute"):
+            self._at("forward and backward")
+            loss_sum = torch.zeros((), device=self.world.device)
+            for batch in micro_batches:
+                loss_sum += self.engine.forward_backward(batch, is_last=batch is micro_batches[-1])
+            self._at("update")
+            progress.grad_norm = self.engine.step(progress.lr)
+            loss_sum = loss_sum.item()  # waits for the device, so that the update is counted here
+        self.gauge.clock.move(self.engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
+        self._at("sum over the ranks")
         # Reduced every step: the loss steers the full passes, and all ranks must stop at the same step. It costs one
         # small collective, after engine.step has waited for the device anyway. The first rank's clock decides.
-        loss, out_of_time = self.world.sum(loss_sum.item(), float(late and self.world.is_first))
-        self.step += 1
+        with self.gauge.clock.phase("communication"):
+            loss, out_of_time, overdue, writing, stop = self.world.sum(
+                loss_sum,
+                float(self._is_late()),
+                float(self.world.is_first and self.saver.overdue),
+                float(self.saver.writing),
+                float(_asked_to_stop(self.stop, self.out_dir, self.world)),
+            )
+        self._at("weight average")
+        progress.step = number
+        progress.step_is_unfinished = True
+        with self.gauge.clock.phase("compute"):
+            self._count(loss, started)
+        self.gauge.clock.steps += 1
+        if not writing:
+            self.watchdog.at(f"step {number}, completing a checkpoint", patient=True)
+            with self.gauge.clock.phase("checkpoint"):
+                self.saver.commit()
+        if stop:
+            raise StopRequested
+        return out_of_time > 0, overdue > 0
+
+    def _is_late(self) -> bool:
+        """Whether max_minutes are over, by the first rank's clock; never on another rank."""
+        minutes = self.config.max_minutes
+        return self.world.is_first and minutes is not None and self.progress.train_s > 60 * minutes
+
+    def _at(self, phase: str) -> None:
+        """The step that is being trained begins with phase."""
+        self.watchdog.at(f"step {self.progress.step + 1}, {phase}")
+        self.profiler.at(phase)
+
+    def _count(self, loss_sum: float, started: float) -> None:
+        """Take a step, begun at started, into the average and the sums; loss_sum: over all ranks, in nats."""
+        progress = self.progress
         step_tokens = self.config.batch_size * self.config.context_length
-        if isfinite(loss) and isfinite(self.grad_norm):
-            self.bad_steps_in_a_row = 0
-            self.schedule.observe(loss / step_tokens)
-            begun = self.average.has_begun or self.schedule.estimate < plateau_begins_at(self.config)
+        if isfinite(loss_sum) and isfinite(progress.grad_norm):
+            progress.bad_steps_in_a_row = 0
+            progress.schedule.observe(loss_sum / step_tokens)
+            begun = self.average.has_begun or progress.schedule.estimate < plateau_begins_at(self.config)
             if begun and self.config.ema:
                 self.average.update()
-            self.meter.add(loss, step_tokens, time.perf_counter() - started)
+            progress.meter.add(loss_sum, step_tokens, time.perf_counter() - started)
         else:
-            self.bad_steps += 1
-            self.bad_steps_in_a_row += 1
+            progress.bad_steps += 1
+            progress.bad_steps_in_a_row += 1
             self.logger.say(
-                f"step {self.step}: loss {loss / step_tokens:g}, gradient norm {self.grad_norm:g}: not applied"
+                f"step {progress.step}: loss {loss_sum / step_tokens:g}, gradient norm {progress.grad_norm:g}: "
+                f"not applied"
             )
-        return out_of_time > 0
 
-    def _micro_batches(self) -> list[Batch]:
-        """This rank's rows of the next global batch, as many at a time as memory allows."""
+    def _micro_batches(self, step: int) -> list[Batch]:
+        """This rank's rows of a step's global batch, as many at a time as memory allows."""
         config, windows, device = self.config, self.plan.windows, self.world.device
-        mine = windows.global_batch(self.step, config.batch_size)[self.world.rows(config.batch_size)]
+        mine = windows.global_batch(step, config.batch_size)[self.world.rows(config.batch_size)]
         batches = []
         for starts in mine.split(config.micro_batch_size):
             idx, targets = windows.take(starts)
             batches.append(Batch(idx.to(device), targets.to(device), config.batch_size * config.context_length))
         return batches
 
+    def _judge(self, out_of_time: bool) -> tuple[str | None, float | None]:
+        """(why the run ends here, if it does; the loss of a full pass, if one was made)."""
+        full_pass_loss = self._full_pass() if self.progress.schedule.due() else None
+        reason = self._reason_to_stop(full_pass_loss, out_of_time)
+        if full_pass_loss is None and reason in ("max_steps", "max_minutes"):
+            # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
+            self._save_and_wait()
+            full_pass_loss = self._full_pass()  # the report says where the run stood
+            reason = self._reason_to_stop(full_pass_loss, out_of_time)
+        return reason, full_pass_loss
+
     def _full_pass(self) -> float:
         started = time.perf_counter()
-        self.average.exchange()
-        loss = full_pass(self.engine.model, self.plan.windows, self.plan.judged, self.world, **self._compute())
-        self.average.exchange()
-        self.schedule.judged(loss)
-        self.full_pass_s += time.perf_counter() - started
+        model, windows, judged = self.engine.model, self.plan.windows, self.plan.judged
+        with self.gauge.clock.phase("full_pass"), self._judged_weights():
+            loss = full_pass(model, windows, judged, self.forward)
+        self.progress.schedule.judged(loss)
+        self.progress.full_pass_s += time.perf_counter() - started
         return loss
 
-    def _compute(self) -> dict[str, Any]:
-        """How to run the model forward within the memory that a training step needs."""
-        return {"dtype": self.config.dtype, "rows": self.config.micro_batch_size}
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        """The average, which full passes judge and which is the run's result, in the model inside."""
+        with self.average.applied():
+            self.engine.weights_written()
+            yield
+        self.engine.weights_written()
+
+    def _before_part(self) -> None:
+        """Between the parts of a full pass: raise StopRequested on every rank when any of them was asked to stop."""
+        self.watchdog.at(f"step {self.progress.step}, full pass or scores")
+        if any(self.world.sum(float(_asked_to_stop(self.stop, self.out_dir, self.world)))):
+            raise StopRequested
 
     def _reason_to_stop(self, full_pass_loss: float | None, out_of_time: bool) -> str | None:
         if full_pass_loss is not None and full_pass_loss <= self.config.target_loss:
             return "target_reached"
-        if self.bad_steps_in_a_row >= self.config.max_bad_steps:
+        if self.progress.bad_steps_in_a_row >= self.config.max_bad_steps:
             return "non_finite"
-        if self.config.max_steps is not None and self.step >= self.config.max_steps:
+        if self.config.max_steps is not None and self.progress.step >= self.config.max_steps:
             return "max_steps"
         return "max_minutes" if out_of_time else None
 
     def _log_row(self, full_pass_loss: float | None) -> None:
-        """Reduce and write the figures of the steps since the last row; a mean over no step is NaN."""
-        (memory_bytes,) = self.world.max(self.world.peak_memory_bytes())
-        loss, tokens_per_s = self.meter.take()
-        if isfinite(loss):
-            self.history.append((self.step, loss))
-        reachable = self.plan.floor < self.config.target_loss
-        eta = steps_to_target(self.history, self.config.target_loss) if reachable else None
-        step_s = self.config.batch_size * self.config.context_length / tokens_per_s
-        eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if eta else (None,) * 3
-        self.logger.row(
-            Row(
-                step=self.step, tokens=self.meter.tokens, loss=loss, lr=self.lr, grad_norm=self.grad_norm,
-                tokens_per_s=tokens_per_s, mfu=None, eta_s=eta_s, eta_low_s=eta_low_s, eta_high_s=eta_high_s,
-                wall_s=time.perf_counter() - self.started, memory_bytes=int(memory_bytes),
-                full_pass_loss=full_pass_loss,
-            )
-        )  # fmt: skip
+        self.logger.row(self.gauge.row(self.progress, full_pass_loss))
 
-    def _announce(self, parameters: int) -> None:
-        config, world, plan = self.config, self.world, self.plan
-        self.logger.say(
-            f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
-            f"gives {config.target_loss:g} nats/token (entropy floor {plan.floor:.3f})"
-        )
-        self.logger.say(
-            f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
-            f"engine {config.engine}, {config.dtype}; writing {config.out_dir}/"
-        )
-        if plan.floor >= config.target_loss:
-            self.logger.say("warning: " + floor_warning(config.target_loss, plan.floor))
+    def _save_and_wait(self) -> None:
+        self.watchdog.at(f"step {self.progress.step}, saving", patient=True)
+        with self.gauge.clock.phase("checkpoint"):
+            self.saver.save_and_wait()
+
+    def _leave(self) -> int:
+        """Save, and leave in the middle of the run -> the exit status."""
+        asked = next(name for name in self.world.gather(self.stop.name) if name)
+        self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
+        if self.progress.step:
+            self._save_and_wait()
+        report = make_report("stopped", None, self.plan, self.progress, self.engine)
+        if self.world.is_first:
+            write_stopped(self.out_dir, report)
+        if self.progress.step and self.saver.newest is None:
+            self.logger.say("warning: nothing could be saved: the same command begins again")
+        else:
+            self.logger.say(f"saved; the same command goes on from step {self.saver.newest or 0}")
+        self.logger.result(report, None)  # last: a picture and W&B take seconds, and whoever asked may kill
+        return _stopped_status()
 
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:
-        ended = time.perf_counter()
-        config, plan, world, model = self.config, self.plan, self.world, self.engine.model
-        self.average.exchange()  # the weights that were judged are the run's result
-        if full_pass_loss is not None:
-            outcome = "target reached" if reason == "target_reached" else f"target NOT reached ({reason})"
-            self.logger.say(
-                f"{outcome}: full-pass loss {full_pass_loss:.4f} (target {config.target_loss:g}) "
-                f"after {self.step} steps, {duration(ended - self.started)} of training"
-            )
-        scores = scorecard(model, plan.windows, world, **self._compute()) if full_pass_loss is not None else {}
-        report = {
-            "reached": reason == "target_reached",
-            "exit_reason": reason,
-            "target_loss": config.target_loss,
-            "loss": full_pass_loss,
-            "floor": plan.floor,
-            **scores,
-            "steps": self.step,
-            "bad_steps": self.bad_steps,
-            "tokens": self.meter.tokens,
-            "launch_s": ended - self.launched,
-            "train_s": ended - self.started,
-            "device_s": (ended - self.started) * world.size,
-            "full_pass_s": self.full_pass_s,
-            "compile_s": self.engine.compile_s,
-            "engine": config.engine,
-            "world_size": world.size,
-            "device": world.device_name(),
-            "dtype": config.dtype,
-            "compiled": self.engine.compiled,
-            "on_plateau": config.on_plateau,
-            "ema": config.ema,
-            "final_learning_rate": self.lr,
-            "corpus_sha256": plan.corpus.sha256,
-            "subset_tokens": config.subset_tokens,
-        }
-        if world.is_first:
-            save_weights(self.out_dir, model)
-            write_json(self.out_dir / REPORT, report)
-            self._tell(report)
+        """Weights, scores and report into the run directory, the result on the terminal -> the exit status."""
+        self.profiler.close()
+        report = make_report(reason, full_pass_loss, self.plan, self.progress, self.engine)
+        report |= self.gauge.constants()
+        self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
+        if reason == "target_reached":
+            self.progress.verified_loss = full_pass_loss
+        if reason == "non_finite":
+            self.saver.commit()
+        else:
+            self.saver.save_the_end()
+        with self._judged_weights():
+            model, windows = self.engine.model, self.plan.windows
+            if full_pass_loss is not None:
+                report |= scorecard(model, windows, self.forward)
+                self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
+            state = self.engine.state_dict()
+            self.fence.check()
+            if self.world.is_first:
+                save_weights(self.out_dir, state)
+                write_json(self.out_dir / REPORT, report)
+            recitation = recite_beginning(model, self.plan) if full_pass_loss is not None else None
+            if recitation:
+                tell_result(report, self.logger)
+                tell_recitation(recitation, self.logger)
+            elif self.world.is_first:
+                print(
+                    f"error: {self.progress.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the "
+                    f"weights saved are from before them: try a lower --learning_rate, or --dtype=fp32",
+                    file=sys.stderr,
+                )
+        self.logger.result(report, recitation)
         return EXIT_STATUS[reason]
-
-    def _tell(self, report: dict[str, Any]) -> None:
-        """The result in a few lines, and the text from the model's own mouth."""
-        if report["exit_reason"] == "non_finite":
-            print(
-                f"error: {self.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the weights saved "
-                f"are from before them: try a lower --learning_rate, or --dtype=fp32",
-                file=sys.stderr,
-            )
-            return
-        recall = report["recall"]
-        self.logger.say(
-            f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
-            f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "
-            f"from its beginning and put right at each break, the text breaks {recall['recitation_breaks']} times in "
-            f"{recall['recited_tokens']} tokens"
-        )
-        ids, length = self.plan.windows.ids.tolist(), self.config.context_length
-        first = ids[: hop_length(length)]
-        said = islice(generate(self.engine.model, first, context_length=length), RECITE_TOKENS)
-        prompt, answer, text = (encoding().decode_bytes(tokens) for tokens in (first, list(said), ids))
-        self.logger.say((prompt + answer).decode(errors="replace"))
-        self.logger.say(verdict(prompt, answer, text))

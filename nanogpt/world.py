@@ -20,6 +20,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from nanogpt.errors import ConfigError
 
@@ -27,6 +28,7 @@ Gathered = TypeVar("Gathered")
 
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+MARGIN = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,28 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def process_group(self) -> Iterator[None]:
-        """The default process group around a run: NCCL between GPUs, gloo between CPUs, nothing for one process."""
+    def process_group(self, *, timeout_s: float = 600.0, sharded: bool = False) -> Iterator[dist.Store | None]:
+        """The default process group around a run: NCCL between GPUs, gloo between CPUs -> its store, if there is one.
+
+        timeout_s: how long the program means to wait for a rank; a collective, which cannot say why, waits longer.
+        sharded: for an engine that shares its state out. It needs a group even alone, and it is there to save memory,
+        so what is freed on a CPU goes back to the kernel.
+        """
         cuda = self.device.type == "cuda"
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not sharded:
             _keep_freed_memory()
         if cuda:
             torch.cuda.set_device(self.device)  # before anything allocates, or every rank would use GPU 0
-        if self.size == 1:
-            yield
+        if self.size == 1 and not sharded:
+            yield None
             return
+        timeout = max(timedelta(seconds=timeout_s), COLLECTIVE_TIMEOUT) + MARGIN
+        store = self._store(timeout)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=self.device if cuda else None
-        )
-        yield
+            "nccl" if cuda else "gloo", timeout=timeout, device_id=self.device if cuda else None,
+            store=store, rank=self.rank, world_size=self.size,
+        )  # fmt: skip
+        yield store
         # Not after an exception: with a peer gone both would wait for the time-out. The barrier is for torchrun, which
         # ends all ranks as soon as one leaves with a status other than 0, and the first may still be writing.
         dist.barrier()
@@ -109,6 +119,15 @@ class World:
         """This rank's contiguous share of count rows; shares differ by one row at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
+    def parts(self, items: Tensor, rows: int) -> tuple[Tensor, ...]:
+        """This rank's contiguous share of items along their first dimension, in parts of at most `rows`.
+
+        Every rank has as many parts, so that a model whose forward is itself a collective (ZeRO 3) meets on every rank;
+        where there are fewer items than ranks, a part may be empty.
+        """
+        each = max(1, -(-len(items) // (self.size * rows)))
+        return items.tensor_split(each * self.size)[each * self.rank : each * (self.rank + 1)]
+
     def autocast(self, dtype: str) -> AbstractContextManager[object]:
         """The context that computes in dtype ('bf16' or 'fp32') on fp32 weights."""
         return nullcontext() if dtype == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -134,6 +153,18 @@ class World:
             return torch.cuda.max_memory_allocated(self.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+    def _store(self, timeout: timedelta) -> dist.Store:
+        """Where the ranks leave their addresses for each other."""
+        if self.size == 1:
+            return dist.HashStore()
+        store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
+        # torchrun keeps one store over its restarts, with the addresses of the killed ranks still in it: whoever comes
+        # back first would connect to those (torch 2.13). Each restart therefore has its own part of the store.
+        # Only on one node: the nodes of a larger world need not count their restarts alike.
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        return store
 
     def _reduce(self, values: tuple[float, ...], op: dist.ReduceOp.RedOpType) -> tuple[float, ...]:
         if self.size == 1:

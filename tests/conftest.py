@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_SHAKESPEARE = Path(
     os.environ.get("TINY_SHAKESPEARE", REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt")
 )
+os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/test_wandb.py shows it
 # Seconds on one core; trains to 0.099 in about 150 steps.
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
 
@@ -38,11 +40,16 @@ def train(*words, cwd, timeout=300, env=None):
     return run(sys.executable, REPOSITORY / "train_overfit.py", *words, cwd=cwd, timeout=timeout, env=env)
 
 
-def torchrun(ranks, *words, cwd, timeout=300, env=None):
-    """torchrun --nproc_per_node=RANKS train_overfit.py WORDS, on a free port"""
+def torchrun(ranks, *words, cwd, timeout=300, env=None, script=REPOSITORY / "train_overfit.py"):
+    """torchrun --nproc_per_node=RANKS SCRIPT WORDS, on a free port"""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}")
-    script = REPOSITORY / "train_overfit.py"
     return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
+
+
+def free_port():
+    """A TCP port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def metrics(run_dir):

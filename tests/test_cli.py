@@ -31,6 +31,7 @@ REFUSED = [
     (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
     (["--batch_size=0"], "--batch_size=0 must be a positive number"),
     (["--ema=1"], "--ema=1.0 must be from 0 to less than 1"),
+    (["--profile_steps=13:10"], "--profile_steps=13:10 must be START:STOP with 1 <= START < STOP"),
     (["--seed=-1"], "--seed=-1 must be from 0 to"),
     (["--seed=99999999999999999999"], "--seed=99999999999999999999 must be from 0 to"),
     (["--dtype=int8"], "--dtype=int8 must be one of auto, bf16, fp32"),
@@ -206,6 +207,11 @@ COMMANDS = [
     (["recite", "."], "error: config.json: no such file"),
     (["recite", ".", "--max_token=3"], "error: unknown option --max_token: did you mean --max_tokens?"),
     (["recite", ".", "--max_tokens=0"], "error: --max_tokens=0 must be a positive number"),
+    (["plot"], "error: RUN_DIR is missing"),
+    (["plot", "nowhere"], "error: nowhere: no such run directory"),
+    (["plot", ".", "nowhere"], "error: config.json: no such file"),
+    (["plot", ".", "--out=notes.txt"], "error: --out=notes.txt must end in one of .png, .svg, .pdf"),
+    (["plot", ".", "--run_dir=."], "error: unexpected argument '.': --run_dir is given too"),
     (["sing"], "error: unknown command 'sing': one of recite"),
 ]
 

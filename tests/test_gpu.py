@@ -44,6 +44,18 @@ def test_nccl_ranks_follow_one_process(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_zero_on_a_gpu_follows_one_process(stage, tmp_path):
+    """Reference: the single engine on the same GPU; 1e-4, as a reduction of one rank changes nothing but the order."""
+    options = TINY | {"max_steps": 20, "log_every": 1, "dtype": "fp32", "compile": "false"}
+    assert train(*flags(**options, out_dir="one"), cwd=tmp_path, env=GPUS).returncode == 3
+    words = ("--engine=deepspeed", f"--zero_stage={stage}")
+    assert train(*words, *flags(**options, out_dir="zero"), cwd=tmp_path, env=GPUS).returncode == 3
+    for a, b in zip(metrics(tmp_path / "zero"), metrics(tmp_path / "one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
 def test_more_ranks_than_gpus_are_refused(tmp_path):
     """Invariant: a rank without a GPU of its own is one line, not a crash in NCCL."""
     done = torchrun(torch.cuda.device_count() + 1, *flags(**TINY), cwd=tmp_path, env=GPUS)

@@ -15,12 +15,16 @@ def world(size=1, rank=0):
 
 
 def test_nothing_is_left_open():
-    """Invariant: a resolved configuration holds no 'auto', and no none but for the budgets."""
+    """Invariant: a resolved configuration leaves no choice of the program's own open; none is for what nobody asked."""
     config = make_plan(TrainConfig(), world()).config
     assert (config.engine, config.compile, config.stride, config.micro_batch_size) == ("single", "false", 64, 16)
     assert config.subset_tokens == DEFAULT_SUBSET_TOKENS
     assert config.dtype in ("bf16", "fp32")
-    assert {name for name, value in vars(config).items() if value is None} == {"max_steps", "max_minutes"}
+    not_asked = {"max_steps", "max_minutes", "init_from", "profile_steps"}
+    not_asked |= {f"wandb_{name}" for name in ("project", "group", "name", "tags", "notes")}
+    assert {name for name, value in vars(config).items() if value is None} == {*not_asked, "zero_stage", "ds_config"}
+    config = make_plan(TrainConfig(engine="deepspeed"), world()).config
+    assert {name for name, value in vars(config).items() if value is None} == not_asked
 
 
 @pytest.mark.parametrize(("size", "share"), [(1, 16), (2, 8), (3, 6), (8, 2), (16, 1)])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from nanogpt.data import Windows, hop_length
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.recall import full_pass, longest_run, recall_at, recite_all
+from nanogpt.recall import Forward, full_pass, longest_run, recall_at, recite_all
 from nanogpt.recite import continue_text, generate, verdict
 from nanogpt.run_dir import load_run
 from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
@@ -40,7 +40,7 @@ def test_a_full_pass_is_the_mean_over_all_targets(memory):
             total += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
             count += windows.context_length
     for rows in (1, 7, 1000):
-        loss = full_pass(model, windows, starts, ALONE, dtype="fp32", rows=rows)
+        loss = full_pass(model, windows, starts, Forward(ALONE, dtype="fp32", rows=rows))
         assert loss == pytest.approx(total / count, rel=1e-5)  # fp32 sums in another order
 
 
@@ -48,7 +48,7 @@ def test_a_full_pass_leaves_training_mode_on(memory):
     """Invariant: evaluation mode ends with the pass."""
     model, windows, _ = memory
     model.train()
-    full_pass(model, windows, torch.tensor([0]), ALONE, dtype="fp32", rows=1)
+    full_pass(model, windows, torch.tensor([0]), Forward(ALONE, dtype="fp32", rows=1))
     assert model.training
     model.eval()
 
@@ -67,10 +67,10 @@ def test_exact_recall_is_greedy_decoding(memory):
         == windows.ids[s + half : s + 2 * half].tolist()
         for s in starts.tolist()
     ]
-    share, loss = recall_at(model, windows, starts, ALONE, dtype="fp32", rows=6)
+    share, loss = recall_at(model, windows, starts, Forward(ALONE, dtype="fp32", rows=6))
     assert 0 < share < 1, "the comparison needs hits and misses"
     assert share == sum(decoded) / len(decoded)
-    assert loss == pytest.approx(full_pass(model, windows, starts, ALONE, dtype="fp32", rows=9), rel=1e-5)
+    assert loss == pytest.approx(full_pass(model, windows, starts, Forward(ALONE, dtype="fp32", rows=9)), rel=1e-5)
 
 
 def test_recite_all_is_recitation_put_right_where_it_breaks(memory):
@@ -78,7 +78,7 @@ def test_recite_all_is_recitation_put_right_where_it_breaks(memory):
     model, windows, config = memory
     ids, length = windows.ids.tolist(), config.context_length
     hop = hop_length(length)
-    told = recite_all(model, windows, ALONE, dtype="fp32", rows=5)
+    told = recite_all(model, windows, Forward(ALONE, dtype="fp32", rows=5))
     expected = []
     with torch.no_grad():
         for i in range(1, len(ids)):
@@ -93,7 +93,7 @@ def test_generation_hops_where_recite_all_does(memory):
     """Invariant: a free recitation from the beginning first breaks where the score says."""
     model, windows, config = memory
     ids, half = windows.ids.tolist(), config.context_length // 2
-    correct = recite_all(model, windows, ALONE, dtype="fp32", rows=64).correct[half - 1 :].tolist()
+    correct = recite_all(model, windows, Forward(ALONE, dtype="fp32", rows=64)).correct[half - 1 :].tolist()
     first_break = correct.index(False)
     said = greedy(model, ids[:half], first_break + 1, config.context_length)
     assert said[:first_break] == ids[half : half + first_break]
@@ -119,7 +119,7 @@ def test_generation_with_a_cache_equals_plain_decoding(context_length):
 def test_a_prompt_is_healed(memory):
     """Invariant: wherever a prompt is cut, inside a word or after a blank, the answer goes on with the text."""
     model, windows, config = memory
-    told = recite_all(model, windows, ALONE, dtype="fp32", rows=64).correct.tolist()
+    told = recite_all(model, windows, Forward(ALONE, dtype="fp32", rows=64)).correct.tolist()
     text = decode(windows.ids.tolist())
     known = decode(windows.ids[: told.index(False, 12)].tolist())  # up to the first break after a few words
     assert len(known) > 80

@@ -1,0 +1,54 @@
+"""report.json: how a run ended, for other programs."""
+
+from pathlib import Path
+from typing import Any
+
+from nanogpt.engine import Engine
+from nanogpt.plan import Plan
+from nanogpt.progress import Progress
+from nanogpt.run_dir import REPORT
+from nanogpt.stop_signals import STOP_FILE
+from nanogpt.strict_json import write_json
+
+
+def make_report(
+    reason: str, full_pass_loss: float | None, plan: Plan, progress: Progress, engine: Engine
+) -> dict[str, Any]:
+    """The report of a run that ends now. Every rank must call.
+
+    The clocks stand when this is called. Where there is a verdict, recall.scorecard() is added to it.
+    """
+    config, world, train_s = plan.config, engine.world, progress.train_s
+    return {
+        "reached": reason == "target_reached",
+        "exit_reason": reason,
+        "target_loss": config.target_loss,
+        "loss": full_pass_loss,
+        "floor": plan.floor,
+        "steps": progress.step,
+        "bad_steps": progress.bad_steps,
+        "tokens": progress.meter.tokens,
+        "launch_s": progress.launch_s,
+        "train_s": train_s,
+        "device_s": train_s * world.size,
+        "full_pass_s": progress.full_pass_s,
+        "compile_s": engine.compilation.seconds,
+        "engine": config.engine,
+        "zero_stage": config.zero_stage,
+        "world_size": world.size,
+        "device": world.device_name(),
+        "dtype": config.dtype,
+        "compiled": engine.compilation.compiled,
+        "peak_memory_bytes": world.gather(world.peak_memory_bytes()),
+        "on_plateau": config.on_plateau,
+        "ema": config.ema,
+        "final_learning_rate": progress.lr,
+        "corpus_sha256": plan.corpus.sha256,
+        "subset_tokens": config.subset_tokens,
+    }
+
+
+def write_stopped(out_dir: Path, report: dict[str, Any]) -> None:
+    """The report of a run that was asked to stop. The file STOP has been obeyed: the next run shall not stop too."""
+    write_json(out_dir / REPORT, report)
+    (out_dir / STOP_FILE).unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Tables in the documentation are what the benchmarks' JSON says."""
+
+import re
+import sys
+
+import pytest
+
+from conftest import REPOSITORY, run
+
+TABLE = re.compile(r"<!-- python (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+TABLES = [
+    (path, command, table)
+    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    for command, table in TABLE.findall(path.read_text())
+]
+
+
+def test_there_are_tables():
+    """Invariant: the pattern above still finds them."""
+    assert TABLES
+
+
+@pytest.mark.parametrize(("path", "command", "table"), TABLES, ids=[command for _, command, _ in TABLES])
+def test_a_table_is_generated(path, command, table):
+    """Reference: what the command above the table prints."""
+    done = run(sys.executable, *command.split(), cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == table.strip(), path
