@@ -77,7 +77,7 @@ class TrainConfig(Options):
         None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
     )
     ds_config: str | None = option(None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py")
-    dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device does it well")
+    dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device is faster in it")
     health: Literal["off", "warn", "strict"] = option(
         "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"
     )

@@ -34,6 +34,7 @@ PEAKS: dict[str, dict[str, float]] = {
     "V100": {"fp32": 15.7e12},
 }
 MEASURED_S = 0.3  # that the products of a CPU's measurement may take
+WORTHWHILE = 1.2  # by how much bf16 products must be faster than fp32 ones: the casts around them cost time too
 SIDE = 1024  # of the matrices: large enough to be bound by arithmetic, a few milliseconds each
 
 
@@ -54,9 +55,30 @@ def peak_flops_per_s(world: World, dtype: str) -> float | None:
 
     Every rank must call, at the same time: the ranks on a machine share its cores.
     """
-    own = _measured(dtype) if world.device.type == "cpu" else table_peak(world.device_name(), dtype)
+    own = (
+        _measured(dtype, side=SIDE, seconds=MEASURED_S)
+        if world.device.type == "cpu"
+        else table_peak(world.device_name(), dtype)
+    )
     (unknown, total) = world.sum(float(own is None), own or 0.0)
     return None if unknown else total
+
+
+def best_dtype(world: World) -> str:
+    """'bf16' where this rank's device multiplies matrices faster in it, else 'fp32'.
+
+    A GPU says so. A CPU is measured, where it has instructions for bf16 at all: on some they are half as fast as fp32's
+    (docs/performance.md). On one thread, which another process can hardly disturb, as all ranks must find the same.
+    """
+    if world.device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if world.device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        bf16, fp32 = (_measured(dtype, side=512, seconds=0.05) for dtype in ("bf16", "fp32"))
+        torch.set_num_threads(threads)
+        return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
+    return "fp32"
 
 
 def table_peak(device_name: str, dtype: str) -> float | None:
@@ -66,11 +88,11 @@ def table_peak(device_name: str, dtype: str) -> float | None:
     return next((peaks.get(dtype) for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
-def _measured(dtype: str) -> float:
-    """The best of some square matrix products on this rank's threads, FLOP/s."""
-    a = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    best_s, until = float("inf"), time.perf_counter() + MEASURED_S
+def _measured(dtype: str, *, side: int, seconds: float) -> float:
+    """The best of as many square matrix products as fit into seconds, on this rank's threads, FLOP/s."""
+    a = torch.ones(side, side, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    best_s, until = float("inf"), time.perf_counter() + seconds
     while (started := time.perf_counter()) < until:
         a @ a
         best_s = min(best_s, time.perf_counter() - started)
-    return 2 * SIDE**3 / best_s
+    return 2 * side**3 / best_s

@@ -15,6 +15,7 @@ from nanogpt.corpus import NAMED, Corpus, read_corpus
 from nanogpt.data import Windows
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
+from nanogpt.flops import best_dtype
 from nanogpt.hf import read_hf_shape
 from nanogpt.preflight import entropy_floor
 from nanogpt.tokenizer import encode
@@ -74,7 +75,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         if asked.compile == "auto" and config.zero_stage == 3:  # it would be tried in vain
             config = replace(config, compile="false")
     elif config.dtype == "auto":
-        config = replace(config, dtype=world.best_dtype())
+        config = replace(config, dtype=best_dtype(world))
     windows = Windows(
         torch.tensor(ids[: config.subset_tokens]),
         context_length=config.context_length, stride=config.stride, phase=config.phase, seed=config.seed,
@@ -115,7 +116,7 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         os.path.expanduser(config.ds_config or DEFAULT_PATH),
         zero_stage=config.zero_stage,
         dtype=config.dtype,
-        best_dtype=world.best_dtype(),
+        best_dtype=best_dtype(world),
         micro_batch_size=config.micro_batch_size,
         accumulation_steps=share // config.micro_batch_size,
         device_type=world.device.type,

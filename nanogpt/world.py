@@ -132,15 +132,6 @@ class World:
         """The context that computes in dtype ('bf16' or 'fp32') on fp32 weights."""
         return nullcontext() if dtype == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def best_dtype(self) -> str:
-        """'bf16' where the device has matrix instructions for it, else 'fp32'."""
-        if self.device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        cpu = self.device.type == "cpu" and (
-            torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        )
-        return "bf16" if cpu else "fp32"
-
     def device_name(self) -> str:
         """What the hardware calls itself, for config.json."""
         if self.device.type == "cuda":

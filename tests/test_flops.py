@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import TINY, flags, metrics, report, torchrun, train
-from nanogpt.flops import PEAKS, flops_per_token, table_peak
+from nanogpt.flops import PEAKS, best_dtype, flops_per_token, table_peak
 from nanogpt.metrics import PHASES
 from nanogpt.model import GPT, GPTConfig
+from nanogpt.world import World
 
 
 @pytest.mark.parametrize("context_length", [8, 64])
@@ -65,3 +66,11 @@ def test_a_row_says_where_the_time_went(ranks, tmp_path):
         assert math.isclose(row["mfu"], expected)
     if ranks == 1:
         assert row["fastest_rank_step_s"] == row["slowest_rank_step_s"]
+
+
+def test_every_rank_finds_the_same_dtype():
+    """Invariant: asked several times a machine gives one answer, as its ranks must, and keeps its threads."""
+    alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    threads = torch.get_num_threads()
+    assert len({best_dtype(alone) for _ in range(4)}) == 1
+    assert torch.get_num_threads() == threads
