@@ -57,7 +57,11 @@ class TrainConfig(Options):
     micro_batch_size: int | None = option(
         None, "most windows a rank holds at once, to bound memory; none: all its share", "windows"
     )
-    learning_rate: float = option(6e-4, "AdamW's learning rate")
+    recipe: Literal["reference", "fast"] = option(
+        "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
+    )
+    optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
+    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 1e-3 (fast)")
     on_plateau: Literal["decay", "none"] = option(
         "decay", "below 8 x target (at most 1) let the rate fall with the square root of the loss, or not"
     )

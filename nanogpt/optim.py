@@ -2,28 +2,55 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt.config import TrainConfig
+from nanogpt.muon import BUFFER, MuonAdamW
+from nanogpt.world import World
 
 BETAS = (0.9, 0.95)
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
+MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
+MUON_RATIO = 2.0  # Muon's rate to AdamW's
+NEWTON_SCHULZ_STEPS = 5
 
 
-def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW without weight decay, its update fused into one kernel; the engine sets the learning rate each step."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "reference": {"optimizer": "adamw", "learning_rate": 6e-4},
+    "fast": {"optimizer": "muon", "learning_rate": 1e-3},
+}
+
+
+def with_recipe(config: TrainConfig) -> TrainConfig:
+    """config with what it leaves to its recipe filled in."""
+    left = {name: value for name, value in RECIPES[config.recipe].items() if getattr(config, name) in ("auto", None)}
+    return replace(config, **left)
+
+
+def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) -> torch.optim.Optimizer:
+    """'adamw' or 'muon' (with AdamW beside it), without weight decay, AdamW's update fused into one kernel."""
+    if name == "muon":
+        return MuonAdamW(model, world, betas=BETAS, lr_ratio=MUON_RATIO, ns_steps=NEWTON_SCHULZ_STEPS, dtype=dtype)
     return torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """AdamW's rate for the next step; Muon's goes with it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
-def moments_of(weight: Tensor, updates: int) -> dict[str, Tensor]:
-    """The optimizer's state of one tensor after some updates, its moments still to be filled in."""
+def restored_state(weight: Tensor, updates: int, group: dict[str, Any]) -> dict[str, Tensor]:
+    """The optimizer's state of one tensor of group after some updates, its moments still to be filled in."""
+    if group.get("orthogonal"):
+        return {BUFFER: torch.zeros_like(weight)}
     step = torch.tensor(float(updates), device=weight.device)  # as the fused kernel wants it
-    return {"step": step, **{moment: torch.zeros_like(weight) for moment in MOMENTS}}
+    return {"step": step, **{moment: torch.zeros_like(weight) for moment in ADAM_MOMENTS}}
 
 
 def gradient_norm(model: nn.Module) -> float:

@@ -17,6 +17,7 @@ from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
 from nanogpt.flops import best_dtype
 from nanogpt.hf import read_hf_shape
+from nanogpt.optim import with_recipe
 from nanogpt.preflight import entropy_floor
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
@@ -44,7 +45,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         raise ConfigError(f"--engine=single cannot train on {world.size} ranks: leave it out, or start one process")
     if config.engine == "ddp" and world.size == 1:
         raise ConfigError("--engine=ddp needs several processes: start with torchrun --nproc_per_node=N")
-    config = _begun_from(config)
+    config = with_recipe(_begun_from(config))
     corpus = read_corpus(config.data)
     ids = encode(corpus.text)
     if len(ids) <= config.context_length:
@@ -112,7 +113,7 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
             f"--engine=deepspeed needs equal micro-batches: --micro_batch_size={config.micro_batch_size} does not "
             f"divide the {share} windows of each rank"
         )
-    return read_ds_config(
+    settings = read_ds_config(
         os.path.expanduser(config.ds_config or DEFAULT_PATH),
         zero_stage=config.zero_stage,
         dtype=config.dtype,
@@ -121,6 +122,12 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         accumulation_steps=share // config.micro_batch_size,
         device_type=world.device.type,
     )
+    zero = settings["zero_optimization"]
+    if config.optimizer == "muon" and (zero["stage"] == 3 or zero.get("offload_optimizer", {}).get("device") == "cpu"):
+        raise ConfigError(
+            "--optimizer=muon needs whole matrices on the device: --zero_stage=2 or less, and no offload_optimizer"
+        )
+    return settings
 
 
 def floor_warning(target_loss: float, floor: float) -> str:

@@ -194,6 +194,7 @@ class Trainer:
         announce(plan, world, logger, parameters=model.num_parameters())
         options = EngineOptions(
             dtype=self.config.dtype,
+            optimizer=self.config.optimizer,
             compile=self.config.compile == "true",
             micro_batches=self._micro_batches(step=0),
             deepspeed=plan.deepspeed,

@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun, train
 from nanogpt.checkpoint import newest_intact
+from nanogpt.config import TrainConfig
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
+from nanogpt.plan import make_plan
+from nanogpt.world import World
 
 # The loss falls below 1 after 15 steps, where averaging begins: the full pass at the end judges averaged weights.
 OPTIONS = TINY | {
@@ -200,6 +203,17 @@ def test_a_file_that_cannot_work_is_one_line(settings, said, tmp_path):
     assert said in str(refusal.value)
     assert str(tmp_path / "ds.json") in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("zero", [{"stage": 3}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}])
+def test_muon_needs_whole_matrices(zero, tmp_path):
+    """Invariant: what would leave Muon without its matrices is refused in one line."""
+    write(tmp_path / "ds.json", {"zero_optimization": zero})
+    with pytest.raises(ConfigError, match="--optimizer=muon needs whole matrices"):
+        make_plan(
+            TrainConfig(engine="deepspeed", ds_config=str(tmp_path / "ds.json"), recipe="fast"),
+            World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
+        )
 
 
 def test_what_a_files_values_mean(tmp_path):

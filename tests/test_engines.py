@@ -84,7 +84,9 @@ def _refuse_together(rank, port, name, zero_stage, answers):
     with world.process_group():
         torch.manual_seed(0)
         model = GPT(model_config(config))
-        options = EngineOptions(dtype="fp32", compile=False, micro_batches=[], deepspeed=plan.deepspeed)
+        options = EngineOptions(
+            dtype="fp32", optimizer="adamw", compile=False, micro_batches=[], deepspeed=plan.deepspeed
+        )
         engine = build_engine(name, model, world, options)
         idx = torch.arange(8).view(1, 8)
         norms, states, forward = [], [deepcopy(engine.state_dict())], model.forward

@@ -30,11 +30,13 @@ class Cell:
     ranks: int
     accumulation: int
     precision: str  # 'fp32', 'bf16' (autocast on fp32 weights) or 'bf16 weights' (DeepSpeed's bf16, fp32 masters)
+    optimizer: str = "adamw"
 
     def options(self, ds_config):
         """The TrainConfig options of this cell."""
         micro_batch_size = BATCH_SIZE // self.ranks // self.accumulation
         options = MODEL | {"dtype": self.precision.split()[0], "micro_batch_size": micro_batch_size}
+        options["optimizer"] = self.optimizer
         if self.engine not in ZERO:
             return options | {"engine": self.engine}
         return options | {"engine": "deepspeed", "zero_stage": int(self.engine[-1]), "ds_config": str(ds_config)}
@@ -45,13 +47,19 @@ BUCKETS = {
     "reduce_bucket_size": 3000, "allgather_bucket_size": 3000, "stage3_prefetch_bucket_size": 1000,
     "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 2000, "stage3_max_reuse_distance": 0,
 }  # fmt: skip
-REFERENCE = Cell("single", 1, 1, "fp32")
+REFERENCE = {optimizer: Cell("single", 1, 1, "fp32", optimizer) for optimizer in ("adamw", "muon")}
 CELLS = [
     Cell(engine, ranks, accumulation, precision)
     for precision, ranks, engine, accumulation in product(TOLERANCE, (1, 2, 4), ("single", "ddp", *ZERO), (1, 4))
     if not (engine == "single" and ranks > 1)
     and not (engine == "ddp" and ranks == 1)
     and not (precision == "bf16 weights" and engine not in ZERO[1:])  # refused at stage 0
+]
+# Muon where its own work differs: matrices whole or in stretches, shared out over 2 ranks, or over 4 with some idle.
+CELLS += [
+    Cell(engine, ranks, accumulation, "fp32", "muon")
+    for ranks, accumulation in ((1, 1), (2, 1), (2, 4), (4, 1))
+    for engine in ("single" if ranks == 1 else "ddp", "zero 0", "zero 1", "zero 2")
 ]
 
 
@@ -65,6 +73,7 @@ def curves(tmp_path_factory):
     # and ZeRO 3 replaces torch's linear function, so its cells are the last ones.
     for ranks, precision in sorted({(cell.ranks, cell.precision) for cell in CELLS}):
         cells = [cell for cell in CELLS if (cell.ranks, cell.precision) == (ranks, precision)]
+        cells.sort(key=lambda cell: cell.engine == "zero 3")
         native = {"bf16": {"enabled": True}} if precision == "bf16 weights" else {}
         ds_config.write_text(json.dumps({"zero_optimization": BUCKETS} | native))
         (directory / "cells.json").write_text(json.dumps([cell.options(ds_config) for cell in cells]))
@@ -87,12 +96,13 @@ def test_the_matrix(curves):
     assert all(len(points) == STEPS for points in curves.values())
     lines, wrong = [], []
     for cell in CELLS:
-        found, allowed = differences(curves[cell], curves[REFERENCE]), TOLERANCE[cell.precision]
+        found, allowed = differences(curves[cell], curves[REFERENCE[cell.optimizer]]), TOLERANCE[cell.precision]
         fits = all(f <= a for f, a in zip(found, allowed, strict=True))
         if not fits:
             wrong.append(cell)
         lines.append(
-            f"{cell.precision:13} {cell.engine:7} {cell.ranks} ranks  accumulation {cell.accumulation}"
+            f"{cell.optimizer:5} {cell.precision:13} {cell.engine:7} {cell.ranks} ranks"
+            f"  accumulation {cell.accumulation}"
             f"  loss {found[0]:.1e} of {allowed[0]:.0e}  norm {found[1]:.1e} of {allowed[1]:.0e}"
             f"{'' if fits else '  <-- WRONG'}"
         )

@@ -200,6 +200,20 @@ def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
             )
 
 
+def test_muon_goes_on_in_another_shape(tmp_path):
+    """Reference: one process throughout, Muon's momentum cut and joined on the way, to 1e-5 as above."""
+    (tmp_path / "whole").mkdir()
+    assert go(tmp_path / "whole", recipe="fast", max_steps=9).returncode == 3
+    for engine, max_steps in (("single", 3), ("zero 2", 5), ("ddp", 7), ("single", 9)):
+        go(tmp_path, engine, recipe="fast", max_steps=max_steps)
+    rows, expected = metrics(tmp_path / "out"), metrics(tmp_path / "whole" / "out")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected] == [3, 6, 9]
+    for row, wanted in zip(rows, expected, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert row[key] == pytest.approx(wanted[key], rel=1e-5), (row["step"], key)
+    assert report(tmp_path / "out")["optimizer"] == "muon"
+
+
 def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
     """Reference: a run with that budget from the start; a spent budget leaves nothing that shows later."""
     assert go(tmp_path, max_steps=10).returncode == 3

@@ -27,6 +27,7 @@ class EngineOptions:
     """How an engine is to compute."""
 
     dtype: str  # 'bf16' or 'fp32'
+    optimizer: str  # 'adamw' or 'muon'
     compile: bool
     micro_batches: Sequence[Batch]  # one step's worth, whose shapes a compiled model is warmed up with
     deepspeed: Mapping[str, Any] | None = None  # DeepSpeed's configuration, for the engine that wants one
@@ -85,7 +86,8 @@ class Engine(ABC):
 
     @abstractmethod
     def pieces(self) -> Iterator[Piece]:
-        """This rank's share of a checkpoint: fp32 weights and Adam's two moments, as 'weight/NAME', 'exp_avg/NAME', ...
+        """This rank's share of a checkpoint: fp32 weights and what the optimizer remembers,
+        as 'weight/NAME', 'exp_avg/NAME', ...
 
         All ranks' pieces together are the whole state, each value once, whatever the engine.
         """
@@ -94,16 +96,20 @@ class Engine(ABC):
     def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
         """Go on from what pieces() of some engine wrote after as many updates. Raises CheckpointError."""
 
-    def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor]) -> Iterator[Piece]:
-        """This rank's share of tensors that are laid out as local_weights is, as 'KIND/NAME'."""
+    def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """This rank's share of tensors that are laid out as local_weights is, as 'KIND/NAME'; None: there is none."""
         for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
+            if tensor is None:
+                continue
             share = self.world.rows(tensor.numel())
             if share.start < share.stop:
                 yield Piece(f"{kind}/{name}", share.start, tensor.reshape(-1)[share])
 
-    def read_like_weights(self, kind: str, tensors: Sequence[Tensor], checkpoint: Checkpoint) -> None:
+    def read_like_weights(self, kind: str, tensors: Sequence[Tensor | None], checkpoint: Checkpoint) -> None:
         """Fill tensors that are laid out as local_weights is from what pieces_like_weights wrote."""
         for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
+            if tensor is None:
+                continue
             with torch.no_grad():
                 tensor.view(-1).copy_(checkpoint.read(f"{kind}/{name}", 0, tensor.numel()))
 

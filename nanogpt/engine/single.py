@@ -10,7 +10,7 @@ from nanogpt.checkpoint import Checkpoint, Piece
 from nanogpt.engine.base import Batch, Engine, EngineOptions
 from nanogpt.engine.compiling import compile_model
 from nanogpt.model import GPT
-from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, moments_of
+from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
 from nanogpt.world import World
 
 
@@ -23,7 +23,7 @@ class SingleEngine(Engine):
         self.world = world
         self.dtype = options.dtype
         self.model = model.to(world.device)
-        self.optimizer = build_optimizer(self.model)
+        self.optimizer = build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype)
         self.compilation = compile_model(self.model, world, options)
         self.forward = self.compilation.forward
 
@@ -36,8 +36,7 @@ class SingleEngine(Engine):
     def step(self, lr: float) -> float:
         norm = gradient_norm(self.model)
         if isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -60,7 +59,7 @@ def replicated_pieces(engine: Engine, optimizer: Optimizer) -> Iterator[Piece]:
     weights = engine.local_weights()
     yield from engine.pieces_like_weights("weight", weights)
     for moment in MOMENTS if optimizer.state else ():
-        yield from engine.pieces_like_weights(moment, [optimizer.state[weight][moment] for weight in weights])
+        yield from engine.pieces_like_weights(moment, [optimizer.state[weight].get(moment) for weight in weights])
 
 
 def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: Checkpoint, updates: int) -> None:
@@ -68,10 +67,11 @@ def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: Checkpo
     weights = engine.local_weights()
     engine.read_like_weights("weight", weights, checkpoint)
     if updates:
-        for weight in weights:
-            optimizer.state[weight] = moments_of(weight, updates)
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                optimizer.state[weight] = restored_state(weight, updates, group)
         for moment in MOMENTS:
-            engine.read_like_weights(moment, [optimizer.state[weight][moment] for weight in weights], checkpoint)
+            engine.read_like_weights(moment, [optimizer.state[weight].get(moment) for weight in weights], checkpoint)
 
 
 def mean_share(loss_sum: Tensor, batch: Batch, scale: float) -> Tensor:

@@ -7,6 +7,7 @@ Stage 0 shares out nothing, 1 the optimizer's state and fp32 master weights, 2 t
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from math import isfinite
 
 import torch
@@ -18,7 +19,8 @@ from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
 from nanogpt.engine.compiling import compile_model
 from nanogpt.engine.single import mean_share, replicated_pieces, restore_replicated
 from nanogpt.model import GPT
-from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, moments_of
+from nanogpt.muon import MuonAdamW, Stretch
+from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
 from nanogpt.world import World
 
 
@@ -43,8 +45,12 @@ class DeepSpeedEngine(Engine):
         if options.deepspeed.keys() & set(LOGGING):
             deepspeed.utils.logging.set_log_level_from_string("info")  # what these print is of that level
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
-            model=self.compilation.forward, optimizer=build_optimizer(self.model), config=dict(options.deepspeed)
+            model=self.compilation.forward,
+            optimizer=build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype),
+            config=dict(options.deepspeed),
         )
+        if self.stage > 0 and isinstance(self.optimizer.optimizer, MuonAdamW):
+            self.optimizer.optimizer.shard(self._matrix_stretches)
         self._gathered = deepspeed.zero.GatheredParameters
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
@@ -55,8 +61,7 @@ class DeepSpeedEngine(Engine):
         return loss_sum.detach()
 
     def step(self, lr: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         if self.stage > 0:
             self.deepspeed.step()  # refuses a non-finite gradient itself, and calls its norm infinite
             return float(self.deepspeed.get_global_grad_norm())
@@ -91,8 +96,10 @@ class DeepSpeedEngine(Engine):
         self.read_like_weights("weight", self.local_weights(), checkpoint)
         self.weights_written()
         if updates:
-            for flat in self._flat_masters():
-                self.optimizer.optimizer.state[flat] = moments_of(flat, updates)
+            inner = self.optimizer.optimizer
+            # A flat tensor for each group; stage 3 may cut its only group into several.
+            for flat, group in zip(self._flat_masters(), cycle(inner.param_groups), strict=False):
+                inner.state[flat] = restored_state(flat, updates, group)
         for kind in ("weight", *MOMENTS) if updates else ("weight",):
             for name, start, values in self._masters(kind):
                 values.copy_(checkpoint.read(f"{kind}/{name}", start, start + len(values)))
@@ -141,11 +148,20 @@ class DeepSpeedEngine(Engine):
                 start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
             flat = self._flat_masters()[group]
             if kind != "weight":
-                if not state[flat]:
+                if kind not in state[flat]:
                     continue
                 flat = state[flat][kind]
             if length:
                 yield name, start, flat.detach()[at : at + length]
+
+    def _matrix_stretches(self) -> Iterator[Stretch]:
+        """Of Muon's matrices, what this rank's flat fp32 masters hold, at stages 1 and 2."""
+        for number, parameter in enumerate(self.optimizer.optimizer.matrices):
+            if mapping := parameter._hp_mapping:
+                yield Stretch(
+                    number, mapping.lp_fragment_address.start, self._flat_masters()[mapping.param_group_index],
+                    mapping.hp_fragment_address.start, mapping.lp_fragment_address.numel,
+                )  # fmt: skip
 
     def state_dict(self) -> dict[str, Tensor]:
         if self.stage < 3:
