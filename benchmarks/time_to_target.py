@@ -1,0 +1,97 @@
+"""Time to the verified target: both recipes beside the loop that a user would write instead.
+
+python benchmarks/time_to_target.py --seeds=3 --out=benchmarks/results/time_to_target.json
+python benchmarks/time_to_target.py --table=benchmarks/results/time_to_target.json
+
+The first trains and writes JSON, the second prints it as the table in docs/performance.md. The contenders take turns,
+so that a machine that drifts disturbs all of them alike. All have the same text, windows, number of parameters and full
+pass. The clock is each one's time in training, full passes included; building the model and importing torch are not.
+"""
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from runs import REPOSITORY, measure_or_print, train
+
+from nanogpt.cli import main
+from nanogpt.config import Options, option, require_positive
+from nanogpt.strict_json import read_json, write_json
+
+PLAIN, RECIPES = "plain loop, fp32", ("reference", "fast")
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Options):
+    """What to measure, or which result to print."""
+
+    seeds: int = option(3, "runs of each contender")
+    n_layer: int = option(4, "transformer blocks", "blocks")
+    n_head: int = option(4, "attention heads", "heads")
+    n_embd: int = option(256, "width of the residual stream", "channels")
+    context_length: int = option(32, "length of a training window", "tokens")
+    subset_tokens: int = option(1024, "memorise the first N tokens", "tokens")
+    max_steps: int = option(2000, "a contender that needs more has failed", "steps")
+    out: str = option("benchmarks/results/time_to_target.json", "where the result goes")
+    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "seeds", "n_layer", "n_head", "n_embd", "context_length", "subset_tokens", "max_steps")
+
+
+def measure(options: BenchmarkOptions) -> dict[str, Any]:
+    """Every contender with every seed, one after the other."""
+    same = ("n_layer", "n_head", "n_embd", "context_length", "subset_tokens", "max_steps")
+    result: dict[str, Any] = {"options": {name: getattr(options, name) for name in same}, "runs": []}
+    for seed in range(options.seeds):
+        words = [f"--{name}={value}" for name, value in (result["options"] | {"seed": seed}).items()]
+        result["runs"].append({"contender": PLAIN, "seed": seed} | _plain(words))
+        for recipe in RECIPES:
+            run = train(*words, f"--recipe={recipe}", "--checkpoint_minutes=none", "--wandb=disabled")
+            told = {key: run.report[key] for key in ("reached", "steps", "train_s", "loss")}
+            recall = run.report["recall"]["exact_recall"]
+            result["runs"].append({"contender": recipe, "seed": seed, "exact_recall": recall} | told)
+            result |= run.circumstances() | {"flops_per_token": run.report["flops_per_token"]}
+        write_json(Path(options.out), result)  # after each round: they take minutes
+    return result
+
+
+def _plain(words: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "plain.json")
+        script = REPOSITORY / "benchmarks" / "plain_loop.py"
+        done = subprocess.run([sys.executable, script, *words, f"--out={out}"], capture_output=True, text=True)
+        if not out.exists():
+            raise SystemExit(f"the plain loop failed:\n{done.stderr}")
+        return read_json(out, of="a result")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    shape = result["options"]
+    by_contender = {name: [run for run in result["runs"] if run["contender"] == name] for name in (PLAIN, *RECIPES)}
+    lines = [
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['subset_tokens']} tokens in windows of "
+        f"{shape['context_length']}, on {result['device']}, {len(by_contender[PLAIN])} seeds, medians:",
+        "",
+        "| | reached | steps | seconds | the plain loop's / these | exact recall at random offsets |",
+        "|---|---|---|---|---|---|",
+    ]
+    plain_s = median(run["train_s"] for run in by_contender[PLAIN])
+    for name, found in by_contender.items():
+        steps, seconds = (median(run[key] for run in found) for key in ("steps", "train_s"))
+        recall = f"{median(run['exact_recall'] for run in found):.0%}" if name in RECIPES else "not measured"
+        lines.append(
+            f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | {steps:g} | {seconds:.0f} | "
+            f"{plain_s / seconds:.2f} | {recall} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(lambda: measure_or_print(BenchmarkOptions, "time_to_target.py", __doc__, measure, table))
