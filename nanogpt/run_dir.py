@@ -131,15 +131,15 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
 def _cut_metrics(path: Path, from_step: int) -> None:
     """Drop the rows from from_step on, and a last one that was cut off."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            if not line.endswith("\n") or json.loads(line)["step"] >= from_step:
+            if not line.endswith(b"\n") or json.loads(line)["step"] >= from_step:
                 break
         except (ValueError, KeyError, TypeError):
             break
         kept.append(line)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
 
 

@@ -240,9 +240,11 @@ def stopped(tmp_path_factory):
 
 
 def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, uninterrupted):
-    """Reference: an undisturbed run; the warning names what was skipped."""
+    """Reference: an undisturbed run; the warning names what was skipped. A damaged row of metrics.jsonl is dropped."""
     shutil.copytree(stopped / "out", tmp_path / "out")
     (tmp_path / "out" / "checkpoints" / "step_00000008" / "rank_00000.safetensors").write_bytes(b"")
+    with (tmp_path / "out" / "metrics.jsonl").open("ab") as rows:
+        rows.write(b"\xff, not even text\n")
     done = go(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warning: step_00000008 rank_00000.safetensors is damaged: skipped" in done.stdout
