@@ -15,6 +15,7 @@ manifest last, is on the disk.
 import hashlib
 import json
 import os
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -28,12 +29,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanogpt.errors import CheckpointError
+from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.strict_json import finite, write_json
 from nanogpt.world import World
 
 CHECKPOINTS, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
-FORMAT = 1  # raised when an older reader could not read a newer checkpoint
+FORMAT = 2  # raised with every change of what a checkpoint holds
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Checkpointer:
             self._result = {"failure": str(error) or type(error).__name__}
 
     def _complete(self, files: dict[str, dict[str, Any]]) -> None:
+        for name, facts in files.items():
+            path = self._temporary / name
+            if not path.exists() or path.stat().st_size != facts["bytes"]:
+                raise OSError(f"{path} of another rank is not seen from the first: every node needs the same disk")
         content = {"format": FORMAT, "step": self._step, "files": files, "progress": finite(self._progress)}
         write_json(self._temporary / MANIFEST, content | {"sha256": _digest(content)})
         _sync(self._temporary / MANIFEST)
@@ -120,14 +125,16 @@ class Checkpointer:
         final = self._directory / f"step_{self._step:08d}"
         old = self._directory / f".{final.name}.old"
         if final.exists():  # a run that came back to this step
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(final, old)
         os.replace(self._temporary, final)
         shutil.rmtree(old, ignore_errors=True)
         latest = self._directory / f".{LATEST}.tmp"
         latest.write_text(final.name + "\n")
+        _sync(latest)
         os.replace(latest, self._directory / LATEST)
         _sync(self._directory)
-        for old in _newest_first(self._directory)[self._keep :]:
+        for _, old in _newest_first(self._directory)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -137,12 +144,12 @@ def abandon_after(out_dir: Path, step: int) -> list[str]:
     They are broken or of a course that the run leaves; "newest" would still mean them.
     """
     directory, names = out_dir / CHECKPOINTS, []
-    for path in _newest_first(directory):
-        if path.name > f"step_{step:08d}":
-            aside = directory / f"abandoned_{path.name}"
+    for name, path in _newest_first(directory):
+        if name > f"step_{step:08d}":
+            aside = directory / f"abandoned_{name}"
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
-            names.append(path.name)
+            names.append(name)
     return names
 
 
@@ -150,7 +157,7 @@ class Checkpoint:
     """A complete checkpoint, for reading."""
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
-        """Raises CheckpointError when any of it is missing, damaged, or newer than this program.
+        """Raises CheckpointError when any of it is missing, damaged, or of another version.
 
         verify: read every byte and compare; not needed where another rank has.
         """
@@ -158,8 +165,8 @@ class Checkpoint:
         try:
             content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             digest = content.pop("sha256")
-            if content["format"] > FORMAT:
-                raise CheckpointError(f"is of format {content['format']}, newer than this program's {FORMAT}")
+            if content["format"] != FORMAT:
+                raise CheckpointError(f"is of format {content['format']}, this program's is {FORMAT}")
             if digest != _digest(content):
                 raise CheckpointError(f"{MANIFEST} is damaged")
             for name, facts in content["files"].items() if verify else ():
@@ -212,16 +219,31 @@ def newest_intact(out_dir: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def examine(out_dir: Path) -> Iterator[tuple[str, Checkpoint | CheckpointError]]:
-    """(name, what it holds or what is wrong with it) of each checkpoint of a run, the newest first."""
-    for path in _newest_first(out_dir / CHECKPOINTS):
+    """(name, what it holds or what is wrong with it) of each checkpoint of a run, the newest first.
+
+    Raises ConfigError when nobody can tell which there are.
+    """
+    try:
+        checkpoints = _newest_first(out_dir / CHECKPOINTS)
+    except OSError as error:
+        raise ConfigError(f"{out_dir / CHECKPOINTS} cannot be read: {error.strerror or error}") from None
+    for name, path in checkpoints:
         try:
-            yield path.name, Checkpoint(path)
+            yield name, Checkpoint(path)
         except CheckpointError as error:
-            yield path.name, error
+            yield name, error
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    return sorted((path for path in directory.glob("step_*") if path.is_dir()), reverse=True)
+def _newest_first(directory: Path) -> list[tuple[str, Path]]:
+    """(name, where it is) of each checkpoint; what else a person keeps there, under other names, is left alone."""
+    try:
+        found = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    named = {name: directory / name for name in found if re.fullmatch(r"step_\d{8,}", name)}
+    # A run that was killed while it put one in the place of another of the same step left that one here.
+    replaced = {name[1:-4]: directory / name for name in found if re.fullmatch(r"\.step_\d{8,}\.old", name)}
+    return sorted((replaced | named).items(), reverse=True)
 
 
 def _digest(content: dict[str, Any]) -> str:

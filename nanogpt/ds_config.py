@@ -34,10 +34,15 @@ OURS = {
     "fp16": ("--dtype, which has no fp16,", {"enabled": False}),
     "compile": ("--compile", None),
 }
-# What this trainer passes on, and of the section that DeepSpeed itself does not check, the names.
+# What this trainer passes on, and of the sections that DeepSpeed itself does not check, the names.
 LOGGING = ("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "comms_logger", "flops_profiler")
 POLICY = ("zero_optimization", "bf16", "torch_autocast", "communication_data_type", *LOGGING)
-AUTOCAST = ("enabled", "dtype", "lower_precision_safe_modules")
+UNCHECKED = {
+    "torch_autocast": ("enabled", "dtype", "lower_precision_safe_modules"),
+    "flops_profiler": (
+        "enabled", "recompute_fwd_factor", "profile_step", "module_depth", "top_modules", "detailed", "output_file",
+    ),
+}  # fmt: skip
 # The one value that works here, and why.
 FIXED = {
     "zero_optimization.compute_grad_norm": (True, "a step whose gradient norm is unknown cannot be checked"),
@@ -46,6 +51,7 @@ FIXED = {
     "zero_optimization.zero_quantized_gradients": (False, "rounded gradients leave DDP's curve"),
     "zero_optimization.zero_hpz_partition_size": (1, "its second copy hides the averaged weights"),
     "zero_optimization.zenflow": (None, "late updates leave DDP's curve"),
+    "zero_optimization.round_robin_gradients": (False, "DeepSpeed then mistakes which rank holds what of a checkpoint"),
     "zero_optimization.legacy_stage1": (False, "DeepSpeed has dropped it"),
     "zero_optimization.cpu_offload": (False, "it is now called offload_optimizer"),
     "zero_optimization.cpu_offload_param": (False, "it is now called offload_param"),
@@ -149,10 +155,11 @@ def _check_names(path: str, settings: dict[str, Any]) -> None:
             del settings[name]
             continue
         _check_name(path, name, POLICY)
-        if name in ("zero_optimization", "bf16", "torch_autocast") and not isinstance(value, dict):
+        if name in ("zero_optimization", "bf16", *UNCHECKED) and not isinstance(value, dict):
             raise ConfigError(f"--ds_config={path}: {name!r} must hold a JSON object")
-    for name in settings.get("torch_autocast", ()):
-        _check_name(path, name, AUTOCAST)
+    for section, known in UNCHECKED.items():
+        for name in settings.get(section, ()):
+            _check_name(path, name, known)
 
 
 def _check_name(path: str, name: str, known: Sequence[str]) -> None:
@@ -167,6 +174,9 @@ def _check_values(path: str, settings: dict[str, Any]) -> None:
     for section in ("bf16", "torch_autocast"):
         if not isinstance(settings.get(section, {}).get("enabled", False), bool):
             raise ConfigError(f"--ds_config={path}: {section}.enabled must be true or false")
+    every = settings.get("steps_per_print")
+    if every is not None and (type(every) is not int or every < 1):
+        raise ConfigError(f"--ds_config={path}: steps_per_print must be a positive whole number, not {every!r}")
     for name, (works, why) in FIXED.items():
         *sections, last = name.split(".")
         within: Any = settings

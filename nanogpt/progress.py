@@ -28,6 +28,7 @@ class Progress:
     bad_steps: int = 0  # non-finite ones, never applied
     bad_steps_in_a_row: int = 0
     full_pass_s: float = 0.0
+    other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
     verified_loss: float | None = None  # of the full pass that reached the target: only files and scores are to come
     lr: float = nan  # of the newest step, as is
     grad_norm: float = nan
@@ -36,7 +37,10 @@ class Progress:
 
     @property
     def train_s(self) -> float:
-        """Seconds since training began, over all attempts, without the time between them."""
+        """Seconds since training began, over all attempts, without the time between them.
+
+        Of an attempt that was killed, what came after its last checkpoint is not in it: the steps are done again.
+        """
         return time.perf_counter() - self.started_at
 
     @property
@@ -77,6 +81,6 @@ class Progress:
 
 
 _AS_THEY_ARE = (
-    "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "verified_loss",
-    "lr", "grad_norm", "history",
+    "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "other_device_s",
+    "verified_loss", "lr", "grad_norm", "history",
 )  # fmt: skip

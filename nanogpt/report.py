@@ -30,7 +30,7 @@ def make_report(
         "tokens": progress.meter.tokens,
         "launch_s": progress.launch_s,
         "train_s": train_s,
-        "device_s": train_s * world.size,
+        "device_s": train_s * world.size + progress.other_device_s,
         "full_pass_s": progress.full_pass_s,
         "compile_s": engine.compilation.seconds,
         "engine": config.engine,

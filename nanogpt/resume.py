@@ -39,11 +39,11 @@ class Start:
 def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
     """What --resume asks for. Raises ConfigError where that cannot be."""
     if config.resume == "never":
-        return Start(check_free(config.out_dir), fresh=True)
+        return Start(_check_free(config.out_dir), fresh=True)
     if config.resume not in ("auto", "must"):
         checkpoint, skipped = _at(Path(config.resume).expanduser())
         fresh = check_writable(config.out_dir).resolve() not in checkpoint.path.resolve().parents
-        out_dir = check_free(config.out_dir) if fresh else check_writable(config.out_dir)
+        out_dir = _check_free(config.out_dir) if fresh else check_writable(config.out_dir)
     else:
         fresh, out_dir = False, check_writable(config.out_dir)
         checkpoint, skipped = newest_intact(out_dir)
@@ -54,7 +54,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
             raise ConfigError(f"--resume=must: --out_dir={config.out_dir} has no checkpoint")
         # A run that was killed before its first checkpoint begins again; a finished one without any is not touched.
         if not _was_cut_short(out_dir):
-            return Start(check_free(config.out_dir), fresh=True)
+            return Start(_check_free(config.out_dir), fresh=True)
         return Start(out_dir, **_same_wandb_run(_wandb_run_id(out_dir)))
     _check_same(config, corpus_sha256, checkpoint)
     return Start(
@@ -63,6 +63,13 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
         # In another directory it is another run: two of them cannot write one.
         **({} if fresh else _same_wandb_run(checkpoint.progress["wandb_run_id"])),
     )  # fmt: skip
+
+
+def _check_free(out_dir: str) -> Path:
+    path = check_free(out_dir)
+    if (path / CHECKPOINTS).exists():  # they may be of later steps, and would be taken for the newest
+        raise ConfigError(f"--out_dir={out_dir} holds checkpoints: name another directory, or remove them")
+    return path
 
 
 def _same_wandb_run(run_id: str | None) -> dict[str, str]:

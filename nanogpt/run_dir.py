@@ -107,7 +107,7 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
     """Make out_dir this run's by writing its config.json: the resolved options, what they run on, the versions.
 
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
-    ConfigError when fresh and another run was first.
+    ConfigError when fresh and another run was first, or when out_dir cannot be written.
     """
     packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
     content = {
@@ -118,34 +118,40 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
     }
     try:
         write_json(out_dir / CONFIG, content, exclusive=fresh)
+        if not fresh:
+            _cut_metrics(out_dir / METRICS, from_step)
+            for name in (REPORT, WEIGHTS):  # they would tell of another end
+                (out_dir / name).unlink(missing_ok=True)
     except FileExistsError:
         raise ConfigError(_taken(str(out_dir))) from None
-    if not fresh:
-        _cut_metrics(out_dir / METRICS, from_step)
-        for name in (REPORT, WEIGHTS):  # they would tell of another end
-            (out_dir / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
 def _cut_metrics(path: Path, from_step: int) -> None:
     """Drop the rows from from_step on, and a last one that was cut off."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
-            if not line.endswith("\n") or json.loads(line)["step"] >= from_step:
+            if not line.endswith(b"\n") or json.loads(line)["step"] >= from_step:
                 break
         except (ValueError, KeyError, TypeError):
             break
         kept.append(line)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
 
 
 def save_weights(out_dir: Path, state: dict[str, Tensor]) -> None:
-    """model.safetensors: every parameter of an engine's state_dict()."""
+    """model.safetensors: every parameter of an engine's state_dict(). Raises SystemExit when there is no room."""
     temporary = out_dir / (WEIGHTS + ".tmp")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out_dir / WEIGHTS)
+    try:
+        save_file(state, temporary, metadata={"format": "pt"})
+        os.replace(temporary, out_dir / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise SystemExit(f"error: {out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
 
 
 @dataclass(frozen=True)

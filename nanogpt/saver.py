@@ -60,6 +60,7 @@ class Saver:
             "average_has_begun": self._average.has_begun,
             "config": asdict(self._plan.config),
             "corpus_sha256": self._plan.corpus.sha256,
+            "world_size": self._engine.world.size,
             "wandb_run_id": self._wandb_run_id,
         }
         self._checkpointer.begin(self._progress.step, pieces, state)
@@ -92,6 +93,8 @@ class Saver:
         """Go on from checkpoint, whatever engine wrote it, on however many ranks."""
         progress = self._progress
         progress.restore(checkpoint.progress)
+        before = checkpoint.progress["world_size"]
+        progress.other_device_s += checkpoint.progress["train_s"] * (before - self._engine.world.size)
         self._engine.restore(checkpoint, updates=progress.step - progress.bad_steps)
         if checkpoint.progress["average_has_begun"]:
             self._engine.read_like_weights("mean", self._average.begin(), checkpoint)

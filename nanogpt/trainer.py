@@ -18,7 +18,7 @@ import torch
 from nanogpt.checkpoint import Checkpoint, Checkpointer, abandon_after
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.errors import ConfigError
+from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.fence import Attempt, Fence, NoFence
 from nanogpt.flops import peak_flops_per_s
 from nanogpt.gauge import Gauge
@@ -83,7 +83,10 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
 def _train(
     plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
 ) -> int:
-    checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+    try:
+        checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+    except CheckpointError as error:  # the first rank has read it
+        raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
     hosts = sorted(set(world.gather(gethostname())))
     if world.is_first:
         claim(
@@ -386,15 +389,15 @@ class Trainer:
         """Save, and leave in the middle of the run -> the exit status."""
         asked = next(name for name in self.world.gather(self.stop.name) if name)
         self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
-        if self.progress.step:
-            self._save_and_wait()
+        self._save_and_wait()
         report = make_report("stopped", None, self.plan, self.progress, self.engine)
         if self.world.is_first:
             write_stopped(self.out_dir, report)
-        if self.progress.step and self.saver.newest is None:
+        if self.saver.newest is None:
             self.logger.say("warning: nothing could be saved: the same command begins again")
         else:
-            self.logger.say(f"saved; the same command goes on from step {self.saver.newest or 0}")
+            saved = "saved" if self.saver.newest == self.progress.step else "warning: this step could not be saved"
+            self.logger.say(f"{saved}; the same command goes on from step {self.saver.newest}")
         self.logger.result(report, None)  # last: a picture and W&B take seconds, and whoever asked may kill
         return _stopped_status()
 

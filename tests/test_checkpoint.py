@@ -1,15 +1,16 @@
 """Checkpoint files: whole or refused, whatever happens to them, and readable in any cut."""
 
 import json
+import os
 import shutil
 import sys
 
 import pytest
 import torch
 
-from conftest import run
+from conftest import free_port, run
 from nanogpt.checkpoint import Checkpoint, Checkpointer, Piece, abandon_after, newest_intact
-from nanogpt.errors import CheckpointError
+from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.world import World
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -142,6 +143,61 @@ def test_a_half_written_one_is_none(tmp_path):
     assert newest_intact(tmp_path)[0].step == 1
     assert save(tmp_path, 2) == ""
     assert newest_intact(tmp_path)[0].step == 2
+
+
+def test_a_kill_while_one_replaces_another_loses_neither(tmp_path):
+    """Invariant: between its two renames the older one of a step is still found, and what it leaves stops no save."""
+    directory = tmp_path / "checkpoints"
+    assert save(tmp_path, 1, keep=1) == ""
+    (directory / "step_00000001").rename(directory / ".step_00000001.old")  # killed here, or ...
+    checkpoint, skipped = newest_intact(tmp_path)
+    assert (checkpoint.step, skipped) == (1, [])
+    assert save(tmp_path, 1, keep=1) == ""
+    shutil.copytree(directory / "step_00000001", directory / ".step_00000001.old")  # ... after the second one
+    assert save(tmp_path, 1, keep=1) == ""
+    assert sorted(p.name for p in directory.iterdir()) == ["latest", "step_00000001"]
+
+
+def test_what_a_person_keeps_there_is_left_alone(tmp_path):
+    """Invariant: a copy under another name is neither the newest checkpoint nor dropped when others are."""
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoints" / "step_00000001", tmp_path / "checkpoints" / "step_00000001_good")
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+    assert newest_intact(tmp_path)[0].path.name == "step_00000003"
+    assert abandon_after(tmp_path, 3) == []
+    assert Checkpoint(tmp_path / "checkpoints" / "step_00000001_good").step == 1
+
+
+def test_checkpoints_that_nobody_can_list_are_not_none(tmp_path):
+    """Invariant: a run does not begin again over checkpoints that are there but cannot be listed."""
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ConfigError, match="checkpoints cannot be read: Not a directory"):
+        newest_intact(tmp_path)
+
+
+def _save_apart(rank, port, out_dir, answers):
+    """One rank of two, each of which writes to a disk of its own."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
+    with world.process_group():
+        writer = Checkpointer(out_dir / str(rank), world, keep=1)
+        writer.begin(1, [Piece("weight/a", 50 * rank, VALUES[world.rows(100)])], {})
+        answers.put(writer.commit())
+
+
+def test_ranks_that_do_not_share_a_disk_complete_nothing(tmp_path):
+    """Invariant: a checkpoint is complete only when the first rank sees every rank's file."""
+    context = torch.multiprocessing.get_context("spawn")
+    port, answers = free_port(), context.Queue()
+    ranks = [context.Process(target=_save_apart, args=(rank, port, tmp_path, answers)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for failure in [answers.get(timeout=120) for _ in ranks]:
+        assert "rank_00001.safetensors of another rank is not seen" in failure
+    for rank in ranks:
+        rank.join(timeout=60)
+    assert newest_intact(tmp_path / "0") == newest_intact(tmp_path / "1") == (None, [])
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path):

@@ -193,6 +193,10 @@ def test_compile_works_or_warns(stage, tmp_path):
             "super_offload cannot",
         ),
         ({"torch_autocast": {"lower_precision_safe_modules": ["int"]}}, "must list classes"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "which rank holds what of a checkpoint"),
+        ({"steps_per_print": "often"}, "positive whole number"),
+        ({"steps_per_print": 0}, "positive whole number"),
+        ({"flops_profiler": {"enable": True}}, "did you mean 'enabled'"),
     ],
 )
 def test_a_file_that_cannot_work_is_one_line(settings, said, tmp_path):

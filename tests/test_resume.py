@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run
+from nanogpt.checkpoint import newest_intact
 
 # Averages weights from about step 17 on, makes full passes and reaches its target before step 40.
 OPTIONS = TINY | {
@@ -135,6 +136,18 @@ def test_asked_to_stop_it_saves_and_goes_on(how, tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
+def test_a_second_interrupt_leaves_at_once(tmp_path):
+    """Invariant: exit status 1 in the middle of a step that takes half a minute, and nothing is saved."""
+    program = start(tmp_path, batch_size=8192, micro_batch_size=8)
+    wait_for(lambda: "writing out/" in (tmp_path / "log").read_text(), program)
+    program.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    program.send_signal(signal.SIGINT)
+    assert program.wait(timeout=10) == 1
+    assert (tmp_path / "log").read_text().endswith("interrupted\n")
+    assert not names(tmp_path / "out" / "checkpoints")
+
+
 @pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
 def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
     """Reference: the same engine undisturbed, bit for bit. TERM goes to torchrun, which passes it on to its workers."""
@@ -183,10 +196,18 @@ def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, unin
 
 
 def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
-    """Reference: one process throughout, to 1e-5: the last bits grow over the steps (test_deepspeed)."""
+    """Reference: one process throughout, to 1e-5: the last bits grow over the steps (test_deepspeed).
+
+    device_s counts the ranks that each attempt had.
+    """
+    train_s = device_s = 0.0  # of the newest checkpoint
     shapes = [("single", 4), ("zero 2", 8), ("ddp", 14), ("zero 3 on 4", 20), ("zero 1", 22), ("single", 100)]
     for engine, max_steps in shapes:
         done = go(tmp_path, engine, max_steps=max_steps)
+        ranks, told = ENGINES[engine][0], report(tmp_path / "out")
+        assert told["device_s"] == pytest.approx(device_s + (told["train_s"] - train_s) * ranks)
+        saved = newest_intact(tmp_path / "out")[0].progress
+        train_s, device_s = saved["train_s"], device_s + (saved["train_s"] - train_s) * ranks
     assert done.returncode == 0, done.stderr
     rows, told, _ = outcome(tmp_path)
     expected_rows, expected, _ = uninterrupted("single")
@@ -233,9 +254,11 @@ def stopped(tmp_path_factory):
 
 
 def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, uninterrupted):
-    """Reference: an undisturbed run; the warning names what was skipped."""
+    """Reference: an undisturbed run; the warning names what was skipped. A damaged row of metrics.jsonl is dropped."""
     shutil.copytree(stopped / "out", tmp_path / "out")
     (tmp_path / "out" / "checkpoints" / "step_00000008" / "rank_00000.safetensors").write_bytes(b"")
+    with (tmp_path / "out" / "metrics.jsonl").open("ab") as rows:
+        rows.write(b"\xff, not even text\n")
     done = go(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warning: step_00000008 rank_00000.safetensors is damaged: skipped" in done.stdout
@@ -274,6 +297,15 @@ def test_another_run_is_refused(stopped, tmp_path, options, said):
         assert part in done.stderr
 
 
+def test_never_does_not_begin_among_old_checkpoints(stopped, tmp_path):
+    """Invariant: exit status 2; the old ones would be kept in place of the new run's, as they are of later steps."""
+    shutil.copytree(stopped / "out" / "checkpoints", tmp_path / "out" / "checkpoints")
+    done = go(tmp_path, resume="never")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "holds checkpoints" in done.stderr
+    assert os.listdir(tmp_path / "out") == ["checkpoints"]
+
+
 def test_must_needs_a_checkpoint(tmp_path):
     """Invariant: --resume=must does not begin afresh."""
     done = go(tmp_path, resume="must")
@@ -309,15 +341,29 @@ def test_two_runs_do_not_share_a_directory(tmp_path):
     assert first.wait(timeout=200) == 4
 
 
+LIMIT = 8 * 2**20  # bytes a file, less than the weights, and than any rank's share of weights and moments
+
+
+def limited():
+    """For preexec_fn: no file can grow over LIMIT."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+def test_no_room_for_the_weights_is_one_line(tmp_path):
+    """Invariant: a run that cannot write its result says so, with status 1, and leaves no report of it."""
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        words(max_steps=2), cwd=tmp_path, preexec_fn=limited, env=env, capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "model.safetensors cannot be written" in done.stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
 @pytest.mark.parametrize("engine", ["single", "ddp", "zero 2"])
 def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     """Invariant: a checkpoint that cannot be written is warned of; the run goes on, and the one before stays usable."""
     assert go(tmp_path, engine, max_steps=4).returncode != 0, "a spent budget"
-    limit = 8 * 2**20  # bytes a file, less than any rank's share of weights and moments
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = words(engine, checkpoint_every=2, learning_rate=1e-2)
     with (tmp_path / "log").open("w") as log:
