@@ -394,7 +394,9 @@ class Trainer:
             self.logger.say("warning: nothing could be saved: the same command begins again")
         else:
             self.logger.say(f"saved; the same command goes on from step {self.saver.newest or 0}")
-        self.logger.result(report, None)  # last: a picture and W&B take seconds, and whoever asked may kill
+        # Last, as a profile, a picture and W&B take seconds, and whoever asked may kill.
+        self.profiler.close()
+        self.logger.result(report, None)
         return _stopped_status()
 
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:
