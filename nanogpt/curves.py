@@ -21,7 +21,7 @@ from nanogpt.strict_json import read_json
 # Options that leave the curve as it is; those of W&B, known by their first word, do so too.
 SILENT = {
     "out_dir", "resume", "log_every", "profile_steps", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
-    "comm_timeout_s", "preflight", "max_bad_steps",
+    "comm_timeout_s", "preflight", "max_bad_steps", "health",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ mfu = flops_per_token(model.config, context_length=64) * tokens_per_s / peak_flo
 
 import re
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -68,14 +69,15 @@ def best_dtype(world: World) -> str:
     """'bf16' where this rank's device multiplies matrices faster in it, else 'fp32'.
 
     A GPU says so. A CPU is measured, where it has instructions for bf16 at all: on some they are half as fast as fp32's
-    (docs/performance.md). On one thread, which another process can hardly disturb, as all ranks must find the same.
+    (docs/performance.md). On one thread and by its own clock, which stands while another process has the core: all
+    ranks must find the same, and a resumed run what it found before.
     """
     if world.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if world.device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        bf16, fp32 = (_measured(dtype, side=512, seconds=0.05) for dtype in ("bf16", "fp32"))
+        bf16, fp32 = (_measured(dtype, side=512, seconds=0.05, clock=time.thread_time) for dtype in ("bf16", "fp32"))
         torch.set_num_threads(threads)
         return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
     return "fp32"
@@ -88,11 +90,11 @@ def table_peak(device_name: str, dtype: str) -> float | None:
     return next((peaks.get(dtype) for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
-def _measured(dtype: str, *, side: int, seconds: float) -> float:
+def _measured(dtype: str, *, side: int, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
     """The best of as many square matrix products as fit into seconds, on this rank's threads, FLOP/s."""
     a = torch.ones(side, side, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    best_s, until = float("inf"), time.perf_counter() + seconds
-    while (started := time.perf_counter()) < until:
+    best_s, until = float("inf"), clock() + seconds
+    while (started := clock()) < until:
         a @ a
-        best_s = min(best_s, time.perf_counter() - started)
+        best_s = min(best_s, clock() - started)
     return 2 * side**3 / best_s

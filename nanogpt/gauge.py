@@ -8,7 +8,7 @@ logger.row(gauge.row(progress, full_pass_loss=None))
 from math import isfinite
 
 from nanogpt.engine import Engine
-from nanogpt.eta import NoEta
+from nanogpt.eta import Eta, NoEta
 from nanogpt.flops import flops_per_token
 from nanogpt.loggers import Row
 from nanogpt.metrics import PhaseClock
@@ -41,7 +41,11 @@ class Gauge:
         apart = self._engine.exposed_communication_s() is not None
         if not apart:
             time_share["communication"] = None  # some of it is in compute
-        eta = progress.eta(self._plan.config, floor=self._plan.floor, windows_per_epoch=self._plan.windows.per_epoch)
+        config = self._plan.config
+        if full_pass_loss is not None and full_pass_loss <= config.target_loss:
+            eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
+        else:
+            eta = progress.eta(config, floor=self._plan.floor, windows_per_epoch=self._plan.windows.per_epoch)
         told = not isinstance(eta, NoEta)
         eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if told else (None,) * 3
         peak = self._peak_flops_per_s

@@ -139,12 +139,13 @@ def _all_reduce(world: World) -> tuple[float, bool]:
     if world.size == 1:
         return 0.0, True
     values = torch.full((BUFFER_BYTES[world.device.type] // 4,), float(world.rank + 1), device=world.device)
-    seconds = [_seconds(world, lambda: dist.all_reduce(values))]
+    dist.all_reduce(values)  # untimed: the first one may have to connect the ranks
     is_exact = bool((values == world.size * (world.size + 1) / 2).all())
     values.zero_()  # or the sums would grow to infinity
+    seconds = [_seconds(world, lambda: dist.all_reduce(values))]
     seconds += [_seconds(world, lambda: dist.all_reduce(values)) for _ in range(_more_times(world, seconds[0]))]
     sent = 2 * (world.size - 1) / world.size * values.nbytes  # of a ring
-    return sent / median(seconds[1:] or seconds) / 1e9, is_exact
+    return sent / median(seconds) / 1e9, is_exact
 
 
 def _receive(world: World) -> float:
@@ -171,10 +172,11 @@ def _receive(world: World) -> float:
                 seconds = _seconds(world, lambda: dist.recv(buffer, before))
         return seconds
 
+    exchange()  # connects each pair of ranks, which takes longer than the link would
     began = time.perf_counter()
-    first = exchange()
-    times = [exchange() for _ in range(_more_times(world, time.perf_counter() - began))]
-    return buffer.nbytes / median(times or [first]) / 1e9
+    times = [exchange()]
+    times += [exchange() for _ in range(_more_times(world, time.perf_counter() - began))]
+    return buffer.nbytes / median(times) / 1e9
 
 
 def _seconds(world: World, work: Callable[[], object]) -> float:

@@ -22,9 +22,10 @@ SPARKS = 32  # columns of the curve
 class TerminalLogger(Logger):
     """Says what PlainLogger says, on lines that stay where they are."""
 
-    def __init__(self, target_loss: float, console: Console | None = None) -> None:
+    def __init__(self, target_loss: float, losses: Sequence[float] = (), console: Console | None = None) -> None:
+        """losses: of the rows that a resumed run has logged already."""
         self._target_loss = target_loss
-        self._losses: list[float] = []
+        self._losses = [loss for loss in losses if loss > 0]
         self._console = console or Console()
         # Redrawn when there is something new, by whoever brings it: no thread beside the training.
         self._live = Live(Text("warming up"), console=self._console, auto_refresh=False, redirect_stderr=False)
@@ -42,7 +43,9 @@ class TerminalLogger(Logger):
         self._live.stop()
 
     def _foot(self, row: Row) -> Group:
-        way = way_to_target(self._losses, self._target_loss)
+        # The training loss may be below the target long before, or after, a full pass is: only that one has arrived.
+        is_verified = row.full_pass_loss is not None and row.full_pass_loss <= self._target_loss
+        way = 1.0 if is_verified else min(0.99, way_to_target(self._losses, self._target_loss))
         first = Table.grid(padding=(0, 1))
         first.add_row(
             Text(f"step {row.step:,}", style="bold"),

@@ -96,7 +96,7 @@ def _train(
             wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         )  # fmt: skip
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
-    logger = _open_logger(plan.config, world, start)
+    logger = _open_logger(plan.config, world, start, checkpoint)
     try:
         for line in start.skipped:
             logger.say(f"warning: {line}: skipped")
@@ -120,13 +120,14 @@ def _train(
         logger.close()
 
 
-def _open_logger(config: TrainConfig, world: World, start: Start) -> Logger:
+def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Checkpoint | None) -> Logger:
     """The first rank's loggers; nobody hears the others."""
     if not world.is_first:
         return NullLogger()
     # A dumb terminal cannot redraw a line.
     redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    person = TerminalLogger(config.target_loss) if redraws else PlainLogger()
+    losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
+    person = TerminalLogger(config.target_loss, losses) if redraws else PlainLogger()
     wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
     plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
     return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
@@ -398,7 +399,9 @@ class Trainer:
         else:
             saved = "saved" if self.saver.newest == self.progress.step else "warning: this step could not be saved"
             self.logger.say(f"{saved}; the same command goes on from step {self.saver.newest}")
-        self.logger.result(report, None)  # last: a picture and W&B take seconds, and whoever asked may kill
+        # Last, as a profile, a picture and W&B take seconds, and whoever asked may kill.
+        self.profiler.close()
+        self.logger.result(report, None)
         return _stopped_status()
 
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:

@@ -22,10 +22,19 @@ fi
 for_sbatch=() who_and_where=()
 while (($# > 0)) && [ "$1" != -- ]; do
     for_sbatch+=("$1")
-    case $1 in --partition=* | --account=* | --qos=*) who_and_where+=("$1") ;; esac
+    case $1 in
+        --partition=* | --account=* | --qos=* | -[pAq]?*) who_and_where+=("$1") ;;
+        --partition | --account | --qos | -[pAq]) who_and_where+=("$1" "${2:-}") ;;
+    esac
     shift
 done
 if (($# > 0)); then shift; fi
+case "$SWEEP_OPTION $*" in
+    *out_dir* | *out-dir*)
+        echo "error: slurm/sweep.sh gives each run a directory of its own: no --out_dir" >&2
+        exit 2
+        ;;
+esac
 
 commas=${SWEEP_VALUES//[^,]/}
 array=$(sbatch --parsable --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$@")

@@ -194,6 +194,8 @@ def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):
         assert done.returncode == 0, done.stderr
     (replayed,) = json.loads(result.read_text())
     logged = {row["step"]: row for row in metrics(run_dir)}
+    last = metrics(run_dir)[-1]
+    assert (last["eta_s"], last["eta_low_s"], last["eta_high_s"]) == (0, 0, 0), "it is reached"
     for forecast in replayed["forecasts"]:
         row = logged[replayed["steps"] - forecast["left"]]
         assert row["eta_note"] == forecast["note"]

@@ -134,7 +134,7 @@ def test_a_full_disk_costs_one_line(tmp_path):
 
 def test_runs_are_told_apart_by_what_differs(tmp_path):
     """Reference: written out here; what changes no curve is no difference, and equal runs have their directories."""
-    a = write_run(tmp_path / "a", learning_rate=1e-3, log_every=5)
+    a = write_run(tmp_path / "a", learning_rate=1e-3, log_every=5, health="warn")
     b = write_run(tmp_path / "b", learning_rate=6e-4, data="/some/where/my_$text$.txt")
     c = write_run(tmp_path / "c", learning_rate=6e-4, ranks=8)
     d = write_run(tmp_path / "_d", learning_rate=6e-4, ranks=8)

@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
-from conftest import TINY, flags, metrics, torchrun, train
+from conftest import REPOSITORY, TINY, flags, metrics, report, torchrun, train
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
 
@@ -68,6 +72,25 @@ def test_a_range_that_the_run_does_not_finish(tmp_path):
     assert "warning: no step of --profile_steps=2:4 was trained: there is no profile" in done.stdout.splitlines()
     assert trace.read_bytes() == before
     assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_is_stopped_within_the_range(tmp_path):
+    """Invariant: asked to stop, a run saves, then writes the profile of the steps that it has trained."""
+    profiling = tmp_path / "out" / "checkpoints"  # a step has ended, and with it one of the profile
+    program = subprocess.Popen(
+        [sys.executable, REPOSITORY / "train_overfit.py", *flags(**OPTIONS, profile_steps="1:100000", target_loss=1e-6,
+                                                                 checkpoint_every=1)],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not profiling.exists():
+        assert program.poll() is None
+        time.sleep(0.01)
+    program.terminate()
+    said, _ = program.communicate(timeout=200)
+    assert program.returncode == 4, said
+    steps = report(tmp_path / "out")["steps"]
+    assert said.index("saved; the same command goes on") < said.index(f"profile of steps 1 to {steps} on rank 0")
+    assert phases(tmp_path / "out" / "profile" / "rank_00000.json.gz")["update"] == steps
 
 
 def test_a_profile_that_cannot_be_written(tmp_path):

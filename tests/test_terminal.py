@@ -10,10 +10,10 @@ from test_files import ROW
 from nanogpt.terminal import BARS, SPARKS, TerminalLogger, sparkline, way_to_target
 
 
-def drawn(width, *rows):
-    """The last drawing of a terminal that is width columns wide."""
+def drawn(width, *rows, losses=()):
+    """All drawings on a terminal that is width columns wide."""
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, legacy_windows=False)
-    logger = TerminalLogger(0.099, console)
+    logger = TerminalLogger(0.099, losses, console)
     logger.say("a sentence")
     for row in rows:
         logger.row(row)
@@ -28,6 +28,21 @@ def test_every_figure_is_shown():
         assert part in shown
     for part in ("MFU 41%", "4.0 GB", "ETA 10 min (5 min to 2.0 h)", "full pass 0.1000"):
         assert part in shown
+
+
+def test_only_a_full_pass_has_arrived():
+    """Invariant: 100% stands beside a verified target alone, however low the training loss is."""
+    low = replace(ROW, loss=0.05)
+    assert "99% of the way" in drawn(100, low)
+    assert "100%" not in drawn(100, low, replace(low, full_pass_loss=0.1))
+    assert "100% of the way" in drawn(100, replace(ROW, loss=0.15, full_pass_loss=0.098), losses=[9.9])
+
+
+def test_a_resumed_run_has_its_way_behind_it():
+    """Reference: 9.9 -> 0.99 is half of 9.9 -> 0.099, whoever saw the 9.9; the curve has both."""
+    shown = drawn(100, replace(ROW, loss=0.99), losses=[9.9])
+    assert "50% of the way" in shown
+    assert BARS[-1] + BARS[0] in shown
 
 
 @pytest.mark.parametrize("width", [40, 60, 200])

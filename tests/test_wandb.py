@@ -76,7 +76,11 @@ def test_an_offline_run_mirrors_the_run_directory(tmp_path, env):
         told = begun["config"]["update"]
         for name in ("n_layer", "seed", "corpus_sha256", "git_commit", "hosts"):
             assert told[name] == stored.get(name, stored["config"].get(name))
+    axes = [record["name"] for record in first["metric"] if "name" in record]
+    assert axes == ["trainer/step", "trainer/tokens", "trainer/wall_s"]
     assert (first["run"][0]["run_group"], first["run"][0]["tags"]) == ("g", ["a", "b"])
+    assert any(record["type"] == "model" for record in first["artifact"])
+    assert not any(record["type"] == "model" for record in second["artifact"])
     assert_mirrors(rows_of(first), before)
     after = metrics(tmp_path / "out")
     assert_mirrors(rows_of(second), [row for row in after if row["step"] >= 20])
@@ -92,9 +96,10 @@ def test_an_offline_run_mirrors_the_run_directory(tmp_path, env):
 
 
 def test_only_the_first_rank_has_a_run(tmp_path, env):
-    """Invariant: two ranks, one W&B run."""
-    torchrun(2, *flags(**OPTIONS), cwd=tmp_path, env=env)
-    assert len(wandb_runs(tmp_path / "out")) == 1
+    """Invariant: two ranks, one W&B run, and one alert of a target that is reached."""
+    torchrun(2, *flags(**(OPTIONS | {"target_loss": 11.0})), cwd=tmp_path, env=env)
+    (records,) = wandb_runs(tmp_path / "out")
+    assert [alert["title"] for alert in records["alert"]] == ["Target reached"]
 
 
 def test_disabled_leaves_nothing(tmp_path, env):

@@ -170,7 +170,16 @@ def test_two_jobs_share_the_nodes(cluster, tmp_path, undisturbed):
 def test_a_sweep_ends_in_a_table(cluster, tmp_path):
     """Reference: the runs' own reports; a run for each value, and of the array a signal requeues one task alone."""
     options = flags(**{name: value for name, value in TINY.items() if name != "learning_rate"})
-    sweep = [REPOSITORY / "slurm" / "sweep.sh", "learning_rate=1e-2,5e-3", "--nodes=1", *CPU_NODES, "--", *options]
+    sweep = [
+        REPOSITORY / "slurm" / "sweep.sh",
+        "learning_rate=1e-2,5e-3",
+        "-p",
+        "grace",
+        "--nodes=1",
+        *CPU_NODES,
+        "--",
+        *options,
+    ]
     told = slurm(*map(str, sweep), cwd=tmp_path)
     array, summary = re.match(r"job (\d+): .*; job (\d+) writes", told).groups()
     sweep_dir = tmp_path / "runs" / array
@@ -178,6 +187,7 @@ def test_a_sweep_ends_in_a_table(cluster, tmp_path):
     last.wait_until(lambda: "\nstep " in last.log, "it trains")
     last.signal_batch_script("USR1")
     Job(summary, tmp_path).wait_until_over()
+    assert Job(summary, tmp_path).facts["Partition"] == first.facts["Partition"] == "grace", "-p is for both"
     assert (first.state, last.state) == ("COMPLETED", "COMPLETED")
     assert (first.restarts, last.restarts) == (0, 1)
     table = (sweep_dir / "summary.md").read_text().splitlines()
@@ -188,6 +198,17 @@ def test_a_sweep_ends_in_a_table(cluster, tmp_path):
         assert cells[:4] == [run_dir.name, "target_reached", str(told["steps"]), f"{told['loss']:.4g}"]
         assert json.loads((run_dir / "config.json").read_text())["config"]["learning_rate"] == float(value)
     assert table[-1].startswith("2 of 2 runs reached their target after ")
+
+
+@pytest.mark.parametrize("words", [["seed=0,1", "--", "--out_dir=x"], ["out_dir=x,y"]])
+def test_the_runs_of_a_sweep_do_not_share_a_directory(words, tmp_path):
+    """Invariant: status 2 and one line before anything is submitted, which would need no cluster to be refused."""
+    done = subprocess.run(
+        [REPOSITORY / "slurm" / "sweep.sh", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "a directory of its own" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
