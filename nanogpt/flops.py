@@ -3,9 +3,10 @@
 mfu = flops_per_token(model.config, context_length=64) * tokens_per_s / peak_flops_per_s
 """
 
+import os
 import re
 import time
-from collections.abc import Callable
+from socket import gethostname
 
 import torch
 
@@ -17,6 +18,7 @@ from nanogpt.world import World
 PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250e12, "fp32": 75e12},
     "GH200": {"bf16": 989e12, "fp32": 67e12},
+    "H200 NVL": {"bf16": 835e12, "fp32": 60e12},
     "H200": {"bf16": 989e12, "fp32": 67e12},
     "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
     "H100 NVL": {"bf16": 835e12, "fp32": 60e12},
@@ -34,9 +36,9 @@ PEAKS: dict[str, dict[str, float]] = {
     "RTX 3090": {"bf16": 71e12, "fp32": 35.6e12},
     "V100": {"fp32": 15.7e12},
 }
-MEASURED_S = 0.3  # that the products of a CPU's measurement may take
+MEASURED_S = 0.1  # of a thread, that the products of a CPU's measurement may take
 WORTHWHILE = 1.2  # by how much bf16 products must be faster than fp32 ones: the casts around them cost time too
-SIDE = 1024  # of the matrices: large enough to be bound by arithmetic, a few milliseconds each
+SIDE = 512  # of the matrices: large enough to be bound by arithmetic, some milliseconds each
 
 
 def flops_per_token(config: GPTConfig, *, context_length: int) -> int:
@@ -54,13 +56,17 @@ def flops_per_token(config: GPTConfig, *, context_length: int) -> int:
 def peak_flops_per_s(world: World, dtype: str) -> float | None:
     """What all ranks' devices together can do in dtype: a GPU by its data sheet, a CPU measured; None when unknown.
 
-    Every rank must call, at the same time: the ranks on a machine share its cores.
+    A CPU's is that of one thread times the threads of its ranks, at most one a core: too high where cores slow each
+    other down, so that MFU is never too good. Every rank must call.
     """
-    own = (
-        _measured(dtype, side=SIDE, seconds=MEASURED_S)
-        if world.device.type == "cpu"
-        else table_peak(world.device_name(), dtype)
-    )
+    if world.device.type == "cpu":
+        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+        ranks = world.gather((gethostname(), threads, _thread_flops_per_s(dtype, MEASURED_S)))
+        return sum(
+            min(1.0, (os.cpu_count() or 1) / sum(count for host, count, _ in ranks if host == mine)) * threads * thread
+            for mine, threads, thread in ranks
+        )
+    own = table_peak(world.device_name(), dtype)
     (unknown, total) = world.sum(float(own is None), own or 0.0)
     return None if unknown else total
 
@@ -69,16 +75,12 @@ def best_dtype(world: World) -> str:
     """'bf16' where this rank's device multiplies matrices faster in it, else 'fp32'.
 
     A GPU says so. A CPU is measured, where it has instructions for bf16 at all: on some they are half as fast as fp32's
-    (docs/performance.md). On one thread and by its own clock, which stands while another process has the core: all
-    ranks must find the same, and a resumed run what it found before.
+    (docs/performance.md).
     """
     if world.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if world.device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        bf16, fp32 = (_measured(dtype, side=512, seconds=0.05, clock=time.thread_time) for dtype in ("bf16", "fp32"))
-        torch.set_num_threads(threads)
+        bf16, fp32 = (_thread_flops_per_s(dtype, MEASURED_S) for dtype in ("bf16", "fp32"))
         return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
     return "fp32"
 
@@ -90,11 +92,18 @@ def table_peak(device_name: str, dtype: str) -> float | None:
     return next((peaks.get(dtype) for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
-def _measured(dtype: str, *, side: int, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The best of as many square matrix products as fit into seconds, on this rank's threads, FLOP/s."""
-    a = torch.ones(side, side, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    best_s, until = float("inf"), clock() + seconds
-    while (started := clock()) < until:
+def _thread_flops_per_s(dtype: str, seconds: float) -> float:
+    """The best of as many square matrix products as fit into seconds, on one thread, FLOP/s.
+
+    By the thread's own clock, which stands while another process has the core: a busy machine is no slower one, all
+    ranks must choose the same dtype, and a resumed run the one that it had.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+    best_s, until = float("inf"), time.thread_time() + seconds
+    while (started := time.thread_time()) < until:
         a @ a
-        best_s = min(best_s, clock() - started)
-    return 2 * side**3 / best_s
+        best_s = min(best_s, time.thread_time() - started)
+    torch.set_num_threads(threads)
+    return 2 * SIDE**3 / best_s

@@ -33,7 +33,12 @@ def write_json(path: Path, content: dict[str, Any], *, exclusive: bool = False) 
     text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
     if exclusive:
         with path.open("x", encoding="utf-8") as file:  # fails, unlike a rename, when another process was first
-            file.write(text)
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:  # a full disk
+                path.unlink()
+                raise
         return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
