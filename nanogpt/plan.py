@@ -94,6 +94,23 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     return Plan(config, corpus, windows, windows.judged_starts(JUDGED_GRIDS), floor, deepspeed, memory, warnings)
 
 
+def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
+    """What a rank would need with each engine that world's size allows, or why that engine cannot train this batch."""
+    found: dict[str, Memory | str] = {}
+    for name, stage in (("single" if world.size == 1 else "ddp", None), *(("deepspeed", stage) for stage in range(4))):
+        label = name if stage is None else f"ZeRO {stage}"
+        config = replace(
+            plan.config, engine=name, zero_stage=stage, ds_config=None if stage is None else plan.config.ds_config
+        )
+        try:
+            settings = None if stage is None else _deepspeed_settings(config, world)
+        except ConfigError as error:
+            found[label] = str(error)
+            continue
+        found[label] = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+    return found
+
+
 def _begun_from(config: TrainConfig) -> TrainConfig:
     """config with the shape of the model that --init_from names."""
     if config.init_from is None:

@@ -13,15 +13,15 @@ FLOORS = [
         "errors",
         "config fence model stop_signals strict_json tokenizer world",
         """
-        checkpoint cli corpus data ds_config eta flops health hf loggers metrics optim run_dir stopping
+        checkpoint cli corpus data ds_config eta flops health hf loggers metrics optim repeat run_dir stopping
         watchdog
         """,
         "memory preflight",
         """
         curves engine plan profile progress recall recite resume terminal wandb_logger
         """,
-        "gauge messages plot report saver",
-        "live_plot",
+        "forecast gauge messages plot report saver",
+        "feasibility live_plot",
         "trainer",
         "__main__",
     )
