@@ -59,44 +59,51 @@ def predict_memory(
     shape, on_cpu = model_config(config), device_type == "cpu"
     with torch.device("meta"):
         parameters = GPT(shape).num_parameters()
-    stage = config.zero_stage or 0
-    zero = deepspeed["zero_optimization"] if deepspeed else {}
     in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
     size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
+    stage = config.zero_stage or 0
     moments_over, gradients_over, weights_over = (world_size if stage >= n else 1 for n in (1, 2, 3))  # ranks
     masters = parameters * FP32 // world_size if stage else 0
+    averaged = parameters * FP32 if config.ema else 0
 
     rows = min(config.micro_batch_size, -(-config.batch_size // world_size))
-    tokens = rows * config.context_length
-    bf16 = config.dtype == "bf16"
-    channel = 36 if bf16 else 64  # bytes a token and channel: bf16 but for the residual stream's two
-    scores = 0  # bytes a token, head and position seen
+    tokens, autocast = rows * config.context_length, config.dtype == "bf16"
+    channel = 36 if autocast else 64  # bytes a token and channel
+    scores = 0  # bytes a token, head and position that it sees
     if on_cpu and config.context_length <= WRITTEN_OUT:
-        scores = FP32 + BF16 if bf16 else FP32
-    per_token = channel * shape.n_embd + scores * shape.n_head * config.context_length
-    kept = 2 if on_cpu and not deepspeed else 1
+        scores = FP32 + BF16 if autocast else FP32
+    activations = shape.n_layer * tokens * (channel * shape.n_embd + scores * shape.n_head * config.context_length)
+    logits = 3 * FP32 * tokens * shape.vocab_size * (2 if on_cpu and not deepspeed else 1)
+    checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
 
-    casts = parameters * BF16 if bf16 and not in_bf16 else 0
-    buckets = 0
-    if config.engine == "ddp":
-        buckets = parameters * FP32  # its first buckets, given back when it has seen the order of the gradients
-    elif deepspeed and stage:
-        elements = min(parameters, int(zero.get("reduce_bucket_size", 5e8)))
-        buckets = elements * size * (2 if zero.get("overlap_comm") else 1)
-        whole = zero.get("stage3_max_live_parameters", 1e9) if stage == 3 else zero.get("allgather_bucket_size", 5e8)
-        buckets += min(parameters, int(whole)) * size
-    averaged = FP32 * parameters if config.ema else 0
+    buffers = _communication(config.engine, stage, parameters, size, deepspeed)
+    if autocast and not in_bf16:
+        buffers += parameters * BF16
+    if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
+        buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
         weights=parameters * size // weights_over,
         gradients=parameters * size // gradients_over,
         optimizer=2 * FP32 * parameters // moments_over + masters,
         average=averaged // weights_over,
-        activations=shape.n_layer * tokens * per_token,
-        logits=kept * 3 * FP32 * tokens * shape.vocab_size,
-        buffers=casts + buckets,
-        checkpoint=(3 * FP32 * parameters + averaged) // world_size if on_cpu else 0,
+        activations=activations,
+        logits=logits,
+        buffers=buffers,
+        checkpoint=checkpoint,
         runtime=int(RUNTIME[config.engine]) if on_cpu else 0,
     )
+
+
+def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:
+    """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
+    if engine == "ddp":
+        return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
+    if not (deepspeed and stage):
+        return 0
+    zero = deepspeed["zero_optimization"]
+    reduced = zero.get("reduce_bucket_size", 5e8) * (2 if zero.get("overlap_comm") else 1)  # DeepSpeed's default
+    gathered = zero.get("stage3_max_live_parameters", 1e9) if stage == 3 else zero.get("allgather_bucket_size", 5e8)
+    return size * (min(2 * parameters, int(reduced)) + min(parameters, int(gathered)))
 
 
 def shortage(config: TrainConfig, world: World, deepspeed: Mapping[str, Any] | None) -> str:
