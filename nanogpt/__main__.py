@@ -1,4 +1,4 @@
-"""Commands on a run.
+"""Commands on a run, before one and over many.
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
 python -m nanogpt checkpoint verify out

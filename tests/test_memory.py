@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from conftest import report
+from conftest import REPOSITORY, report
 from nanogpt.config import TrainConfig
 from nanogpt.memory import free_bytes, predict_memory, shortage
 from nanogpt.model import GPT, GPTConfig
@@ -52,3 +52,14 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_built():
         return predict_memory(config, world_size=1, device_type="cpu", deepspeed=None).total
 
     assert need(fitting) < 1.1 * free < 1.2 * need(2 * fitting), "other processes' memory moves a little meanwhile"
+
+
+def test_every_measured_cell_is_within_a_quarter():
+    """Reference: recorded peaks of two models with every engine, whatever the formula has become since."""
+    for cell in json.loads((REPOSITORY / "benchmarks/results/predicted_memory.json").read_text())["cells"]:
+        ranks = cell["ranks"]
+        plan = make_plan(
+            TrainConfig(**cell["options"]),
+            World(rank=0, local_rank=0, size=ranks, device=torch.device("cpu"), local_size=ranks),
+        )
+        assert plan.memory.total == pytest.approx(max(cell["peak_memory_bytes"]), rel=0.25), cell["engine"]
