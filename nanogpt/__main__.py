@@ -1,14 +1,16 @@
-"""Commands on a run.
+"""Commands on a run, before one and over many.
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
 python -m nanogpt checkpoint verify out
 python -m nanogpt export out exported
 python -m nanogpt plot runs/a runs/b --out=loss.png
+python -m nanogpt preflight --ranks=8 --subset_tokens=4096
+python -m nanogpt repeat --seeds=10 --out_dir=runs/repeat
 """
 
 import codecs
 import sys
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.errors import CheckpointError, ConfigError
+from nanogpt.repeat import RepeatOptions, repeat
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,28 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class PreflightOptions(TrainConfig):
+    """What `preflight` is asked: the options of train_overfit.py, and on how many ranks."""
+
+    ranks: int = option(1, "processes that would train", "ranks")
+
+
+def preflight(options: PreflightOptions) -> int:
+    """Whether a run could reach its target, what each engine would need of memory, how long it may take."""
+    from nanogpt.feasibility import tell
+
+    config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
+    return tell(config, ranks=options.ranks)
+
+
 COMMANDS = {
     "recite": (ReciteOptions, recite),
     "checkpoint": (CheckpointOptions, checkpoint),
     "export": (ExportOptions, export),
     "plot": (PlotOptions, plot),
+    "preflight": (PreflightOptions, preflight),
+    "repeat": (RepeatOptions, repeat),
 }
 
 

@@ -72,7 +72,9 @@ class TrainConfig(Options):
     max_steps: int | None = option(None, "give up after this many updates; none: never", "steps")
     max_minutes: float | None = option(None, "give up after this long in training; none: never", "minutes")
     max_bad_steps: int = option(10, "fail after this many non-finite losses or gradients in a row", "steps")
-    preflight: Literal["warn", "strict"] = option("warn", "on a target below the entropy floor: warn, or refuse")
+    preflight: Literal["warn", "strict"] = option(
+        "warn", "on a target below the entropy floor, or too little memory: warn, or refuse"
+    )
     # Machine
     engine: Literal["auto", "single", "ddp", "deepspeed"] = option(
         "auto", "auto: ddp when there are several processes, else single"

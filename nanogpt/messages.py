@@ -5,8 +5,9 @@ from typing import Any
 
 from nanogpt.data import hop_length
 from nanogpt.loggers import Logger, Recitation, duration
+from nanogpt.memory import gigabytes
 from nanogpt.model import GPT
-from nanogpt.plan import Plan, floor_warning
+from nanogpt.plan import Plan
 from nanogpt.recite import generate, verdict
 from nanogpt.tokenizer import encoding
 from nanogpt.world import World
@@ -24,10 +25,11 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
     )
     logger.say(
         f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
-        f"engine {engine}, {config.dtype}; writing {config.out_dir}/"
+        f"engine {engine}, {config.dtype}, about {gigabytes(plan.memory.total)} of memory a rank; writing "
+        f"{config.out_dir}/"
     )
-    if plan.floor >= config.target_loss:
-        logger.say("warning: " + floor_warning(config.target_loss, plan.floor))
+    for warning in plan.warnings:
+        logger.say(f"warning: {warning}")
 
 
 def tell_result(report: dict[str, Any], logger: Logger) -> None:

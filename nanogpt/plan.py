@@ -17,8 +17,9 @@ from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
 from nanogpt.flops import best_dtype
 from nanogpt.hf import read_hf_shape
+from nanogpt.memory import Memory, predict_memory, shortage
 from nanogpt.optim import with_recipe
-from nanogpt.preflight import entropy_floor
+from nanogpt.preflight import Floors
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
@@ -35,6 +36,8 @@ class Plan:
     judged: torch.Tensor  # starts of the windows that a full pass reads
     floor: float  # nats per token that no model can get below on all the windows that training visits
     deepspeed: dict[str, Any] | None  # what deepspeed.initialize is given, where that is the engine
+    memory: Memory  # that a rank is predicted to need at most
+    warnings: list[str]  # a line for each reason why the run may never reach its target, or not live to
 
 
 def make_plan(config: TrainConfig, world: World) -> Plan:
@@ -81,10 +84,32 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         torch.tensor(ids[: config.subset_tokens]),
         context_length=config.context_length, stride=config.stride, phase=config.phase, seed=config.seed,
     )  # fmt: skip
-    floor = entropy_floor(windows.ids.numpy(), windows.trained_starts().numpy(), config.context_length)
-    if floor >= config.target_loss and config.preflight == "strict":
-        raise ConfigError(floor_warning(config.target_loss, floor))
-    return Plan(config, corpus, windows, windows.judged_starts(JUDGED_GRIDS), floor, deepspeed)
+    floors = Floors(windows.ids.numpy())
+    floor = floors.floor_of(config)
+    warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
+    if short := shortage(config, world, deepspeed):
+        warnings.append(short)
+    if warnings and config.preflight == "strict":
+        raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
+    memory = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
+    return Plan(config, corpus, windows, windows.judged_starts(JUDGED_GRIDS), floor, deepspeed, memory, warnings)
+
+
+def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
+    """What a rank would need with each engine that world's size allows, or why that engine cannot train this batch."""
+    found: dict[str, Memory | str] = {}
+    for name, stage in (("single" if world.size == 1 else "ddp", None), *(("deepspeed", stage) for stage in range(4))):
+        label = name if stage is None else f"ZeRO {stage}"
+        config = replace(
+            plan.config, engine=name, zero_stage=stage, ds_config=None if stage is None else plan.config.ds_config
+        )
+        try:
+            settings = None if stage is None else _deepspeed_settings(config, world)
+        except ConfigError as error:
+            found[label] = str(error)
+            continue
+        found[label] = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+    return found
 
 
 def _begun_from(config: TrainConfig) -> TrainConfig:
@@ -130,9 +155,10 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
     return settings
 
 
-def floor_warning(target_loss: float, floor: float) -> str:
+def _floor_warning(config: TrainConfig, floor: float, floors: Floors) -> str:
     """One line for a target that no model can reach."""
+    *remedies, last = floors.remedies(config)
     return (
-        f"--target_loss={target_loss:g} is below the entropy floor of these windows, {floor:.4f}: give a longer "
-        f"--context_length, fewer --subset_tokens, --phase=fixed or a higher target"
+        f"--target_loss={config.target_loss:g} is below the entropy floor of these windows, {floor:.4f}: within reach "
+        f"would be {', '.join(remedies)}{' or ' * bool(remedies)}{last}"
     )

@@ -92,7 +92,8 @@ def _train(
         claim(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
             corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
-            deepspeed=plan.deepspeed, resumed_from=str(start.checkpoint) if start.checkpoint else None,
+            predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
+            resumed_from=str(start.checkpoint) if start.checkpoint else None,
             wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         )  # fmt: skip
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second

@@ -39,6 +39,7 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    local_size: int = 1  # ranks on this machine, which share its memory
 
     @classmethod
     def from_env(cls) -> "World":
@@ -59,7 +60,8 @@ class World:
             )
         if size > 1 and not ("MASTER_ADDR" in env and env.get("MASTER_PORT", "").isdigit()):
             raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
-        return cls(rank=rank, local_rank=local_rank, size=size, device=_pick_device(local_rank, local_size, size))
+        device = _pick_device(local_rank, local_size, size)
+        return cls(rank=rank, local_rank=local_rank, size=size, device=device, local_size=local_size)
 
     @property
     def is_first(self) -> bool:

@@ -13,17 +13,18 @@ FLOORS = [
         "errors",
         "config fence model stop_signals strict_json tokenizer world",
         """
-        checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon preflight run_dir stopping
+        checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon repeat run_dir stopping
         watchdog
         """,
+        "memory preflight",
         """
         optim
         """,
         """
         curves engine plan profile progress recall recite resume terminal wandb_logger
         """,
-        "gauge messages plot report saver",
-        "live_plot",
+        "forecast gauge messages plot report saver",
+        "feasibility live_plot",
         "trainer",
         "__main__",
     )

@@ -10,6 +10,7 @@ import torch
 
 from conftest import TINY, flags, metrics, run, train
 from nanogpt.corpus import read_corpus
+from nanogpt.data import Windows
 from nanogpt.errors import ConfigError
 from nanogpt.hf import load_hf, read_hf_shape, write_hf
 from nanogpt.model import GPT, GPTConfig
@@ -104,6 +105,26 @@ def test_a_run_is_exported_and_gone_on_from(finished, tmp_path):
     done = train(*options, "--init_from=hf", "--max_steps=1", cwd=tmp_path)
     assert metrics(tmp_path / "again")[0]["loss"] < 0.2, done.stderr
     assert json.loads((tmp_path / "again" / "config.json").read_text())["config"]["n_embd"] == TINY["n_embd"]
+
+
+def test_a_run_begins_with_a_gpt2_of_another_size(tmp_path):
+    """Reference: transformers' own loss on the first batch, of a model that it made and saved, to 1e-4."""
+    torch.manual_seed(0)
+    shape = {"n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 40}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
+    theirs.save_pretrained(tmp_path / "gpt2")
+    options = {"subset_tokens": 256, "context_length": 32, "dtype": "fp32", "max_steps": 1, "log_every": 1}
+    done = train(*flags(**options, init_from="gpt2", out_dir="run"), cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert [config[name] for name in ("n_layer", "n_head", "n_embd", "block_size")] == list(shape.values())
+    windows = Windows(
+        torch.tensor(encode(read_corpus("builtin").text)[:256]), context_length=32, stride=32, phase="random", seed=0
+    )
+    idx, targets = windows.take(windows.global_batch(0, 16))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(theirs(idx).logits.flatten(0, 1), targets.flatten()).item()
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(loss, abs=1e-4)
 
 
 def test_what_cannot_be_done_is_refused(finished, exported, tmp_path):

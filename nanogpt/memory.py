@@ -1,0 +1,174 @@
+"""What a rank will hold, in bytes, and whether the machine has it.
+
+need = predict_memory(config, world_size=2, device_type="cpu", deepspeed=None)
+need.total, need.activations
+
+docs/preflight.md has this formula beside measured peaks.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanogpt.config import TrainConfig
+from nanogpt.model import GPT
+from nanogpt.run_dir import model_config
+from nanogpt.world import World
+
+FP32, BF16 = 4, 2  # bytes
+RUNTIME = {"single": 360e6, "ddp": 420e6, "deepspeed": 600e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (nanogpt/model.py)
+MEMINFO, CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at its fullest."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # Adam's two moments, and from ZeRO 1 on the fp32 masters that it steps
+    average: int  # of the weights, from the plateau on (--ema)
+    activations: int  # of one micro-batch, kept for its backward
+    logits: int  # of one micro-batch, and what the loss makes of them
+    buffers: int  # weights cast to bf16, and what engines communicate through
+    checkpoint: int  # the copy that is written in the background; on a GPU it is the host's and not counted
+    runtime: int  # Python, torch and other libraries; not on a GPU
+
+    @property
+    def total(self) -> int:
+        """What the device must have, bytes."""
+        return sum(asdict(self).values())
+
+
+def predict_memory(
+    config: TrainConfig, *, world_size: int, device_type: str, deepspeed: Mapping[str, Any] | None
+) -> Memory:
+    """The most that a rank will hold in a run with this resolved config; deepspeed: what deepspeed.initialize is given.
+
+    Weights, gradients and moments are 4, 4 and 8 bytes a parameter, shared out as ZeRO's stage says (Rajbhandari et
+    al., arXiv 1910.02054, figure 1). For the backward a block keeps 16 values a token and channel, as in Korthikanti et
+    al., "Reducing Activation Recomputation" (arXiv 2205.05198), without dropout and with the fp32 residual stream of
+    autocast; the loss holds three times its logits in fp32. On a CPU the engines other than DeepSpeed keep freed memory
+    (nanogpt/world.py), whose gaps were seen to cost as much again as the logits.
+    """
+    shape, on_cpu = model_config(config), device_type == "cpu"
+    with torch.device("meta"):
+        parameters = GPT(shape).num_parameters()
+    in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
+    size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
+    stage = config.zero_stage or 0
+    moments_over, gradients_over, weights_over = (world_size if stage >= n else 1 for n in (1, 2, 3))  # ranks
+    masters = parameters * FP32 // world_size if stage else 0
+    averaged = parameters * FP32 if config.ema else 0
+
+    rows = min(config.micro_batch_size, -(-config.batch_size // world_size))
+    tokens, autocast = rows * config.context_length, config.dtype == "bf16"
+    channel = 36 if autocast else 64  # bytes a token and channel
+    scores = 0  # bytes a token, head and position that it sees
+    if on_cpu and config.context_length <= WRITTEN_OUT:
+        scores = FP32 + BF16 if autocast else FP32
+    activations = shape.n_layer * tokens * (channel * shape.n_embd + scores * shape.n_head * config.context_length)
+    logits = 3 * FP32 * tokens * shape.vocab_size * (2 if on_cpu and not deepspeed else 1)
+    checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
+
+    buffers = _communication(config.engine, stage, parameters, size, deepspeed)
+    if autocast and not in_bf16:
+        buffers += parameters * BF16
+    if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
+        buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
+    return Memory(
+        weights=parameters * size // weights_over,
+        gradients=parameters * size // gradients_over,
+        optimizer=2 * FP32 * parameters // moments_over + masters,
+        average=averaged // weights_over,
+        activations=activations,
+        logits=logits,
+        buffers=buffers,
+        checkpoint=checkpoint,
+        runtime=int(RUNTIME[config.engine]) if on_cpu else 0,
+    )
+
+
+def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:
+    """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
+    if engine == "ddp":
+        return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
+    if not (deepspeed and stage):
+        return 0
+    zero = deepspeed["zero_optimization"]
+    reduced = zero.get("reduce_bucket_size", 5e8) * (2 if zero.get("overlap_comm") else 1)  # DeepSpeed's default
+    gathered = zero.get("stage3_max_live_parameters", 1e9) if stage == 3 else zero.get("allgather_bucket_size", 5e8)
+    return size * (min(2 * parameters, int(reduced)) + min(parameters, int(gathered)))
+
+
+def shortage(config: TrainConfig, world: World, deepspeed: Mapping[str, Any] | None) -> str:
+    """One line where this rank's device has less than its ranks are predicted to need, and what would fit; else ''."""
+    free = free_bytes(world)
+    ranks = world.local_size if world.device.type == "cpu" else 1  # that share what is free
+
+    def need(micro_batch_size: int) -> Memory:
+        return predict_memory(
+            replace(config, micro_batch_size=micro_batch_size), world_size=world.size, device_type=world.device.type,
+            deepspeed=deepspeed,
+        )  # fmt: skip
+
+    a_rank = need(config.micro_batch_size).total
+    if free is None or ranks * a_rank <= free:
+        return ""
+    share = -(-config.batch_size // world.size)
+    smaller = (m for m in range(config.micro_batch_size - 1, 0, -1) if share % m == 0)
+    fits = next((m for m in smaller if ranks * need(m).total <= free), None)
+    mend = (
+        "no --micro_batch_size makes it fit: a smaller model, or more devices to share ZeRO's stages out over"
+        if fits is None
+        else f"--micro_batch_size={fits} needs {gigabytes(ranks * need(fits).total)}"
+    )
+    ranks_of = f" ({ranks} ranks x {gigabytes(a_rank)})" if ranks > 1 else ""
+    return f"about {gigabytes(ranks * a_rank)} of memory{ranks_of} are needed, {gigabytes(free)} are free here: {mend}"
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes for a person: '4.2 GB'."""
+    return f"{count / 1e9:.1f} GB"
+
+
+def free_bytes(world: World) -> int | None:
+    """What this rank's device has left for this rank and the others on it; None where nobody says.
+
+    On a CPU the kernel's MemAvailable, or less where a control group, such as a batch system's or a container's, allows
+    less.
+    """
+    if world.device.type == "cuda":
+        return torch.cuda.mem_get_info(world.device)[0]
+    found = []
+    with suppress(OSError, StopIteration, ValueError):
+        line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    return min(found + _cgroup_bytes(), default=None)
+
+
+def _cgroup_bytes() -> list[int]:
+    """What each control group around this process has left, version 2 and 1."""
+    left = []
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            root, limit, usage = CGROUPS, "memory.max", "memory.current"
+            if controllers:
+                if "memory" not in controllers.split(","):
+                    continue
+                root, limit, usage = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            path = root / name.lstrip("/")
+            for group in (path, *path.parents):
+                if group == root.parent:
+                    break
+                with suppress(OSError, ValueError):  # no such file in a container; 'max'
+                    stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                    cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))  # given up when needed
+                    left.append(int((group / limit).read_text()) - int((group / usage).read_text()) + cache)
+    return left

@@ -1,0 +1,65 @@
+"""Predicted memory against what processes held, and what is said where it does not suffice."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import REPOSITORY, report
+from nanogpt.config import TrainConfig
+from nanogpt.memory import free_bytes, predict_memory, shortage
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.plan import make_plan
+from nanogpt.world import World
+
+CPU = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+def test_a_run_holds_what_was_predicted(finished):
+    """Reference: the kernel's count of a finished run's peak, to 20 %: gaps in a process's memory differ that much."""
+    run_dir, said = finished
+    predicted = json.loads((run_dir / "config.json").read_text())["predicted_memory_bytes"]
+    assert predicted == pytest.approx(report(run_dir)["peak_memory_bytes"][0], rel=0.2)
+    assert f"about {predicted / 1e9:.1f} GB of memory a rank" in " ".join(said.split())
+
+
+def test_what_is_shared_out_adds_up():
+    """Reference: ZeRO's own count (arXiv 1910.02054): 16 bytes a parameter, a 4-byte master where it is sharded."""
+    parameters = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64)).num_parameters()
+    sums = {}
+    for stage in (0, 1, 2, 3):
+        config = TrainConfig(n_layer=2, n_head=2, n_embd=64, engine="deepspeed", zero_stage=stage, dtype="fp32")
+        plan = make_plan(config, World(rank=0, local_rank=0, size=4, device=torch.device("cpu")))
+        sums[stage] = plan.memory.weights + plan.memory.gradients + plan.memory.optimizer
+    bytes_each = {0: 16, 1: 8 + 12 / 4, 2: 4 + 16 / 4, 3: 20 / 4}
+    assert sums == pytest.approx({stage: parameters * each for stage, each in bytes_each.items()}, abs=4)
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_built():
+    """Invariant: the proposed micro-batch fits and the next larger does not; where none fits that is said."""
+    free = free_bytes(CPU)
+    plan = make_plan(TrainConfig(dtype="fp32"), CPU)
+    assert shortage(plan.config, CPU, None) == "" or plan.memory.total > free
+    huge = make_plan(TrainConfig(n_embd=12288, n_layer=96), CPU)
+    assert len(huge.warnings) == 1
+    assert "no --micro_batch_size makes it fit" in huge.warnings[0]
+    wide = make_plan(TrainConfig(batch_size=2**16, n_layer=1, n_embd=48, context_length=64), CPU)
+    (warning,) = wide.warnings
+    fitting = int(warning.split("--micro_batch_size=")[1].split()[0])
+
+    def need(rows):
+        config = TrainConfig(**(vars(wide.config) | {"micro_batch_size": rows}))
+        return predict_memory(config, world_size=1, device_type="cpu", deepspeed=None).total
+
+    assert need(fitting) < 1.1 * free < 1.2 * need(2 * fitting), "other processes' memory moves a little meanwhile"
+
+
+def test_every_measured_cell_is_within_a_quarter():
+    """Reference: recorded peaks of two models with every engine, whatever the formula has become since."""
+    for cell in json.loads((REPOSITORY / "benchmarks/results/predicted_memory.json").read_text())["cells"]:
+        ranks = cell["ranks"]
+        plan = make_plan(
+            TrainConfig(**cell["options"]),
+            World(rank=0, local_rank=0, size=ranks, device=torch.device("cpu"), local_size=ranks),
+        )
+        assert plan.memory.total == pytest.approx(max(cell["peak_memory_bytes"]), rel=0.25), cell["engine"]
