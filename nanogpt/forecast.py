@@ -62,6 +62,8 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
     """
     if config.phase != "random" or config.init_from:
         return "no run on a fixed grid, or begun with trained weights, is on record"
+    if config.optimizer != "adamw":
+        return f"no run with --optimizer={config.optimizer} is on record"
     if abs(config.target_loss / RECORDED_TARGET - 1) > NEAR:
         return f"--target_loss={config.target_loss:g} is not the {RECORDED_TARGET:g} of the runs on record"
     if floor > (most := max(run.floor for run in RECORDED)):
@@ -89,18 +91,20 @@ def step_seconds(config: TrainConfig, world: World) -> float:
     micro_batches = -(-share // config.micro_batch_size)
     layers = min(LAYERS, config.n_layer)
     with alone.process_group():
-        head_s, _, _ = _timed(config, 0, alone)
-        some_s, update_s, parameters = _timed(config, layers, alone)
-    block_s = max(0.0, some_s - head_s) / layers
-    with torch.device("meta"):
-        whole = GPT(model_config(config)).num_parameters()
-    return micro_batches * (head_s + config.n_layer * block_s) + update_s * whole / parameters
+        without = _timed(config, 0, alone)
+        with_some = _timed(config, layers, alone)
+    pass_s, update_s = (
+        none_s + config.n_layer * max(0.0, some_s - none_s) / layers
+        for none_s, some_s in zip(without, with_some, strict=True)
+    )
+    return micro_batches * pass_s + update_s
 
 
-def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, float, int]:
-    """Of a model of n_layer blocks: seconds forward and backward of a micro-batch, seconds of an update, parameters."""
+def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, float]:
+    """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update."""
     model = GPT(replace(model_config(config), n_layer=n_layer))
-    engine = build_engine("single", model, world, EngineOptions(config.dtype, compile=False, micro_batches=[]))
+    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
+    engine = build_engine("single", model, world, options)
     window = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context_length + 1))
     idx, targets = (part.to(world.device) for part in (window[:, :-1], window[:, 1:]))
     batch = Batch(idx, targets, targets.numel())
@@ -110,7 +114,7 @@ def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, floa
     for _ in range(REPEATS):
         engine.forward_backward(batch, is_last=True)
         updates.append(_seconds(lambda: engine.step(config.learning_rate)))
-    return min(passes[1:]), min(updates), model.num_parameters()
+    return min(passes[1:]), min(updates)
 
 
 def _seconds(work: Callable[[], object]) -> float:
