@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nanogpt.data import hop_length
-from nanogpt.model import GPT, KVCache, evaluating
+from nanogpt.decode import Decoder
+from nanogpt.model import GPT
 from nanogpt.tokenizer import encoding, stable_prefix
 
 
@@ -38,29 +38,19 @@ def _common_prefix(a: bytes, b: bytes) -> int:
 def generate(model: GPT, prompt: list[int], *, context_length: int, pending: bytes = b"") -> Iterator[int]:
     """Greedy continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
 
-    When context_length positions are full it hops: it reads the second part of them again from position 0, because the
-    model was trained on no later position. The first ids spell `pending`, the bytes of a prompt whose tokens depend on
-    what follows. Raises ValueError for an empty prompt.
+    Past context_length it hops, as Decoder says. The first ids spell `pending`, the bytes of a prompt whose tokens
+    depend on what follows. Raises ValueError for an empty prompt.
     """
-    if not prompt:
-        raise ValueError("the prompt must hold at least one token")
     device = model.lm_head.weight.device
-    keep = context_length - hop_length(context_length) + 1  # as recite_all: the next window's part of the known tokens
-    ids = list(prompt)
-    unread = ids if len(ids) <= context_length else ids[-keep:]
-    cache = KVCache(model.config, 1, context_length, device=device, dtype=model.lm_head.weight.dtype)
+    decoder = Decoder(model, torch.tensor([prompt], device=device, dtype=torch.long), context_length=context_length)
     while True:
-        with evaluating(model):
-            logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1]  # (V,)
-            if pending:
-                logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
-            ids.append(int(logits.argmax()))
-        pending = pending[len(encoding().decode_single_token_bytes(ids[-1])) :] if pending else b""
-        yield ids[-1]
-        unread = ids[-1:]
-        if cache.used == context_length:
-            cache.used = 0
-            unread = ids[-keep:]
+        logits = decoder.logits()  # (1, V)
+        if pending:
+            logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
+        token = logits.argmax(dim=-1)
+        decoder.append(token)
+        pending = pending[len(encoding().decode_single_token_bytes(int(token))) :] if pending else b""
+        yield int(token)
 
 
 def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:

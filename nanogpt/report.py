@@ -16,7 +16,7 @@ def make_report(
 ) -> dict[str, Any]:
     """The report of a run that ends now. Every rank must call.
 
-    The clocks stand when this is called. Where there is a verdict, recall.scorecard() is added to it.
+    The clocks stand when this is called. Where there is a verdict, the scorecard is added to it.
     """
     config, world, train_s = plan.config, engine.world, progress.train_s
     return {

@@ -16,10 +16,9 @@ FLOORS = [
         checkpoint cli corpus data ds_config eta flops health hf loggers metrics optim preflight run_dir stopping
         watchdog
         """,
-        """
-        curves engine plan profile progress recall recite resume terminal wandb_logger
-        """,
-        "gauge messages plot report saver",
+        "curves decode engine plan profile progress resume terminal wandb_logger",
+        "gauge plot recall recite report saver",
+        "messages scorecard",
         "live_plot",
         "trainer",
         "__main__",
