@@ -4,15 +4,19 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun, train
+from nanogpt.certificate import verify
 from nanogpt.checkpoint import newest_intact
+from nanogpt.corpus import read_corpus
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
+from nanogpt.run_dir import load_run
 
 # The loss falls below 1 after 15 steps, where averaging begins: the full pass at the end judges averaged weights.
 OPTIONS = TINY | {
@@ -56,7 +60,7 @@ def assert_same_run(run_dir, ddp):
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     for key in ("loss", "strided_loss", "random_offset_loss"):
         assert report(run_dir)[key] == pytest.approx(told[key], rel=1e-5), key
-    assert report(run_dir)["recall"] == told["recall"]
+    assert_verified(run_dir)
     got = load_file(run_dir / "model.safetensors")
     assert got.keys() == weights.keys()
     for name, weight in weights.items():
@@ -66,6 +70,15 @@ def assert_same_run(run_dir, ddp):
         # Adam moves a weight by up to the rate, 1e-2, a step, whatever its gradient's size: where that is little more
         # than rounding, a hundredth of one step may differ.
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
+
+
+def assert_verified(run_dir):
+    """One process finds the scores that the ranks of a run computed together."""
+    run_dir = str(run_dir)
+    run = load_run(run_dir)
+    checks = list(verify(run, Path(run_dir), read_corpus(run.config.data)))
+    assert len(checks) > 40
+    assert [check for check in checks if not check.fits] == []
 
 
 @pytest.mark.parametrize("stage", ZERO)
@@ -111,6 +124,18 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
         assert torch.equal(weight, master.bfloat16().float()), name
         rounded += (weight != master).sum().item()
     assert rounded > 0, "the masters hold more than bf16"
+    assert told["scores_precision"] == "bf16 weights"
+    assert_verified(tmp_path / "out")
+
+
+def test_zero_3_in_bf16_states_what_it_can(tmp_path):
+    """Invariant: where the weights are gathered in bf16 the scores say so, and one process finds them again."""
+    options = TINY | {"subset_tokens": 64, "max_steps": 2, "dtype": "bf16"}
+    words = ("--engine=deepspeed", "--zero_stage=3", *flags(**options, out_dir="out"))
+    done = torchrun(2, *words, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.json").exists(), done.stderr
+    assert report(tmp_path / "out")["scores_precision"] == "bf16"
+    assert_verified(tmp_path / "out")
 
 
 def test_zero_3_reaches_a_target_and_recites(tmp_path):
