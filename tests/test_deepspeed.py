@@ -4,19 +4,15 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun, train
-from nanogpt.certificate import verify
+from conftest import REPOSITORY, TINY, assert_verified, flags, metrics, report, run, torchrun, train
 from nanogpt.checkpoint import newest_intact
-from nanogpt.corpus import read_corpus
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
-from nanogpt.run_dir import load_run
 
 # The loss falls below 1 after 15 steps, where averaging begins: the full pass at the end judges averaged weights.
 OPTIONS = TINY | {
@@ -70,15 +66,6 @@ def assert_same_run(run_dir, ddp):
         # Adam moves a weight by up to the rate, 1e-2, a step, whatever its gradient's size: where that is little more
         # than rounding, a hundredth of one step may differ.
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
-
-
-def assert_verified(run_dir):
-    """One process finds the scores that the ranks of a run computed together."""
-    run_dir = str(run_dir)
-    run = load_run(run_dir)
-    checks = list(verify(run, Path(run_dir), read_corpus(run.config.data)))
-    assert len(checks) > 40
-    assert [check for check in checks if not check.fits] == []
 
 
 @pytest.mark.parametrize("stage", ZERO)
