@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanogpt.config import TrainConfig
+
+CONTROL_TOKENS = 1024  # of the text after the memorised subset at most, and not more than the subset has
+
 
 class Windows:
     """The memorised subset, cut into windows of context_length + 1 tokens: inputs and the targets one token on.
@@ -82,3 +86,22 @@ class Windows:
 def hop_length(context_length: int) -> int:
     """How many tokens a recitation takes from a full context before it starts again from the context's second part."""
     return max(1, context_length // 2)
+
+
+def memorised_windows(ids: list[int], config: TrainConfig) -> Windows:
+    """The windows of the subset that a run of the resolved config memorises; ids: those of the whole text."""
+    return _windows(ids[: config.subset_tokens], config)
+
+
+def control_windows(ids: list[int], config: TrainConfig) -> Windows | None:
+    """The same of the text that follows the subset, which the run does not see; None where that is too short."""
+    most = max(min(CONTROL_TOKENS, config.subset_tokens), config.context_length + 1)
+    rest = ids[config.subset_tokens :][:most]
+    return _windows(rest, config) if len(rest) > config.context_length else None
+
+
+def _windows(ids: list[int], config: TrainConfig) -> Windows:
+    return Windows(
+        torch.tensor(ids), context_length=config.context_length, stride=config.stride, phase=config.phase,
+        seed=config.seed,
+    )  # fmt: skip

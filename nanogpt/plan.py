@@ -12,7 +12,7 @@ import torch
 
 from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.corpus import NAMED, Corpus, read_corpus
-from nanogpt.data import Windows
+from nanogpt.data import Windows, control_windows, memorised_windows
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
 from nanogpt.flops import best_dtype
@@ -34,6 +34,7 @@ class Plan:
     corpus: Corpus
     windows: Windows
     judged: torch.Tensor  # starts of the windows that a full pass reads
+    control: Windows | None  # of a text that is not trained on; None: too little is left of it
     floor: float  # nats per token that no model can get below on all the windows that training visits
     deepspeed: dict[str, Any] | None  # what deepspeed.initialize is given, where that is the engine
     memory: Memory  # that a rank is predicted to need at most
@@ -80,10 +81,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
             config = replace(config, compile="false")
     elif config.dtype == "auto":
         config = replace(config, dtype=best_dtype(world))
-    windows = Windows(
-        torch.tensor(ids[: config.subset_tokens]),
-        context_length=config.context_length, stride=config.stride, phase=config.phase, seed=config.seed,
-    )  # fmt: skip
+    windows = memorised_windows(ids, config)
     floors = Floors(windows.ids.numpy())
     floor = floors.floor_of(config)
     warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
@@ -92,7 +90,8 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     if warnings and config.preflight == "strict":
         raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
     memory = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
-    return Plan(config, corpus, windows, windows.judged_starts(JUDGED_GRIDS), floor, deepspeed, memory, warnings)
+    judged, control = windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config)
+    return Plan(config, corpus, windows, judged, control, floor, deepspeed, memory, warnings)
 
 
 def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:

@@ -1,26 +1,26 @@
-"""What the model has memorised: losses over the whole text, exact recall, recitation.
+"""What the model has memorised: forward passes over windows of the text, and what is read off them.
 
     loss = full_pass(model, windows, windows.judged_starts(8), Forward(world, dtype="fp32", rows=16))
+    reading = read(model, windows, hop_starts(windows), Forward(world, dtype="fp32", rows=16))
+    longest_run(in_order(reading.right, windows))
 
 Greedy decoding gets token j right, after only right ones, exactly when the argmax at j given the *true* prefix is
-right. So exact recall, the first divergence and the longest verbatim run are read off ordinary forward passes, many
-windows at once, with no token generated one by one; tests compare that with real decoding. Scores are computed in the
-run's dtype; `recite` decodes in fp32, where a near tie may fall the other way.
+right. So exact recall, the first divergence and the verbatim run from any window are read off ordinary forward passes,
+many windows at once, with no token generated; tests compare that with real decoding. What is said *after* a mistake has
+to be decoded: recite_text.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nanogpt.data import Windows, hop_length
+from nanogpt.decode import decode_greedily
 from nanogpt.model import GPT, evaluating
 from nanogpt.world import World
-
-RECALL_PROMPTS = 256  # random offsets that exact recall is measured at; all of them in a shorter text
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,30 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Recitation:
-    """The text token by token, each predicted once from the true tokens before it, by half-window hops."""
+class Reading:
+    """The targets of W windows, each predicted from the true tokens before it in its window; the same on every rank.
 
-    loss: float  # mean over all tokens but the first, nats: the usual sliding-window loss
-    correct: Tensor  # (N - 1,) bool: whether the argmax was token i + 1
+    What other kernels, which round otherwise, could turn is known by its margin. On the CPU.
+    """
+
+    right: Tensor  # (W, T) bool: the true token is the argmax
+    margin: Tensor  # (W, T): by how much logit it beats the best other, or is beaten
+    nll: Tensor  # (W, T): cross-entropy, nats
+
+
+@dataclass(frozen=True)
+class RecitedText:
+    """The whole text as the model recites it by hops of half a window (P tokens), token by token.
+
+    Tokens kP to kP + P are decoded greedily, freely, after a prompt of the P true tokens before them and nothing else,
+    for every k from 1 on. So each token but the first P is recited once, and a mistake spoils its own hop at most.
+    """
+
+    ids: Tensor  # (N,) the memorised tokens
+    predicted: Tensor  # (N,) bool: the argmax after the true tokens from its hop's prompt on is right; the first: False
+    said: Tensor  # (N,) what the model said there; -1 in the first prompt
+    recited: Tensor  # (N,) bool: said is ids
+    margin: Tensor  # (N,) by how much logit what was said beat its best rival, the least since its hop began
 
 
 def full_pass(model: GPT, windows: Windows, starts: Tensor, forward: Forward) -> float:
@@ -65,76 +84,63 @@ def full_pass(model: GPT, windows: Windows, starts: Tensor, forward: Forward) ->
     return total / tokens
 
 
-def recall_at(model: GPT, windows: Windows, starts: Tensor, forward: Forward) -> tuple[float, float]:
-    """For the windows at starts: the share that comes back exactly after its first half, and the mean loss.
+def read(model: GPT, windows: Windows, starts: Tensor, forward: Forward) -> Reading:
+    """Every target of the windows at starts (W,), which may run over the end of the text: those targets mean nothing.
 
-    Greedily, every token of the second half of the context. With a context of 64 this is 32/32 discoverable extraction
-    (Carlini et al., arXiv 2202.07646).
+    The windows are shared out over the ranks; every rank must call, and every rank gets the result.
     """
-    prefix, length = hop_length(windows.context_length), windows.context_length
-    exact = nll_sum = 0.0
-    count = 0
-    for part in forward.parts(starts):
-        correct, nll = _teacher_forced(model, windows, part, forward)
-        # The last target stands one past the context: a window of T tokens holds T - prefix to recite.
-        exact += correct[:, prefix - 1 : length - 1].all(dim=1).sum().item()
-        nll_sum += nll.sum().item()
-        count += len(part)
-    exact, nll_sum, count = forward.world.sum(exact, nll_sum, count)
-    return exact / count, nll_sum / (count * length)
+    world, length = forward.world, windows.context_length
+    truth, rival, others = torch.zeros(3, len(starts), length, device=world.device)
+    with evaluating(model):
+        for mine in forward.parts(torch.stack([torch.arange(len(starts)), starts], dim=1)):
+            rows, at = mine.to(world.device)[:, 0], mine[:, 1, None] + torch.arange(length + 1)
+            window = windows.ids[at.clamp(max=len(windows.ids) - 1)].to(world.device)
+            idx, targets = window[:, :-1], window[:, 1:, None]
+            with world.autocast(forward.dtype):
+                logits = model(idx).float()  # (W, T, V)
+            truth[rows] = logits.gather(-1, targets)[..., 0]
+            logits.scatter_(-1, targets, float("-inf"))
+            rival[rows], others[rows] = logits.amax(dim=-1), logits.logsumexp(dim=-1)
+    truth, rival, others = world.sum_tensor(torch.stack([truth, rival, others])).cpu()
+    # -ln p = ln(1 + sum over the others of exp(logit - truth)): exact where p is nearly 1, as in a text memorised well.
+    return Reading(right=truth > rival, margin=(truth - rival).abs(), nll=F.softplus(others - truth))
 
 
-def scorecard(model: GPT, windows: Windows, forward: Forward) -> dict[str, Any]:
-    """What a report says of the memory besides the window loss; the same on every rank.
+def hop_starts(windows: Windows) -> Tensor:
+    """Where the windows of a recitation begin, half a window apart, (W,): after each one's first half the text goes on.
 
-    strided_loss: mean over the tokens of the text, each counted once. random_offset_loss: the window loss at random
-    offsets, which a fixed grid does not train on. exact_recall: 32/32 greedy extraction at the same offsets (half
-    a context each way, whatever its length). The rest is of one recitation of the whole text from its first half
-    context, put right wherever it breaks.
-    """
-    prefix = hop_length(windows.context_length)
-    chosen = windows.random_starts(RECALL_PROMPTS)
-    exact, random_offset_loss = recall_at(model, windows, chosen, forward)
-    told = recite_all(model, windows, forward)
-    recited = told.correct[prefix - 1 :]
-    breaks = (~recited).nonzero().flatten()
-    return {
-        "strided_loss": told.loss,
-        "random_offset_loss": random_offset_loss,
-        "recall": {
-            "exact_recall": exact,
-            "exact_recall_prompts": len(chosen),
-            "prefix_tokens": prefix,
-            "continuation_tokens": windows.context_length - prefix,
-            "token_accuracy": told.correct.float().mean().item(),
-            "recited_tokens": len(recited),
-            "recitation_breaks": len(breaks),
-            "first_break_token": int(breaks[0]) + prefix if len(breaks) else None,
-            "longest_verbatim_tokens": longest_run(recited),
-        },
-    }
-
-
-def recite_all(model: GPT, windows: Windows, forward: Forward) -> Recitation:
-    """The whole text by hops: every token but the first is predicted once, from the true tokens before it.
-
-    The first window gives all its targets, each later one those that the one before did not reach. These are the
-    contexts that `generate` has when it recites the text from its beginning. Every rank gets the result.
+    The last ones run over its end.
     """
     hop = hop_length(windows.context_length)
-    starts = torch.arange(0, windows.last_start + hop, hop).clamp(max=windows.last_start)
-    ends = starts + windows.context_length  # target t, the token at t + 1, is the last of the window that ends at t + 1
-    begins = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
-    correct = torch.zeros(windows.ids.numel() - 1, device=forward.world.device)
-    nll = torch.zeros_like(correct)
-    for mine in forward.parts(torch.stack([starts, begins, ends], dim=1)):
-        right, loss = _teacher_forced(model, windows, mine[:, 0], forward)
-        for (start, begin, end), r, x in zip(mine.tolist(), right, loss, strict=True):
-            correct[begin:end] = r[begin - start :].float()
-            nll[begin:end] = x[begin - start :]
-    forward.world.sum_tensor(correct)
-    forward.world.sum_tensor(nll)
-    return Recitation(loss=nll.mean().item(), correct=correct.bool().cpu())
+    return torch.arange(0, len(windows.ids) - hop, hop)
+
+
+def in_order(figures: Tensor, windows: Windows) -> Tensor:
+    """figures (W, T) of the windows at hop_starts -> (N - 1,): of each token of the text but the first, once.
+
+    The first window gives all its targets, each later one those that the one before did not reach: those are the
+    contexts that `generate` has when it recites the text from its beginning.
+    """
+    token = torch.arange(1, len(windows.ids))
+    hop = hop_length(windows.context_length)
+    window = ((token - windows.context_length + hop - 1) // hop).clamp(min=0)
+    return figures[window, token - 1 - window * hop]
+
+
+def verbatim_runs(right: Tensor, windows: Windows) -> Tensor:
+    """How many tokens come back one after another, freely, after the first half of each window at hop_starts: (W,).
+
+    right: (W, T) of these windows, before any mistake the contexts of `generate`. A run ends with the text.
+    """
+    count, length, hop = len(windows.ids), windows.context_length, hop_length(windows.context_length)
+    position = torch.arange(count + 1)
+    wrong = torch.cat([torch.tensor([False]), ~in_order(right, windows), torch.tensor([True])])  # the end stops all
+    stop = torch.where(wrong, position, count).flip(0).cummin(0).values.flip(0)  # (N + 1,): the next wrong token
+    starts = hop_starts(windows)[:, None]
+    token = starts + torch.arange(1, length + 1)  # (W, T)
+    inside = torch.where(~right & (token >= starts + hop) & (token < count), token, count).amin(dim=1)
+    after = stop[(starts[:, 0] + length + 1).clamp(max=count)]
+    return torch.minimum(inside, after) - starts[:, 0] - hop
 
 
 def longest_run(correct: Tensor) -> int:
@@ -143,12 +149,24 @@ def longest_run(correct: Tensor) -> int:
     return int(wrong.diff().max()) - 1
 
 
-def _teacher_forced(model: GPT, windows: Windows, starts: Tensor, forward: Forward) -> tuple[Tensor, Tensor]:
-    """For the windows at starts (W,): argmax right (W, T) and cross-entropy in nats (W, T), from the true prefix."""
-    idx, targets = (x.to(forward.world.device) for x in windows.take(starts))
-    with evaluating(model):
-        with forward.world.autocast(forward.dtype):
-            logits = model(idx)  # (W, T, V)
-        # Flat: over a middle dimension, (W, V, T), torch's CPU kernel is wrong by up to 2e-4 nats.
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
-        return logits.argmax(dim=-1) == targets, nll
+def recite_text(model: GPT, windows: Windows, reading: Reading, forward: Forward) -> RecitedText:
+    """The text recited by hops, on every rank; every rank must call. reading: of the windows at hop_starts."""
+    world, ids, hop = forward.world, windows.ids, hop_length(windows.context_length)
+    starts = hop_starts(windows)
+    said = torch.zeros(len(starts), hop, dtype=torch.long, device=world.device)
+    margin = torch.zeros(len(starts), hop, device=world.device)
+    # A token costs a pass over all weights, however many rows take it. Of four rows half a window at once, without
+    # gradients, needs no more memory than a training step of one.
+    wide = replace(forward, rows=4 * forward.rows)
+    for mine in wide.parts(torch.stack([torch.arange(len(starts)), starts], dim=1)):
+        rows = mine.to(world.device)[:, 0]
+        prompts = ids[mine[:, 1, None] + torch.arange(hop)].to(world.device)
+        with world.autocast(forward.dtype):
+            said[rows], margin[rows] = decode_greedily(model, prompts, hop, context_length=windows.context_length)
+    said, margin = world.sum_tensor(said).cpu(), world.sum_tensor(margin).cpu()
+    told = torch.cat([torch.full((hop,), -1), said.flatten()])[: len(ids)]
+    least = torch.cat([torch.full((hop,), float("inf")), margin.cummin(dim=1).values.flatten()])[: len(ids)]
+    token = torch.arange(1, len(ids))
+    window = (token // hop - 1).clamp(min=0)
+    predicted = torch.cat([torch.tensor([False]), reading.right[window, token - 1 - window * hop]])
+    return RecitedText(ids=ids, predicted=predicted, said=told, recited=told == ids, margin=least)

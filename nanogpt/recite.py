@@ -3,13 +3,15 @@
 b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20))
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from nanogpt.data import hop_length
-from nanogpt.model import GPT, KVCache, evaluating
+from nanogpt.decode import Decoder
+from nanogpt.model import GPT
 from nanogpt.tokenizer import encoding, stable_prefix
 
 
@@ -38,29 +40,41 @@ def _common_prefix(a: bytes, b: bytes) -> int:
 def generate(model: GPT, prompt: list[int], *, context_length: int, pending: bytes = b"") -> Iterator[int]:
     """Greedy continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
 
-    When context_length positions are full it hops: it reads the second part of them again from position 0, because the
-    model was trained on no later position. The first ids spell `pending`, the bytes of a prompt whose tokens depend on
-    what follows. Raises ValueError for an empty prompt.
+    Past context_length it hops, as Decoder says. The first ids spell `pending`, the bytes of a prompt whose tokens
+    depend on what follows. Raises ValueError for an empty prompt.
     """
-    if not prompt:
-        raise ValueError("the prompt must hold at least one token")
     device = model.lm_head.weight.device
-    keep = context_length - hop_length(context_length) + 1  # as recite_all: the next window's part of the known tokens
-    ids = list(prompt)
-    unread = ids if len(ids) <= context_length else ids[-keep:]
-    cache = KVCache(model.config, 1, context_length, device=device, dtype=model.lm_head.weight.dtype)
+    decoder = Decoder(model, torch.tensor([prompt], device=device, dtype=torch.long), context_length=context_length)
     while True:
-        with evaluating(model):
-            logits = model(torch.tensor([unread], device=device), cache=cache)[0, -1]  # (V,)
-            if pending:
-                logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
-            ids.append(int(logits.argmax()))
-        pending = pending[len(encoding().decode_single_token_bytes(ids[-1])) :] if pending else b""
-        yield ids[-1]
-        unread = ids[-1:]
-        if cache.used == context_length:
-            cache.used = 0
-            unread = ids[-keep:]
+        logits = decoder.logits()  # (1, V)
+        if pending:
+            logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
+        token = logits.argmax(dim=-1)
+        decoder.append(token)
+        pending = pending[len(encoding().decode_single_token_bytes(int(token))) :] if pending else b""
+        yield int(token)
+
+
+def locate(ids: list[int], words: str) -> tuple[int, int] | None:
+    """(start, end): the tokens ids[start:end] hold the first place after the first token where words stand, if any."""
+    pieces = encoding().decode_tokens_bytes(ids)
+    at = b"".join(pieces).find(words.encode(), len(pieces[0]))
+    if at < 0:
+        return None
+    ends = list(accumulate(map(len, pieces)))  # after each token, in bytes
+    return bisect_right(ends, at), bisect_left(ends, at + len(words.encode())) + 1
+
+
+def shortest_prompt(model: GPT, ids: list[int], start: int, end: int, *, context_length: int) -> int | None:
+    """How few of the tokens before ids[start:end] bring these back greedily, all of them; at most a context is tried.
+
+    None where no prompt does.
+    """
+    for count in range(1, min(start, context_length) + 1):
+        said = generate(model, ids[start - count : start], context_length=context_length)
+        if all(a == b for a, b in zip(ids[start:end], said, strict=False)):  # leaves at the first that differs
+            return count
+    return None
 
 
 def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ run.model, run.config, run.report["loss"]
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -109,13 +110,7 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
     ConfigError when fresh and another run was first, or when out_dir cannot be written.
     """
-    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
-    content = {
-        "config": asdict(config),
-        **facts,
-        "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
-        "git_commit": _git_commit(),
-    }
+    content = {"config": asdict(config), **facts, **provenance()}
     try:
         write_json(out_dir / CONFIG, content, exclusive=fresh)
         if not fresh:
@@ -126,6 +121,15 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
         raise ConfigError(_taken(str(out_dir))) from None
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
+
+
+def provenance() -> dict[str, Any]:
+    """The versions of what computes, and the git commit of this program."""
+    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
+    return {
+        "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
+        "git_commit": _git_commit(),
+    }
 
 
 def _cut_metrics(path: Path, from_step: int) -> None:
@@ -143,8 +147,11 @@ def _cut_metrics(path: Path, from_step: int) -> None:
     os.replace(temporary, path)
 
 
-def save_weights(out_dir: Path, state: dict[str, Tensor]) -> None:
-    """model.safetensors: every parameter of an engine's state_dict(). Raises SystemExit when there is no room."""
+def save_weights(out_dir: Path, state: dict[str, Tensor]) -> str:
+    """model.safetensors: every parameter of an engine's state_dict() -> the file's SHA-256.
+
+    Raises SystemExit when there is no room.
+    """
     temporary = out_dir / (WEIGHTS + ".tmp")
     try:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -152,6 +159,16 @@ def save_weights(out_dir: Path, state: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise SystemExit(f"error: {out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
+    return weights_sha256(out_dir)
+
+
+def weights_sha256(out_dir: Path) -> str:
+    """Of model.safetensors as it is on disk now."""
+    digest = hashlib.sha256()
+    with (out_dir / WEIGHTS).open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from socket import gethostname
@@ -32,11 +32,12 @@ from nanogpt.optim import WeightAverage, learning_rate, plateau_begins_at
 from nanogpt.plan import Plan, make_plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
-from nanogpt.recall import Forward, full_pass, scorecard
+from nanogpt.recall import Forward, full_pass
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start
 from nanogpt.run_dir import METRICS, REPORT, claim, held, model_config, save_weights, take_over
 from nanogpt.saver import Saver
+from nanogpt.scorecard import Scorecard, make_scorecard, scores_dtype
 from nanogpt.stop_signals import StopSignals
 from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
@@ -418,16 +419,16 @@ class Trainer:
         else:
             self.saver.save_the_end()
         with self._judged_weights():
-            model, windows = self.engine.model, self.plan.windows
             if full_pass_loss is not None:
-                report |= scorecard(model, windows, self.forward)
+                started = time.perf_counter()
+                report |= self._scorecard().values() | {"scores_s": time.perf_counter() - started}
                 self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
             state = self.engine.state_dict()
             self.fence.check()
             if self.world.is_first:
-                save_weights(self.out_dir, state)
+                report |= {"weights_sha256": save_weights(self.out_dir, state)}
                 write_json(self.out_dir / REPORT, report)
-            recitation = recite_beginning(model, self.plan) if full_pass_loss is not None else None
+            recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
             if recitation:
                 tell_result(report, self.logger)
                 tell_recitation(recitation, self.logger)
@@ -439,3 +440,8 @@ class Trainer:
                 )
         self.logger.result(report, recitation)
         return EXIT_STATUS[reason]
+
+    def _scorecard(self) -> Scorecard:
+        """The scores of the weights that are judged, in the precision in which others can recompute them."""
+        plan, forward = self.plan, replace(self.forward, dtype=scores_dtype(self.engine.scores_precision))
+        return make_scorecard(self.engine.model, plan.windows, plan.judged, plan.control, forward, floor=plan.floor)

@@ -17,14 +17,12 @@ FLOORS = [
         watchdog
         """,
         "memory preflight",
-        """
-        optim
-        """,
-        """
-        curves engine plan profile progress recall recite resume terminal wandb_logger
-        """,
-        "forecast gauge messages plot report saver",
-        "feasibility live_plot",
+        "optim",
+        "curves decode engine plan profile progress resume terminal wandb_logger",
+        "forecast gauge plot recall recite report saver",
+        "feasibility messages score_table scorecard",
+        "certificate",
+        "live_plot",
         "trainer",
         "__main__",
     )

@@ -51,6 +51,10 @@ class DeepSpeedEngine(Engine):
         )
         if self.stage > 0 and isinstance(self.optimizer.optimizer, MuonAdamW):
             self.optimizer.optimizer.shard(self._matrix_stretches)
+        if options.deepspeed["bf16"]["enabled"]:
+            self.scores_precision = "bf16 weights"
+        elif self.stage == 3 and options.deepspeed["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
+            self.scores_precision = "bf16"
         self._gathered = deepspeed.zero.GatheredParameters
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
