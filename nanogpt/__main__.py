@@ -1,6 +1,8 @@
 """Commands on a run.
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
+python -m nanogpt score out --line="Let us kill him"
+python -m nanogpt verify out
 python -m nanogpt checkpoint verify out
 python -m nanogpt export out exported
 python -m nanogpt plot runs/a runs/b --out=loss.png
@@ -72,6 +74,74 @@ def _memorised_ids(config: TrainConfig, report: dict[str, Any]) -> tuple[list[in
     if corpus.sha256 != report.get("corpus_sha256"):
         return [], f"{config.data} has changed since the run"
     return encode(corpus.text)[: config.subset_tokens], ""
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """What `score` is asked."""
+
+    run_dir: str = option(MISSING, "directory of a finished run")
+    line: str | None = option(None, "words of the memorised text: find the shortest prompt that brings them back")
+
+
+def score(options: ScoreOptions) -> int:
+    """What a run memorised and what it did not, as its report states it, beside a text that it was not trained on."""
+    from nanogpt.run_dir import load_run
+    from nanogpt.score_table import score_table
+
+    run = load_run(options.run_dir)
+    if run.report.get("recall") is None:
+        raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    if options.line is None:
+        print(score_table(run.report), end="")
+        return 0
+    from nanogpt.recite import locate, shortest_prompt
+    from nanogpt.tokenizer import decode
+
+    ids, why_not = _memorised_ids(run.config, run.report)
+    if why_not:
+        raise ConfigError(f"--line cannot be found: {why_not}")
+    if (place := locate(ids, options.line)) is None:
+        raise ConfigError(f"--line={options.line!r} is not in the memorised text")
+    start, end = place
+    if not start:
+        raise ConfigError(f"--line={options.line!r} begins the memorised text: nothing stands before it")
+    count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
+    if count is None:
+        tried = min(start, run.config.context_length)
+        print(f"none of the prompts of 1 to {tried} tokens before it brings it back")
+    else:
+        print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
+    return 0
+
+
+@dataclass(frozen=True)
+class VerifyOptions(Options):
+    """What `verify` is asked."""
+
+    run_dir: str = option(MISSING, "directory of a finished run")
+
+
+def verify(options: VerifyOptions) -> int:
+    """Compute every score of report.json again from the weights and the text; status 1 where one differs."""
+    from nanogpt.certificate import verify as checks
+    from nanogpt.corpus import read_corpus
+    from nanogpt.run_dir import load_run
+
+    run = load_run(options.run_dir)
+    if run.report.get("recall") is None:
+        raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    differing = []
+    for check in checks(run, Path(options.run_dir), read_corpus(run.config.data)):
+        verdict = "fits   " if check.fits else "DIFFERS"
+        print(f"{verdict} {check.name}: stated {check.stated}, found {check.found}", flush=True)
+        if not check.fits:
+            differing.append(check.name)
+    if differing:
+        print(f"NOT verified: {', '.join(differing)}", file=sys.stderr)
+        return 1
+    print("verified: all that the weights and the text can confirm; steps, clocks, engine and versions are not in them")
+    return 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +220,8 @@ def export(options: ExportOptions) -> int:
 
 COMMANDS = {
     "recite": (ReciteOptions, recite),
+    "score": (ScoreOptions, score),
+    "verify": (VerifyOptions, verify),
     "checkpoint": (CheckpointOptions, checkpoint),
     "export": (ExportOptions, export),
     "plot": (PlotOptions, plot),

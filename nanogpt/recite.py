@@ -3,7 +3,9 @@
 b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20))
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,6 +53,28 @@ def generate(model: GPT, prompt: list[int], *, context_length: int, pending: byt
         decoder.append(token)
         pending = pending[len(encoding().decode_single_token_bytes(int(token))) :] if pending else b""
         yield int(token)
+
+
+def locate(ids: list[int], words: str) -> tuple[int, int] | None:
+    """(start, end): the tokens ids[start:end] hold the first place where words stand; None where they do not."""
+    pieces = encoding().decode_tokens_bytes(ids)
+    at = b"".join(pieces).find(words.encode())
+    if at < 0:
+        return None
+    ends = list(accumulate(map(len, pieces)))  # after each token, in bytes
+    return bisect_right(ends, at), bisect_left(ends, at + len(words.encode())) + 1
+
+
+def shortest_prompt(model: GPT, ids: list[int], start: int, end: int, *, context_length: int) -> int | None:
+    """How few of the tokens before ids[start:end] bring these back greedily, all of them; at most a context is tried.
+
+    None where no prompt does.
+    """
+    for count in range(1, min(start, context_length) + 1):
+        said = generate(model, ids[start - count : start], context_length=context_length)
+        if all(a == b for a, b in zip(ids[start:end], said, strict=False)):  # leaves at the first that differs
+            return count
+    return None
 
 
 def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:

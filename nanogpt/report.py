@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from nanogpt.config import TrainConfig
 from nanogpt.engine import Engine
-from nanogpt.plan import Plan
+from nanogpt.plan import JUDGED_GRIDS, Plan
 from nanogpt.progress import Progress
-from nanogpt.run_dir import REPORT
+from nanogpt.run_dir import REPORT, provenance
 from nanogpt.stop_signals import STOP_FILE
 from nanogpt.strict_json import write_json
 
@@ -44,7 +45,26 @@ def make_report(
         "ema": config.ema,
         "final_learning_rate": progress.lr,
         "corpus_sha256": plan.corpus.sha256,
+        **subset_and_windows(config),
+        "control_note": None if plan.control else "fewer tokens follow the subset than one window needs",
+        "scores_precision": engine.scores_precision,
+        **provenance(),
+    }
+
+
+def subset_and_windows(config: TrainConfig) -> dict[str, Any]:
+    """What a run memorises and how it is judged, by its resolved config: the part of a report that verify holds to it.
+
+    The subset is the first subset_tokens tokens of the text, in GPT-2's vocabulary.
+    """
+    return {
+        "data": config.data,
         "subset_tokens": config.subset_tokens,
+        "context_length": config.context_length,
+        "stride": config.stride,
+        "phase": config.phase,
+        "judged_grids": min(JUDGED_GRIDS, config.stride if config.phase == "random" else 1),
+        "seed": config.seed,
     }
 
 

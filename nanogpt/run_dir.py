@@ -5,6 +5,7 @@ run.model, run.config, run.report["loss"]
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -109,13 +110,7 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
     ConfigError when fresh and another run was first.
     """
-    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
-    content = {
-        "config": asdict(config),
-        **facts,
-        "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
-        "git_commit": _git_commit(),
-    }
+    content = {"config": asdict(config), **facts, **provenance()}
     try:
         write_json(out_dir / CONFIG, content, exclusive=fresh)
     except FileExistsError:
@@ -124,6 +119,15 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
         _cut_metrics(out_dir / METRICS, from_step)
         for name in (REPORT, WEIGHTS):  # they would tell of another end
             (out_dir / name).unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, Any]:
+    """The versions of what computes, and the git commit of this program."""
+    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
+    return {
+        "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
+        "git_commit": _git_commit(),
+    }
 
 
 def _cut_metrics(path: Path, from_step: int) -> None:
@@ -141,11 +145,21 @@ def _cut_metrics(path: Path, from_step: int) -> None:
     os.replace(temporary, path)
 
 
-def save_weights(out_dir: Path, state: dict[str, Tensor]) -> None:
-    """model.safetensors: every parameter of an engine's state_dict()."""
+def save_weights(out_dir: Path, state: dict[str, Tensor]) -> str:
+    """model.safetensors: every parameter of an engine's state_dict() -> the file's SHA-256."""
     temporary = out_dir / (WEIGHTS + ".tmp")
     save_file(state, temporary, metadata={"format": "pt"})
     os.replace(temporary, out_dir / WEIGHTS)
+    return weights_sha256(out_dir)
+
+
+def weights_sha256(out_dir: Path) -> str:
+    """Of model.safetensors as it is on disk now."""
+    digest = hashlib.sha256()
+    with (out_dir / WEIGHTS).open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What was memorised and what was not, as figures, beside the same figures of a text that was not trained on.
 
-    card = make_scorecard(model, windows, judged, control, forward, floor=0.036, precision="fp32")
+    card = make_scorecard(model, windows, judged, control, forward, floor=0.036)
     card.values()["recall"]["exact_recall"]
 
 Every score knows how far other kernels, which round otherwise, may move it: a loss by a tolerance, a count by the
@@ -83,25 +83,25 @@ def make_scorecard(
     forward: Forward,
     *,
     floor: float,
-    precision: str,
 ) -> Scorecard:
     """All scores of a model that has memorised windows. Every rank must call.
 
     judged: starts of the windows of a full pass. control: a text that it was not trained on, or None where there is
-    too little. floor: the entropy floor, nats/token. precision: 'fp32' or 'bf16', what forward computes in.
+    too little. floor: the entropy floor, nats/token.
     """
-    exactness = _Exactness(ROUNDINGS[precision])
+    exactness = _Exactness(ROUNDINGS[forward.dtype])
     full = read(model, windows, judged, forward)
     loss = full.nll.double().mean().item()
     mine, recited = _of_text(model, windows, RECALL_PROMPTS, forward, exactness)
     scores = {
+        "floor": Score(floor, floor - 1e-9, floor + 1e-9),
         "full_pass": {
             "windows": _exact(len(judged)),
             "loss": exactness.nats(loss),
             "loss_above_floor": exactness.nats(loss - floor, of=loss),
             "token_accuracy": exactness.count(_mean, full.right, full.margin),
             "exact_recall": exactness.count(_share_of_windows(windows), full.right, full.margin),
-        }
+        },
     } | mine
     if control is None:
         return Scorecard(scores | {"control": {}}, recited, None)
@@ -198,6 +198,11 @@ def _extraction(windows: Windows, anywhere: Reading, exactness: "_Exactness") ->
             for p in (0.5, 0.99)
         },
     }
+
+
+def scores_dtype(precision: str) -> str:
+    """What the forward passes of an engine's scores_precision compute in: 'fp32' or 'bf16'."""
+    return "fp32" if precision == "fp32" else "bf16"
 
 
 def draws_log10(log_p: float, p: float) -> float:

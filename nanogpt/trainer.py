@@ -37,7 +37,7 @@ from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start
 from nanogpt.run_dir import METRICS, REPORT, claim, held, model_config, save_weights, take_over
 from nanogpt.saver import Saver
-from nanogpt.scorecard import Scorecard, make_scorecard
+from nanogpt.scorecard import Scorecard, make_scorecard, scores_dtype
 from nanogpt.stop_signals import StopSignals
 from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
@@ -412,12 +412,13 @@ class Trainer:
             self.saver.save_the_end()
         with self._judged_weights():
             if full_pass_loss is not None:
-                report |= self._scorecard().values()
+                started = time.perf_counter()
+                report |= self._scorecard().values() | {"scores_s": time.perf_counter() - started}
                 self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
             state = self.engine.state_dict()
             self.fence.check()
             if self.world.is_first:
-                save_weights(self.out_dir, state)
+                report |= {"weights_sha256": save_weights(self.out_dir, state)}
                 write_json(self.out_dir / REPORT, report)
             recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
             if recitation:
@@ -434,8 +435,5 @@ class Trainer:
 
     def _scorecard(self) -> Scorecard:
         """The scores of the weights that are judged, in the precision in which others can recompute them."""
-        plan, precision = self.plan, self.engine.scores_precision
-        forward = replace(self.forward, dtype=precision)
-        return make_scorecard(
-            self.engine.model, plan.windows, plan.judged, plan.control, forward, floor=plan.floor, precision=precision
-        )
+        plan, forward = self.plan, replace(self.forward, dtype=scores_dtype(self.engine.scores_precision))
+        return make_scorecard(self.engine.model, plan.windows, plan.judged, plan.control, forward, floor=plan.floor)

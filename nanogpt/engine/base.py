@@ -52,7 +52,8 @@ class Engine(ABC):
     world: World
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
-    scores_precision: str = "fp32"  # the best that model computes in with the weights that state_dict gives, or 'bf16'
+    # The best that model computes in with the weights of state_dict: 'fp32', 'bf16' (autocast), or 'bf16 weights' too.
+    scores_precision: str = "fp32"
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:

@@ -45,9 +45,9 @@ class DeepSpeedEngine(Engine):
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=self.compilation.forward, optimizer=build_optimizer(self.model), config=dict(options.deepspeed)
         )
-        if options.deepspeed["bf16"]["enabled"] or (
-            self.stage == 3 and options.deepspeed["torch_autocast"]["enabled"]  # which gathers weights in bf16
-        ):
+        if options.deepspeed["bf16"]["enabled"]:
+            self.scores_precision = "bf16 weights"
+        elif self.stage == 3 and options.deepspeed["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
             self.scores_precision = "bf16"
         self._gathered = deepspeed.zero.GatheredParameters
 
