@@ -2,6 +2,7 @@
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
 python -m nanogpt score out --line="Let us kill him"
+python -m nanogpt score out --html=recall.html
 python -m nanogpt verify out
 python -m nanogpt checkpoint verify out
 python -m nanogpt export out exported
@@ -13,11 +14,14 @@ import sys
 from dataclasses import MISSING, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from nanogpt.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ScoreOptions(Options):
 
     run_dir: str = option(MISSING, "directory of a finished run")
     line: str | None = option(None, "words of the memorised text: find the shortest prompt that brings them back")
+    html: str | None = option(None, "a page to write for a browser: the text, token by token, as the model recites it")
 
 
 def score(options: ScoreOptions) -> int:
@@ -92,6 +97,8 @@ def score(options: ScoreOptions) -> int:
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
         raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    if options.html is not None:
+        _write_page(run, options.html)
     if options.line is None:
         print(score_table(run.report), end="")
         return 0
@@ -113,6 +120,28 @@ def score(options: ScoreOptions) -> int:
     else:
         print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
     return 0
+
+
+def _write_page(run: "Run", to: str) -> None:
+    """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
+    from nanogpt.certificate import score_run
+    from nanogpt.heatmap import headline
+    from nanogpt.recall_page import make_page
+    from nanogpt.world import World
+
+    ids, why_not = _memorised_ids(run.config, run.report)
+    if why_not:
+        raise ConfigError(f"--html={to} cannot be made: {why_not}")
+    path = Path(to)
+    if not path.parent.is_dir():  # known before the model has recited
+        raise ConfigError(f"--html={to} cannot be written: {path.parent} is no directory")
+    card = score_run(run, ids, World.from_env())
+    page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
+    try:
+        path.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"--html={to} cannot be written: {error.strerror or error}") from None
+    print(f"{to}: open it in a browser", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ What the model said is kept as JSON beside the text, so that pieces which came b
 some 100,000 tokens stays a page that a browser can scroll.
 """
 
+import codecs
 import html
 import json
 import re
@@ -90,14 +91,32 @@ def _data(pieces: list[Piece], tokens: int, columns: int) -> dict[str, object]:
     places: list[int] = []
     hops = []
     character = 0  # UTF-16 code units, as JavaScript counts
-    for hop, group in groupby(pieces, key=lambda piece: piece.hop):
+    for _, group in groupby(pieces, key=lambda piece: piece.hop):
         group = list(group)
         lengths = [len(piece.text.encode("utf-16-le")) // 2 for piece in group]
         if any(map(is_lost, group)):
-            said = [p.said.decode(errors="backslashreplace") if is_lost(p) else None for p in group]
-            hops.append([group[0].token, character, lengths, [piece.tokens for piece in group], said])
+            hops.append([group[0].token, character, lengths, [piece.tokens for piece in group], _said(group)])
         for piece, length in zip(group, lengths, strict=True):
             while len(places) < columns and len(places) * tokens < (piece.token + piece.tokens) * columns:
                 places.append(character)
             character += length
     return {"tokens": tokens, "places": places, "hops": hops}
+
+
+def _said(hop: list[Piece]) -> list[str | None]:
+    """What was said in place of each piece of a hop, None where it came back.
+
+    A character whose bytes are spread over several pieces stands in the last of them, and the others are empty.
+    """
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
+    said: list[str | None] = []
+    for piece in hop:
+        if is_lost(piece):
+            said.append(utf8.decode(piece.said))
+        else:
+            if rest := utf8.decode(b"", final=True):  # of the loss just before
+                said[-1] += rest
+            said.append(None)
+    if rest := utf8.decode(b"", final=True):
+        said[-1] += rest
+    return said

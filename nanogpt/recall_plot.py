@@ -1,20 +1,21 @@
 """recall.png: the memorised text, token by token, as the model recites it.
 
-figure = draw_recall(card.recited, headline("builtin", report))
-save(figure, out_dir / "recall.png")
+save_recall(out_dir, card.recited, headline("builtin", report), say=console.say)   # out_dir/recall.png
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from nanogpt.heatmap import COLOURS, Mark, cut, marks, overview, tally
-from nanogpt.plot import quiet
+from nanogpt.plot import quiet, save
 from nanogpt.recall import RecitedText
 from nanogpt.recall_layout import GUTTER, SAID_SIZE, SHEET_WIDTH, Gap, Line, Sheet, lay_out
+from nanogpt.run_dir import RECALL_PNG
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,14 @@ TITLE, LEGEND, STRIP_AT, STRIP, TICKS = 22.0, 74.0, 96.0, 28.0, 22.0
 MONO = ("DejaVu Sans Mono", "DejaVu Sans")
 INK, FAINT, SAID_INK = "#1A1A1A", "#6B6B6B", "#A33A00"
 UNDERLINE = {Mark.PREDICTED: "#A67C00", Mark.WRONG: "#8C2F00"}  # a second sign beside the colour
+
+
+def save_recall(out_dir: Path, recited: RecitedText, title: list[str], say: Callable[[str], None]) -> None:
+    """Draw out_dir/recall.png. Where that fails one line tells a person: the run is worth more."""
+    try:
+        save(draw_recall(recited, title), out_dir / RECALL_PNG)
+    except Exception as error:  # no matplotlib, one that does not work, a full disk: they have no common base
+        say(f"warning: {RECALL_PNG} could not be drawn ({error}); going on")
 
 
 def draw_recall(recited: RecitedText, title: list[str]) -> "Figure":
@@ -87,11 +96,8 @@ def _draw_overview(axes: "Axes", mark: Tensor, sheet: Sheet) -> None:
     gaps = [item for items in sheet.columns for item in items if isinstance(item, Gap)]
     if gaps:
         ends = [0, *(end for gap in gaps for end in (gap.first, gap.end)), len(mark)]
-        shown = zip(ends[::2], ends[1::2], strict=True)
-        boxes = [
-            (MARGIN + a * per_token, STRIP_AT + STRIP + 1, max(1, (b - a) * per_token), 3) for a, b in shown if a < b
-        ]
-        _boxes(axes, boxes, INK)
+        shown = [(first * per_token, end * per_token) for first, end in zip(ends[::2], ends[1::2], strict=True)]
+        _boxes(axes, [(MARGIN + a, STRIP_AT + STRIP + 1, max(1, b - a), 3) for a, b in shown if a < b], INK)
 
 
 def _draw_sheet(axes: "Axes", mark: Tensor, sheet: Sheet, top: float) -> None:
@@ -130,7 +136,7 @@ def _height(item: Line | Gap) -> float:
 
 
 def _texts(line: Line) -> Iterator[tuple[int, str]]:
-    """(column, text) of the line. Cells of ASCII stand in one text, others, whose letters may be wider, in their own."""
+    """(column, text) of a line. Cells of ASCII stand in one text; others, whose letters may be wider, in their own."""
     for is_ascii, cells in groupby(line.cells, key=lambda cell: cell.text.isascii()):
         cells = list(cells)
         for group in [cells] if is_ascii else [[cell] for cell in cells]:

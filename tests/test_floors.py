@@ -18,9 +18,9 @@ FLOORS = [
         """,
         "curves decode engine plan profile progress resume terminal wandb_logger",
         "gauge plot recall recite report saver",
-        "messages score_table scorecard",
-        "certificate",
-        "live_plot",
+        "heatmap messages score_table scorecard",
+        "certificate recall_layout recall_page",
+        "live_plot recall_plot",
         "trainer",
         "__main__",
     )
