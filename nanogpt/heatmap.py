@@ -20,7 +20,7 @@ from torch import Tensor
 from nanogpt.recall import RecitedText
 from nanogpt.tokenizer import encoding
 
-LEAST_SHARE = 0.2  # of a column of the overview: one lost token among hundreds must be seen
+LEAST_SHARE = 0.1  # of a column of the overview: one lost token among hundreds must be seen
 
 
 class Mark(IntEnum):
