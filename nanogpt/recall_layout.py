@@ -13,7 +13,7 @@ from itertools import groupby
 
 from nanogpt.heatmap import Piece, is_lost
 
-SHEET_WIDTH = 178  # characters, over all columns
+SHEET_WIDTH = 182  # characters, over all columns
 GUTTER = 4  # characters between columns
 MAX_ROWS = 100  # of a column
 LEAST_WIDTH, MOST_WIDTH = 36, 78  # of a column, characters
@@ -81,7 +81,7 @@ class Sheet:
 def lay_out(pieces: list[Piece]) -> Sheet:
     """All of the text, or as much of it as a picture holds."""
     lengths = sorted(len(line) for line in "".join(piece.text for piece in pieces).split("\n"))
-    most = lengths[len(lengths) * 49 // 50]  # 49 of 50 lines stay whole
+    most = lengths[len(lengths) * 19 // 20]  # 19 of 20 lines stay whole
     count = (SHEET_WIDTH + GUTTER) // (min(max(most, LEAST_WIDTH), MOST_WIDTH) + GUTTER)
     width = (SHEET_WIDTH + GUTTER) // count - GUTTER
     return Sheet(_fill(select(set_lines(pieces, width), count * MAX_ROWS), count), width)

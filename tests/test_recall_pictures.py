@@ -255,7 +255,7 @@ def test_the_picture_is_the_same_each_time(tmp_path):
     for name in ("a.png", "b.png"):
         save(draw_recall(recited(AWKWARD), ["$ and $", "two"]), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert imread(tmp_path / "a.png").shape[1] == 1294
+    assert imread(tmp_path / "a.png").shape[1] == 1322
 
 
 def test_a_picture_that_cannot_be_drawn_costs_one_line(tmp_path):
@@ -270,7 +270,7 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     """Reference: the memorised text, and the share recited that the run's report states."""
     out_dir, _ = finished
     told = report(out_dir)
-    assert imread(out_dir / "recall.png").shape[1] == 1294
+    assert imread(out_dir / "recall.png").shape[1] == 1322
     command = (sys.executable, "-m", "nanogpt", "score", out_dir)
     done = run(*command, f"--html={tmp_path / 'recall.html'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
