@@ -68,7 +68,8 @@ def verify(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     as_stated = stated.get("reached") is reached is (stated.get("exit_reason") == "target_reached")
     yield Check("reached", stated.get("reached"), reached, as_stated)
     ids = encode(corpus.text)
-    if len(ids) < config.subset_tokens:  # of another text, as the first line has said
+    if len(ids) < config.subset_tokens:
+        yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)
         return
     card = score_run(run, ids, World.from_env())
     scores = dict(card.flat())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 
-CONTROL_TOKENS = 1024  # most of the text after the memorised subset that the same scores are taken of
+CONTROL_TOKENS = 1024  # of the text after the memorised subset at most, and not more than the subset has
 
 
 class Windows:
@@ -95,7 +95,8 @@ def memorised_windows(ids: list[int], config: TrainConfig) -> Windows:
 
 def control_windows(ids: list[int], config: TrainConfig) -> Windows | None:
     """The same of the text that follows the subset, which the run does not see; None where that is too short."""
-    rest = ids[config.subset_tokens : config.subset_tokens + max(CONTROL_TOKENS, config.context_length + 1)]
+    most = max(min(CONTROL_TOKENS, config.subset_tokens), config.context_length + 1)
+    rest = ids[config.subset_tokens :][:most]
     return _windows(rest, config) if len(rest) > config.context_length else None
 
 

@@ -62,6 +62,18 @@ def report(run_dir):
     return json.loads((Path(run_dir) / "report.json").read_text())
 
 
+def assert_verified(run_dir):
+    """One process finds, from the saved weights, the scores that the ranks of a run computed together."""
+    from nanogpt.certificate import verify
+    from nanogpt.corpus import read_corpus
+    from nanogpt.run_dir import load_run
+
+    loaded = load_run(str(run_dir))
+    checks = list(verify(loaded, Path(run_dir), read_corpus(loaded.config.data)))
+    assert len(checks) > 40
+    assert [check for check in checks if not check.fits] == []
+
+
 @pytest.fixture(scope="session")
 def tiny_shakespeare():
     """The path of the real corpus, which is not part of the project."""

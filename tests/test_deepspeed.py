@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun, train
+from conftest import REPOSITORY, TINY, assert_verified, flags, metrics, report, run, torchrun, train
 from nanogpt.checkpoint import newest_intact
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
@@ -56,7 +56,7 @@ def assert_same_run(run_dir, ddp):
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     for key in ("loss", "strided_loss", "random_offset_loss"):
         assert report(run_dir)[key] == pytest.approx(told[key], rel=1e-5), key
-    assert report(run_dir)["recall"] == told["recall"]
+    assert_verified(run_dir)
     got = load_file(run_dir / "model.safetensors")
     assert got.keys() == weights.keys()
     for name, weight in weights.items():
@@ -111,6 +111,18 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
         assert torch.equal(weight, master.bfloat16().float()), name
         rounded += (weight != master).sum().item()
     assert rounded > 0, "the masters hold more than bf16"
+    assert told["scores_precision"] == "bf16 weights"
+    assert_verified(tmp_path / "out")
+
+
+def test_zero_3_in_bf16_states_what_it_can(tmp_path):
+    """Invariant: where the weights are gathered in bf16 the scores say so, and one process finds them again."""
+    options = TINY | {"subset_tokens": 64, "max_steps": 2, "dtype": "bf16"}
+    words = ("--engine=deepspeed", "--zero_stage=3", *flags(**options, out_dir="out"))
+    done = torchrun(2, *words, cwd=tmp_path)
+    assert (tmp_path / "out" / "report.json").exists(), done.stderr
+    assert report(tmp_path / "out")["scores_precision"] == "bf16"
+    assert_verified(tmp_path / "out")
 
 
 def test_zero_3_reaches_a_target_and_recites(tmp_path):

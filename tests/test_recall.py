@@ -20,7 +20,7 @@ from nanogpt.recall import (
     recite_text,
     verbatim_runs,
 )
-from nanogpt.recite import continue_text, generate, verdict
+from nanogpt.recite import continue_text, generate, locate, shortest_prompt, verdict
 from nanogpt.run_dir import load_run
 from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
 from nanogpt.world import World
@@ -185,6 +185,26 @@ def test_healing_never_repeats_the_prompt(memory):
         assert prompt.encode() + b"".join(pieces) == spelled, prompt
     with pytest.raises(ValueError, match="at least one token"):
         next(continue_text(model, "", context_length=config.context_length))
+
+
+def test_the_shortest_prompt_of_a_line(memory):
+    """Reference: decoding after 1, 2, 3, ... tokens before it; words that are not there have no place."""
+    model, windows, config = memory
+    ids = windows.ids.tolist()
+    words = "You are all resolved"
+    start, end = locate(ids, words)
+    assert decode(ids[start:end]) == words
+    found = shortest_prompt(model, ids, start, end, context_length=config.context_length)
+    hits = [
+        count
+        for count in range(1, start + 1)
+        if greedy(model, ids[start - count : start], end - start, config.context_length) == ids[start:end]
+    ]
+    assert found == hits[0]
+    assert decode(ids[slice(*locate(ids, "esolved rat"))]) == " resolved rather", "whole tokens"
+    assert locate(ids, "Lo, a zebra") is None
+    strange = [*ids[:start], *range(20_000, 20_000 + end - start)]
+    assert shortest_prompt(model, strange, start, end, context_length=config.context_length) is None
 
 
 def test_longest_run():
