@@ -21,6 +21,7 @@ from nanogpt.recall import RecitedText
 from nanogpt.tokenizer import encoding
 
 LEAST_SHARE = 0.1  # of a column of the overview: one lost token among hundreds must be seen
+NAME_WIDTH = 60  # characters of a file's name in a headline
 
 
 class Mark(IntEnum):
@@ -125,9 +126,10 @@ def percent(part: int, whole: int) -> str:
 def headline(data: str, report: dict[str, Any]) -> list[str]:
     """What the scores say, in two sentences. report: report.json with the scores."""
     outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
-    recall = report["recall"]
+    recall, name = report["recall"], Path(data).name
+    name = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
     return [
-        f"{report['subset_tokens']:,} tokens of {Path(data).name}; {outcome}: full-pass loss {report['loss']:.4f} "
+        f"{report['subset_tokens']:,} tokens of {name}; {outcome}: full-pass loss {report['loss']:.4f} "
         f"(target {report['target_loss']:g})",
         f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
         f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; longest "

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from nanogpt.heatmap import Piece, is_lost
 
-SHEET_WIDTH = 182  # characters, over all columns
+SHEET_WIDTH = 185  # characters, over all columns
 GUTTER = 4  # characters between columns
 MAX_ROWS = 100  # of a column
 LEAST_WIDTH, MOST_WIDTH = 36, 78  # of a column, characters
@@ -111,13 +111,15 @@ def set_lines(pieces: list[Piece], width: int) -> list[Line]:
 
 def visible(text: str) -> str:
     """text without characters that have no picture."""
+    if text.isprintable():
+        return text
     text = text.replace("\n", NEWLINE).replace("\t", TAB)
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def columns_of(text: str) -> int:
     """How many cells of a terminal text takes."""
-    return sum(map(_width, text))
+    return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def _width(character: str) -> int:

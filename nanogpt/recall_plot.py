@@ -111,10 +111,10 @@ def _draw_sheet(axes: "Axes", mark: Tensor, sheet: Sheet, top: float) -> None:
             else:
                 for cell in item.cells:
                     x, which = left + cell.column * CHARACTER, cell.piece.mark
-                    # a pixel is left between tokens, so that they can be counted
-                    boxes[which].append((x, y + 0.5, cell.width * CHARACTER - 1, ROW - 1))
+                    width = max(0, cell.width * CHARACTER - 1)  # a pixel between tokens, so that they can be counted
+                    boxes[which].append((x, y + 0.5, width, ROW - 1))
                     if which in UNDERLINE:
-                        underlines[which].append((x, y + ROW - 2, cell.width * CHARACTER - 1, 1.5))
+                        underlines[which].append((x, y + ROW - 2, width, 1.5))
                 for start, text in _texts(item):
                     _mono(axes, left + start * CHARACTER, y + ROW / 2, text, INK, 1.0)
                 for said in item.said:

@@ -14,11 +14,12 @@ from nanogpt.corpus import read_corpus
 from nanogpt.heatmap import Mark, cut, headline, marks, overview, percent, tally
 from nanogpt.plot import save
 from nanogpt.recall import RecitedText
-from nanogpt.recall_layout import MAX_ROWS, NEWLINE, SAID_SIZE, Gap, columns_of, lay_out, select, set_lines
+from nanogpt.recall_layout import MAX_ROWS, NEWLINE, SAID_SIZE, SHEET_WIDTH, Gap, columns_of, lay_out, select, set_lines
 from nanogpt.recall_page import make_page
-from nanogpt.recall_plot import draw_recall, save_recall
+from nanogpt.recall_plot import CHARACTER, MARGIN, draw_recall, save_recall
 from nanogpt.tokenizer import decode, encode
 
+WIDTH = 2 * MARGIN + SHEET_WIDTH * CHARACTER  # of recall.png, pixels
 PROMPT = 8  # tokens, and as many in a hop
 TITLE = ["100 tokens of <it> & {{text}}; target reached", "two"]
 AWKWARD = (
@@ -255,7 +256,7 @@ def test_the_picture_is_the_same_each_time(tmp_path):
     for name in ("a.png", "b.png"):
         save(draw_recall(recited(AWKWARD), ["$ and $", "two"]), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert imread(tmp_path / "a.png").shape[1] == 1322
+    assert imread(tmp_path / "a.png").shape[1] == WIDTH
 
 
 def test_a_picture_that_cannot_be_drawn_costs_one_line(tmp_path):
@@ -270,7 +271,7 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     """Reference: the memorised text, and the share recited that the run's report states."""
     out_dir, _ = finished
     told = report(out_dir)
-    assert imread(out_dir / "recall.png").shape[1] == 1322
+    assert imread(out_dir / "recall.png").shape[1] == WIDTH
     command = (sys.executable, "-m", "nanogpt", "score", out_dir)
     done = run(*command, f"--html={tmp_path / 'recall.html'}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
