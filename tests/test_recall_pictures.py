@@ -41,7 +41,7 @@ def recited(text, lose=0.3, seed=0):
     return RecitedText(ids, predicted, said, said == ids, torch.ones(len(ids)))
 
 
-def long_text(lines=3000):
+def long_text(lines=1500):
     """Lines that tell themselves apart."""
     return "".join(f"Line {number} is as long as most lines of a play.\n" for number in range(lines))
 
