@@ -39,8 +39,9 @@ NAMES = {
     Mark.PREDICTED: "predicted, not recited",
     Mark.WRONG: "wrong",
 }
-# Blue, yellow and vermilion stay apart for eyes that take red for green; vermilion is much darker for all others.
-COLOURS = {Mark.GIVEN: "#E4E4E4", Mark.RECITED: "#CFE5F7", Mark.PREDICTED: "#FFDD7A", Mark.WRONG: "#F0804A"}
+# Apart by 14 and more of CIELAB, what counts by 25, also as the three kinds of colour blindness see them (simulated
+# after Machado et al. 2009).
+COLOURS = {Mark.GIVEN: "#DADADA", Mark.RECITED: "#C3E0F8", Mark.PREDICTED: "#FFDD7A", Mark.WRONG: "#EE7038"}
 
 
 @dataclass(frozen=True)
