@@ -109,10 +109,8 @@ def score(options: ScoreOptions) -> int:
     if why_not:
         raise ConfigError(f"--line cannot be found: {why_not}")
     if (place := locate(ids, options.line)) is None:
-        raise ConfigError(f"--line={options.line!r} is not in the memorised text")
+        raise ConfigError(f"--line={options.line!r} is not in the memorised text, or at its very beginning alone")
     start, end = place
-    if not start:
-        raise ConfigError(f"--line={options.line!r} begins the memorised text: nothing stands before it")
     count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
     if count is None:
         tried = min(start, run.config.context_length)

@@ -12,11 +12,12 @@ from typing import Any
 
 from nanogpt.corpus import Corpus
 from nanogpt.data import control_windows, memorised_windows
+from nanogpt.errors import ConfigError
 from nanogpt.plan import JUDGED_GRIDS
 from nanogpt.preflight import entropy_floor
 from nanogpt.recall import Forward
 from nanogpt.report import subset_and_windows
-from nanogpt.run_dir import Run, weights_sha256
+from nanogpt.run_dir import CONFIG, Run, weights_sha256
 from nanogpt.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard, scores_dtype
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
@@ -51,9 +52,12 @@ def score_run(run: Run, ids: list[int], world: World) -> Scorecard:
 def verify(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     """Each thing that the report states and the weights and the text can confirm, the cheap ones first.
 
-    Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it.
+    Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it. Raises
+    ConfigError for a config.json that no run has written.
     """
     stated, config = run.report, run.config
+    if None in (config.subset_tokens, config.stride, config.micro_batch_size):
+        raise ConfigError(f"{out_dir / CONFIG} leaves open what a run has resolved")
     facts = {"corpus_sha256": corpus.sha256, "weights_sha256": weights_sha256(out_dir)} | subset_and_windows(config)
     for name, found in facts.items():
         yield Check(name, stated.get(name), found, stated.get(name) == found)

@@ -56,9 +56,9 @@ def generate(model: GPT, prompt: list[int], *, context_length: int, pending: byt
 
 
 def locate(ids: list[int], words: str) -> tuple[int, int] | None:
-    """(start, end): the tokens ids[start:end] hold the first place where words stand; None where they do not."""
+    """(start, end): the tokens ids[start:end] hold the first place after the first token where words stand, if any."""
     pieces = encoding().decode_tokens_bytes(ids)
-    at = b"".join(pieces).find(words.encode())
+    at = b"".join(pieces).find(words.encode(), len(pieces[0]))
     if at < 0:
         return None
     ends = list(accumulate(map(len, pieces)))  # after each token, in bytes

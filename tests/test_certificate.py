@@ -1,5 +1,6 @@
 """verify finds what a run states, and what somebody has changed since."""
 
+import ast
 import json
 import shutil
 import sys
@@ -91,6 +92,22 @@ def test_a_looser_precision_cannot_be_claimed(copy):
     loaded = load_run(str(copy))
     facts = islice(verify(loaded, copy, read_corpus(loaded.config.data)), 12)  # before anything is computed
     assert [check.name for check in facts if not check.fits] == ["scores_precision", "reached"]
+
+
+def test_score_shows_what_the_report_states(copy):
+    """Invariant: the table holds the report's figures, and --line a prompt that stands before those words."""
+    told = report(copy)
+    score = (sys.executable, "-m", "nanogpt", "score", copy)
+    shown = run(*score, cwd=copy).stdout
+    for figure in (told["full_pass"]["loss"], told["strided_loss"], told["control"]["strided_loss"]):
+        assert f" {figure:.4f} nats " in shown
+    assert f"{told['recall']['exact_recall']:.1%} of {told['recall']['exact_recall_prompts']}" in shown
+    done = run(*score, "--line=We know't, we know't.", cwd=copy)
+    count, prompt = done.stdout.split(" tokens bring it back: ")
+    assert 1 <= int(count) <= 32
+    assert f"{ast.literal_eval(prompt)}We know't, we know't." in TEXT.read_text()
+    done = run(*score, "--line=Lo, a zebra", cwd=copy)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_edited_weights_are_found(copy):

@@ -84,7 +84,8 @@ def test_a_reading_is_the_softmax_of_each_target(memory):
         truth = logits[range(len(logits)), window[1:]]
         expected = torch.where(told.right[row], truth - best[1], best[0] - truth)
         torch.testing.assert_close(told.margin[row].double(), expected, atol=1e-4, rtol=0)  # fp32 logits of about 20
-    assert told.nll.mean().item() == pytest.approx(full_pass(model, windows, starts, forward(9)), rel=1e-5)
+    # torch's fp32 cross-entropy, which full_pass trusts, is itself up to 7e-5 nats off for one target on a CPU.
+    assert told.nll.mean().item() == pytest.approx(full_pass(model, windows, starts, forward(9)), abs=7e-5)
 
 
 def test_the_text_in_order_is_recitation_put_right_where_it_breaks(memory):
