@@ -97,19 +97,27 @@ def score(options: ScoreOptions) -> int:
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
         raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
-    if options.html is not None:
-        _write_page(run, options.html)
+    if options.html is not None and not Path(options.html).parent.is_dir():  # known before anything is computed
+        raise ConfigError(f"--html={options.html} cannot be written: {Path(options.html).parent} is no directory")
     if options.line is None:
         print(score_table(run.report), end="")
-        return 0
+    else:
+        _tell_shortest_prompt(run, options.line)
+    if options.html is not None:
+        _write_page(run, options.html)
+    return 0
+
+
+def _tell_shortest_prompt(run: "Run", line: str) -> None:
+    """How much of the text before line it takes to bring line back. Raises ConfigError."""
     from nanogpt.recite import locate, shortest_prompt
     from nanogpt.tokenizer import decode
 
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
         raise ConfigError(f"--line cannot be found: {why_not}")
-    if (place := locate(ids, options.line)) is None:
-        raise ConfigError(f"--line={options.line!r} is not in the memorised text, or at its very beginning alone")
+    if (place := locate(ids, line)) is None:
+        raise ConfigError(f"--line={line!r} is not in the memorised text, or at its very beginning alone")
     start, end = place
     count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
     if count is None:
@@ -117,7 +125,6 @@ def score(options: ScoreOptions) -> int:
         print(f"none of the prompts of 1 to {tried} tokens before it brings it back")
     else:
         print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
-    return 0
 
 
 def _write_page(run: "Run", to: str) -> None:
@@ -130,13 +137,10 @@ def _write_page(run: "Run", to: str) -> None:
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
         raise ConfigError(f"--html={to} cannot be made: {why_not}")
-    path = Path(to)
-    if not path.parent.is_dir():  # known before the model has recited
-        raise ConfigError(f"--html={to} cannot be written: {path.parent} is no directory")
     card = score_run(run, ids, World.from_env())
     page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
     try:
-        path.write_text(page, encoding="utf-8", newline="\n")
+        Path(to).write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise ConfigError(f"--html={to} cannot be written: {error.strerror or error}") from None
     print(f"{to}: open it in a browser", file=sys.stderr)
