@@ -2,6 +2,7 @@
 
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
 python -m nanogpt score out --line="Let us kill him"
+python -m nanogpt score out --html=recall.html
 python -m nanogpt verify out
 python -m nanogpt checkpoint verify out
 python -m nanogpt export out exported
@@ -15,12 +16,15 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.repeat import RepeatOptions, repeat
+
+if TYPE_CHECKING:
+    from nanogpt.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class ScoreOptions(Options):
 
     run_dir: str = option(MISSING, "directory of a finished run")
     line: str | None = option(None, "words of the memorised text: find the shortest prompt that brings them back")
+    html: str | None = option(None, "a page to write for a browser: the text, token by token, as the model recites it")
 
 
 def score(options: ScoreOptions) -> int:
@@ -95,17 +100,27 @@ def score(options: ScoreOptions) -> int:
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
         raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    if options.html is not None and not Path(options.html).parent.is_dir():  # known before anything is computed
+        raise ConfigError(f"--html={options.html} cannot be written: {Path(options.html).parent} is no directory")
     if options.line is None:
         print(score_table(run.report), end="")
-        return 0
+    else:
+        _tell_shortest_prompt(run, options.line)
+    if options.html is not None:
+        _write_page(run, options.html)
+    return 0
+
+
+def _tell_shortest_prompt(run: "Run", line: str) -> None:
+    """How much of the text before line it takes to bring line back. Raises ConfigError."""
     from nanogpt.recite import locate, shortest_prompt
     from nanogpt.tokenizer import decode
 
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
         raise ConfigError(f"--line cannot be found: {why_not}")
-    if (place := locate(ids, options.line)) is None:
-        raise ConfigError(f"--line={options.line!r} is not in the memorised text, or at its very beginning alone")
+    if (place := locate(ids, line)) is None:
+        raise ConfigError(f"--line={line!r} is not in the memorised text, or at its very beginning alone")
     start, end = place
     count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
     if count is None:
@@ -113,7 +128,25 @@ def score(options: ScoreOptions) -> int:
         print(f"none of the prompts of 1 to {tried} tokens before it brings it back")
     else:
         print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
-    return 0
+
+
+def _write_page(run: "Run", to: str) -> None:
+    """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
+    from nanogpt.certificate import score_run
+    from nanogpt.heatmap import headline
+    from nanogpt.recall_page import make_page
+    from nanogpt.world import World
+
+    ids, why_not = _memorised_ids(run.config, run.report)
+    if why_not:
+        raise ConfigError(f"--html={to} cannot be made: {why_not}")
+    card = score_run(run, ids, World.from_env())
+    page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
+    try:
+        Path(to).write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"--html={to} cannot be written: {error.strerror or error}") from None
+    print(f"{to}: open it in a browser", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def draw(curves: Sequence[Curve]) -> "Figure":
     from matplotlib.figure import Figure  # no pyplot: that keeps every figure, and wants the main thread
     from matplotlib.lines import Line2D
 
-    _quiet()
+    quiet()
     styles = [(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i in range(len(curves))]
     names = [
         textwrap.fill(f"{name}: {curve.outcome}", LABEL_WIDTH)
@@ -125,7 +125,7 @@ def _unit(longest_s: float) -> tuple[str, float]:
     return ("s", 1.0) if longest_s < 180 else ("min", 60.0) if longest_s < 3 * 3600 else ("h", 3600.0)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep back what matplotlib says of its caches, and of letters that its font lacks."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

@@ -30,6 +30,7 @@ from nanogpt.model import GPT, GPTConfig
 from nanogpt.strict_json import read_json, write_json
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
+RECALL_PNG = "recall.png"
 LOCK = ".lock"
 FINISHED = "the directory of a finished run"
 TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
@@ -115,7 +116,7 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
         write_json(out_dir / CONFIG, content, exclusive=fresh)
         if not fresh:
             _cut_metrics(out_dir / METRICS, from_step)
-            for name in (REPORT, WEIGHTS):  # they would tell of another end
+            for name in (REPORT, WEIGHTS, RECALL_PNG):  # they would tell of another end
                 (out_dir / name).unlink(missing_ok=True)
     except FileExistsError:
         raise ConfigError(_taken(str(out_dir))) from None

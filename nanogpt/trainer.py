@@ -23,6 +23,7 @@ from nanogpt.fence import Attempt, Fence, NoFence
 from nanogpt.flops import peak_flops_per_s
 from nanogpt.gauge import Gauge
 from nanogpt.health import check_health
+from nanogpt.heatmap import headline
 from nanogpt.hf import load_hf
 from nanogpt.live_plot import LivePlot
 from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
@@ -33,6 +34,7 @@ from nanogpt.plan import Plan, make_plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
 from nanogpt.recall import Forward, full_pass
+from nanogpt.recall_plot import save_recall
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start
 from nanogpt.run_dir import METRICS, REPORT, claim, held, model_config, save_weights, take_over
@@ -421,7 +423,8 @@ class Trainer:
         with self._judged_weights():
             if full_pass_loss is not None:
                 started = time.perf_counter()
-                report |= self._scorecard().values() | {"scores_s": time.perf_counter() - started}
+                card = self._scorecard()
+                report |= card.values() | {"scores_s": time.perf_counter() - started}
                 self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
             state = self.engine.state_dict()
             self.fence.check()
@@ -432,6 +435,8 @@ class Trainer:
             if recitation:
                 tell_result(report, self.logger)
                 tell_recitation(recitation, self.logger)
+                if self.world.is_first:  # before W&B hears of the result and sends it
+                    save_recall(self.out_dir, card.recited, headline(self.config.data, report), self.logger.say)
             elif self.world.is_first:
                 print(
                     f"error: {self.progress.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the "

@@ -20,11 +20,11 @@ from typing import Any
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
 from nanogpt.loggers import Logger, NullLogger, Recitation, Row
-from nanogpt.run_dir import CONFIG, WEIGHTS
+from nanogpt.run_dir import CONFIG, RECALL_PNG, WEIGHTS
 from nanogpt.strict_json import finite
 
 PROJECT = "nanogpt-overfit"
-PICTURES = ("loss.png", "recall.png")  # of the run directory
+PICTURES = ("loss.png", RECALL_PNG)  # of the run directory
 CONNECT_S = 20.0  # in which the server must answer; the run trains meanwhile
 FINISH_S = 25.0  # that the run waits at its end, for the connection too if it was so short
 LEAVE_S = 8.0  # that it waits when it was asked to stop: torchrun kills 30 s after the signal, and the save is to fit

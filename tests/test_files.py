@@ -90,6 +90,16 @@ def test_a_directory_is_claimed_once(tmp_path):
         check_free(str(tmp_path / "out"))
 
 
+def test_a_resumed_run_drops_what_tells_of_another_end(tmp_path):
+    """Invariant: report, weights and picture of the end before are gone, and metrics stay."""
+    config = TrainConfig(out_dir=str(tmp_path))
+    claim(tmp_path, config, fresh=True, from_step=0)
+    for name in ("metrics.jsonl", "report.json", "model.safetensors", "recall.png"):
+        (tmp_path / name).touch()
+    claim(tmp_path, config, fresh=False, from_step=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
+
+
 def test_looking_leaves_directories_that_were_there(tmp_path):
     """Invariant: an existing directory, empty or not, is as it was."""
     (tmp_path / "there").mkdir()

@@ -20,9 +20,9 @@ FLOORS = [
         "optim",
         "curves decode engine plan profile progress resume terminal wandb_logger",
         "forecast gauge plot recall recite report saver",
-        "feasibility messages score_table scorecard",
-        "certificate",
-        "live_plot",
+        "feasibility heatmap messages score_table scorecard",
+        "certificate recall_layout recall_page",
+        "live_plot recall_plot",
         "trainer",
         "__main__",
     )

@@ -93,13 +93,14 @@ def test_a_picture_while_the_run_goes_on(tmp_path):
 
 
 def test_without_matplotlib_a_run_goes_on(tmp_path):
-    """Invariant: one line says that there is no picture; status and files are those of any other run."""
+    """Invariant: one line a picture says that there is none; status and files are those of any other run."""
     (tmp_path / "without" / "matplotlib").mkdir(parents=True)
     (tmp_path / "without" / "matplotlib" / "__init__.py").write_text("raise ImportError('No module matplotlib')")
     env = {"PYTHONPATH": f"{tmp_path / 'without'}:{REPOSITORY}"}
     done = train(*flags(**TINY, max_steps=2), cwd=tmp_path, env=env)
     assert done.returncode == 3, done.stderr
-    assert done.stdout.count("warning: loss.png could not be drawn (No module matplotlib); going on") == 1
+    for name in ("loss.png", "recall.png"):
+        assert done.stdout.count(f"warning: {name} could not be drawn (No module matplotlib); going on") == 1
     assert report(tmp_path / "out")["steps"] == 2
     done = run(sys.executable, "-m", "nanogpt", "plot", "out", cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout) == (2, "")
@@ -205,10 +206,11 @@ def test_files_that_are_no_runs(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
-def test_wandb_is_sent_the_last_picture(tmp_path):
-    """Reference: loss.png as the run leaves it, byte by byte."""
+def test_wandb_is_sent_the_last_pictures(tmp_path):
+    """Reference: loss.png and recall.png as the run leaves them, byte by byte."""
     pytest.importorskip("wandb", reason="needs the extra [wandb]")
     done = train(*flags(**TINY, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
-    (sent,) = (tmp_path / "out" / "wandb").glob("offline-run-*/files/media/images/loss_*.png")
-    assert sent.read_bytes() == (tmp_path / "out" / "loss.png").read_bytes()
+    for name in ("loss", "recall"):
+        (sent,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*/files/media/images/{name}_*.png")
+        assert sent.read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()

@@ -63,7 +63,8 @@ def test_the_run_directory_is_a_contract(finished):
     """Invariant: the names and keys that other programs read."""
     out_dir, _ = finished
     assert sorted(p.name for p in out_dir.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "loss.png", "metrics.jsonl", "model.safetensors", "report.json",
+        ".lock", "checkpoints", "config.json", "loss.png", "metrics.jsonl", "model.safetensors", "recall.png",
+        "report.json",
     ]  # fmt: skip
     rows = metrics(out_dir)
     assert all(list(row) == METRICS_KEYS.split() for row in rows)
