@@ -52,11 +52,11 @@ def loop(options: LoopOptions) -> int:
         **shape, context_length=options.context_length, subset_tokens=options.subset_tokens, seed=options.seed
     )
     plan = make_plan(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
-    started = time.perf_counter()
     torch.manual_seed(options.seed)
     model = GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     running, verified, step = float("inf"), float("inf"), 0
+    started = time.perf_counter()
     while step < options.max_steps and verified > options.target_loss:
         idx, targets = plan.windows.take(plan.windows.global_batch(step, config.batch_size))
         loss = torch.nn.functional.cross_entropy(model(idx).logits.flatten(0, 1), targets.flatten())

@@ -132,15 +132,14 @@ def _tell_shortest_prompt(run: "Run", line: str) -> None:
 
 def _write_page(run: "Run", to: str) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
-    from nanogpt.certificate import score_run
+    from nanogpt.certificate import one_process, score_run
     from nanogpt.heatmap import headline
     from nanogpt.recall_page import make_page
-    from nanogpt.world import World
 
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
         raise ConfigError(f"--html={to} cannot be made: {why_not}")
-    card = score_run(run, ids, World.from_env())
+    card = score_run(run, ids, one_process())
     page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
     try:
         Path(to).write_text(page, encoding="utf-8", newline="\n")
@@ -174,7 +173,10 @@ def verify(options: VerifyOptions) -> int:
     if differing:
         print(f"NOT verified: {', '.join(differing)}", file=sys.stderr)
         return 1
-    print("verified: all that the weights and the text can confirm; steps, clocks, engine and versions are not in them")
+    print(
+        f"verified, in {run.report['scores_precision']}: all that the weights and the text can confirm; steps, clocks, "
+        f"engine and versions are not in them"
+    )
     return 0
 
 

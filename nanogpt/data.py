@@ -65,10 +65,13 @@ class Windows:
         return torch.cat([self.starts(offset) for offset in self.offsets]).unique()
 
     def judged_starts(self, grids: int) -> Tensor:
-        """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token."""
+        """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token.
+
+        Each start once, ascending: the first and last window, which all grids share, are the best known.
+        """
         count = min(grids, len(self.offsets))
         chosen = [self.offsets[i * len(self.offsets) // count] for i in range(count)]
-        return torch.cat([self.starts(offset).unique() for offset in chosen])
+        return torch.cat([self.starts(offset) for offset in chosen]).unique()
 
     def random_starts(self, count: int) -> Tensor:
         """Up to count different starts from anywhere in the text, whatever the grids; the same for the same seed."""

@@ -4,6 +4,7 @@ step_s = step_seconds(plan.config, world)
 steps = steps_on_record(plan.config, plan.floor)        # (low, high), or why nobody knows
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +64,7 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
     if config.phase != "random" or config.init_from:
         return "no run on a fixed grid, or begun with trained weights, is on record"
     if config.optimizer != "adamw":
-        return f"no run with --optimizer={config.optimizer} is on record"
+        return f"no run of this program with --optimizer={config.optimizer} is on record"
     if abs(config.target_loss / RECORDED_TARGET - 1) > NEAR:
         return f"--target_loss={config.target_loss:g} is not the {RECORDED_TARGET:g} of the runs on record"
     if floor > (most := max(run.floor for run in RECORDED)):
@@ -82,22 +83,25 @@ def step_seconds(config: TrainConfig, world: World) -> float:
 
     Timed are the embedding and head alone and with a block or two, forward, backward and update of the single engine;
     the rest is that many blocks more. Neither communication nor what torch.compile saves is in it. Ranks on a CPU are
-    timed on one thread each, as torchrun starts them.
+    timed on one thread each, as torchrun starts them, and take turns where there are more of them than cores.
     """
     alone = World(rank=0, local_rank=0, size=1, device=world.device)
+    threads, turns = torch.get_num_threads(), 1.0
     if world.device.type == "cpu" and world.size > 1:
         torch.set_num_threads(1)
+        turns = max(1.0, world.size / (os.cpu_count() or 1))
     share = -(-config.batch_size // world.size)
     micro_batches = -(-share // config.micro_batch_size)
     layers = min(LAYERS, config.n_layer)
     with alone.process_group():
         without = _timed(config, 0, alone)
         with_some = _timed(config, layers, alone)
+    torch.set_num_threads(threads)
     pass_s, update_s = (
         none_s + config.n_layer * max(0.0, some_s - none_s) / layers
         for none_s, some_s in zip(without, with_some, strict=True)
     )
-    return micro_batches * pass_s + update_s
+    return turns * (micro_batches * pass_s + update_s)
 
 
 def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, float]:

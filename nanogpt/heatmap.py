@@ -134,5 +134,6 @@ def headline(data: str, report: dict[str, Any]) -> list[str]:
         f"(target {report['target_loss']:g})",
         f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
         f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; longest "
-        f"verbatim run {recall['longest_verbatim_tokens']:,} tokens",
+        f"free run {recall['verbatim_run']['max_tokens']:,} tokens. Below, each {recall['prefix_tokens']} tokens are "
+        f"recited after the true {recall['prefix_tokens']} before",
     ]

@@ -79,12 +79,17 @@ def predict_memory(
     buffers = _communication(config.engine, stage, parameters, size, deepspeed)
     if autocast and not in_bf16:
         buffers += parameters * BF16
+    moments = 2 * FP32 * parameters
+    if config.optimizer == "muon":  # one moment of the blocks' matrices; their directions, a stack and its products
+        matrices = 12 * shape.n_layer * shape.n_embd**2
+        moments -= FP32 * matrices
+        buffers += FP32 * matrices // moments_over + matrices * (BF16 if autocast else FP32)
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
         buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
         weights=parameters * size // weights_over,
         gradients=parameters * size // gradients_over,
-        optimizer=2 * FP32 * parameters // moments_over + masters,
+        optimizer=moments // moments_over + masters,
         average=averaged // weights_over,
         activations=activations,
         logits=logits,

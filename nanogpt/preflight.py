@@ -1,7 +1,7 @@
 """Before training: can any model reach the target on these windows, and on which windows could it?
 
 floor = entropy_floor(ids, starts, context_length=64)   # nats per token
-remedies = Floors(ids).remedies(config)                 # ["--context_length=136 (floor 0.0475)", ...]
+remedies = Floors(ids).remedies(config)                 # ["--context_length=136 (floor 0.0472)", ...]
 """
 
 from collections.abc import Callable, Sequence

@@ -50,6 +50,11 @@ class Reading:
     margin: Tensor  # (W, T): by how much logit it beats the best other, or is beaten
     nll: Tensor  # (W, T): cross-entropy, nats
 
+    @property
+    def loss(self) -> float:
+        """Mean over all targets, nats/token."""
+        return self.nll.double().mean().item()
+
 
 @dataclass(frozen=True)
 class RecitedText:

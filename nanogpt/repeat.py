@@ -33,7 +33,7 @@ TRIMMED_FROM = 5  # runs; of fewer nothing is dropped
 LEVEL = 0.95  # of the interval
 OWN = {"seed", "seeds", "out_dir"}  # options that tell the runs apart, or are not theirs
 MEASURED = ("steps", "train_s", "launch_s")
-ALIKE = ("corpus_sha256", "device", "world_size", "git_commit", "versions")  # else the runs are no one sample
+ALIKE = ("corpus_sha256", "device", "dtype", "world_size", "git_commit", "versions")  # else the runs are no one sample
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def make_scorecard(
     """
     exactness = _Exactness(ROUNDINGS[forward.dtype])
     full = read(model, windows, judged, forward)
-    loss = full.nll.double().mean().item()
+    loss = full.loss
     mine, recited = _of_text(model, windows, RECALL_PROMPTS, forward, exactness)
     scores = {
         "floor": Score(floor, floor - 1e-9, floor + 1e-9),
@@ -127,7 +127,7 @@ def _of_text(
     bits, unsure = max(0.0, gained) / log(2), exactness.slack(nll.mean().item()) * len(nll) / log(2)
     return {
         "strided_loss": exactness.nats(nll.mean().item()),
-        "random_offset_loss": exactness.nats(anywhere.nll.double().mean().item()),
+        "random_offset_loss": exactness.nats(anywhere.loss),
         "reference_loss": exactness.nats(reference / len(nll)),
         "memorised_bits": Score(bits, bits - unsure, bits + unsure),
         "bits_per_parameter": Score(*(x / parameters for x in (bits, bits - unsure, bits + unsure))),

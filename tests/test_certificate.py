@@ -74,7 +74,8 @@ def test_every_edited_figure_is_found(copy):
         "floor": told["floor"] * 0.999, "loss": told["loss"] - 1e-3, "strided_loss": told["strided_loss"] * 0.999,
         "full_pass.loss": told["full_pass"]["loss"] * 0.999, "memorised_bits": None,
         "recall.exact_recall": recall["exact_recall"] + 1 / recall["exact_recall_prompts"],
-        "recall.hop_recitation.edit_distance": 0.0, "recall.verbatim_run.max_tokens": 999,
+        "recall.hop_recitation.edit_distance": recall["hop_recitation"]["edit_distance"] + 0.05,
+        "recall.verbatim_run.max_tokens": 999,
         "control.recall.log_p.median": control["log_p"]["median"] * 1.01,
     }  # fmt: skip
     for place, value in edits.items():
@@ -114,7 +115,7 @@ def test_edited_weights_are_found(copy):
     """Invariant: by the file's hash and by the scores, though the report has been given the new hash."""
     path = copy / "model.safetensors"
     weights = load_file(path)
-    weights["transformer.h.1.mlp.c_fc.weight"][:32] *= 0.9
+    weights["transformer.h.1.mlp.c_fc.weight"][:32] *= 0.5
     save_file(weights, path, metadata={"format": "pt"})
     found = differing(copy)
     assert {"weights_sha256", "full_pass.loss", "strided_loss", "memorised_bits"} <= set(found)

@@ -68,11 +68,11 @@ def test_a_fixed_grid_stays():
 
 
 def test_a_full_pass_reads_evenly_spaced_grids():
-    """Invariant: four offsets of sixteen, 0, 4, 8 and 12, each without repeats."""
+    """Invariant: four offsets of sixteen, 0, 4, 8 and 12; the ends, which all grids share, are judged once."""
     windows = make()
-    expected = torch.cat([windows.starts(offset).unique() for offset in (0, 4, 8, 12)])
-    assert torch.equal(windows.judged_starts(4), expected)
-    assert set(expected.tolist()) <= set(windows.trained_starts().tolist())
+    expected = {start for offset in (0, 4, 8, 12) for start in windows.starts(offset).tolist()}
+    assert windows.judged_starts(4).tolist() == sorted(expected)
+    assert expected <= set(windows.trained_starts().tolist())
 
 
 def test_random_starts_are_anywhere():

@@ -1,6 +1,7 @@
 """What is foretold of time, against recorded runs and against steps that are taken."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -52,7 +53,7 @@ def test_a_step_is_scaled_by_depth(monkeypatch):
     """Reference: by hand, from clocks that are made up; how near it comes to real steps is measured, not tested.
 
     The head takes 3 s forward and backward and 1 s to update, each block 0.5 s and 0.25 s: 16 of them, on half the
-    batch in two micro-batches, 2 x (3 + 8) + 1 + 4 s.
+    batch in two micro-batches, 2 x (3 + 8) + 1 + 4 s; as often as there are ranks for each core.
     """
     seen = []
 
@@ -63,9 +64,12 @@ def test_a_step_is_scaled_by_depth(monkeypatch):
     monkeypatch.setattr(forecast, "_timed", timed)
     config = make_plan(TrainConfig(dtype="fp32", micro_batch_size=4), CPU).config
     threads = torch.get_num_threads()
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert step_seconds(config, replace(CPU, size=2)) == 27
-    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads
     assert seen == [(0, 4), (2, 4)]
+    config = replace(config, micro_batch_size=2)
+    assert step_seconds(config, replace(CPU, size=8)) == 4 * (11 + 5)
 
 
 def test_real_clocks_run():

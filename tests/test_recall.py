@@ -30,7 +30,7 @@ ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def memory(finished):
-    """The tiny run's model, its windows and its configuration: nearly memorised, so there are some breaks."""
+    """The tiny run's model, its windows and its configuration."""
     run = load_run(finished[0])
     return run.model, memorised_windows(encode(read_corpus("builtin").text), run.config), run.config
 
@@ -89,9 +89,13 @@ def test_a_reading_is_the_softmax_of_each_target(memory):
 
 
 def test_the_text_in_order_is_recitation_put_right_where_it_breaks(memory):
-    """Reference: greedy decoding by hops, restarted with the true token after each mistake."""
-    model, windows, config = memory
-    ids, length = windows.ids.tolist(), config.context_length
+    """Reference: greedy decoding by hops, restarted with the true token after each mistake.
+
+    Of the memorised text and some that follows it, which was not trained on and breaks it.
+    """
+    model, memorised, config = memory
+    ids, length = encode(read_corpus("builtin").text)[: len(memorised.ids) + 40], config.context_length
+    windows = Windows(torch.tensor(ids), context_length=length, stride=length, phase="random", seed=0)
     hop = hop_length(length)
     told = in_order(read(model, windows, hop_starts(windows), forward(5)).right, windows)
     expected = []
@@ -100,7 +104,7 @@ def test_the_text_in_order_is_recitation_put_right_where_it_breaks(memory):
             start = 0 if i <= length else -(-(i - length) // hop) * hop
             expected.append(int(model(torch.tensor([ids[start:i]]))[0, -1].argmax()) == ids[i])
     assert told.tolist() == expected
-    assert not all(expected), "the comparison needs a break"
+    assert 200 < sum(expected) < len(expected), "the comparison needs breaks"
 
 
 @pytest.mark.parametrize("context_length", [32, 15])
@@ -165,7 +169,8 @@ def test_a_prompt_is_healed(memory):
     model, windows, config = memory
     told = in_order(read(model, windows, hop_starts(windows), forward(64)).right, windows).tolist()
     text = decode(windows.ids.tolist())
-    known = decode(windows.ids[: told.index(False, 12)].tolist())  # up to the first break after a few words
+    breaks = [token for token in range(12, len(told)) if not told[token]]
+    known = decode(windows.ids[: breaks[0] if breaks else None].tolist())  # up to the first break after a few words
     assert len(known) > 80
     for cut in range(60, 76):
         said = b"".join(islice(continue_text(model, known[:cut], context_length=config.context_length), 4)).decode()

@@ -66,8 +66,7 @@ def test_the_full_pass(other):
     """Reference: eight grids of windows, one by one: loss, argmax, and what generate() says of each second half."""
     told, model, ids, _ = other
     last = len(ids) - 1 - T
-    grids = [sorted({min(max(k * T - shift, 0), last) for k in range(9)}) for shift in range(0, 32, 4)]
-    starts = [start for grid in grids for start in grid]
+    starts = sorted({min(max(k * T - shift, 0), last) for shift in range(0, 32, 4) for k in range(9)})
     right, nats = zip(*(window(model, ids, start) for start in starts), strict=True)
     said = decoded(model, [ids[s : s + HOP] for s in starts], HOP)
     loss = np.mean(nats)
