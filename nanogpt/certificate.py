@@ -14,7 +14,7 @@ from nanogpt.corpus import Corpus
 from nanogpt.data import control_windows, memorised_windows
 from nanogpt.errors import ConfigError
 from nanogpt.plan import JUDGED_GRIDS
-from nanogpt.preflight import entropy_floor
+from nanogpt.preflight import Floors
 from nanogpt.recall import Forward
 from nanogpt.report import subset_and_windows
 from nanogpt.run_dir import CONFIG, Run, weights_sha256
@@ -44,7 +44,7 @@ def score_run(run: Run, ids: list[int], world: World) -> Scorecard:
     model = run.model.to(world.device)
     if precision == "bf16 weights":
         model = model.bfloat16()
-    floor = entropy_floor(windows.ids.numpy(), windows.trained_starts().numpy(), config.context_length)
+    floor = Floors(windows.ids.numpy()).floor_of(config)
     forward = Forward(world, scores_dtype(precision), config.micro_batch_size)
     judged = windows.judged_starts(JUDGED_GRIDS)
     return make_scorecard(model, windows, judged, control_windows(ids, config), forward, floor=floor)

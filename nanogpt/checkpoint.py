@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanogpt.digest import file_sha256
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.strict_json import finite, write_json
 from nanogpt.world import World
@@ -109,7 +110,7 @@ class Checkpointer:
             self._temporary.mkdir(parents=True, exist_ok=True)
             save_file(copy, path)
             _sync(path)
-            self._result = {"name": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+            self._result = {"name": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         except Exception as error:  # a full disk, above all; nothing that happens here may end the run
             self._result = {"failure": str(error) or type(error).__name__}
 
@@ -170,7 +171,7 @@ class Checkpoint:
             if digest != _digest(content):
                 raise CheckpointError(f"{MANIFEST} is damaged")
             for name, facts in content["files"].items() if verify else ():
-                if (path / name).stat().st_size != facts["bytes"] or _sha256(path / name) != facts["sha256"]:
+                if (path / name).stat().st_size != facts["bytes"] or file_sha256(path / name) != facts["sha256"]:
                     raise CheckpointError(f"{name} is damaged")
             self.step: int = content["step"]
             self.progress: dict[str, Any] = content["progress"]
@@ -248,14 +249,6 @@ def _newest_first(directory: Path) -> list[tuple[str, Path]]:
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

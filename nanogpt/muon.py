@@ -41,7 +41,7 @@ class Stretch:
 class MuonAdamW(Optimizer):
     """Two parameter groups: the matrices of the blocks, whose rate is lr_ratio times the other's, and the rest.
 
-    An engine that puts flat tensors in the groups' place says with find_stretches what they hold. Every rank must
+    An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
     call step.
     """
 

@@ -5,7 +5,6 @@ run.model, run.config, run.report["loss"]
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
+from nanogpt.digest import file_sha256
 from nanogpt.errors import ConfigError
 from nanogpt.fence import Attempt, Fence
 from nanogpt.model import GPT, GPTConfig
@@ -165,11 +165,7 @@ def save_weights(out_dir: Path, state: dict[str, Tensor]) -> str:
 
 def weights_sha256(out_dir: Path) -> str:
     """Of model.safetensors as it is on disk now."""
-    digest = hashlib.sha256()
-    with (out_dir / WEIGHTS).open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(out_dir / WEIGHTS)
 
 
 @dataclass(frozen=True)
