@@ -2,6 +2,7 @@
 
 step_s = step_seconds(plan.config, world)
 steps = steps_on_record(plan.config, plan.floor)        # (low, high), or why nobody knows
+logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak))
 """
 
 import os
@@ -14,6 +15,8 @@ import torch
 
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.flops import flops_per_token
+from nanogpt.loggers import duration
 from nanogpt.model import GPT
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
@@ -76,6 +79,30 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
     passes = [run.passes for run in RECORDED]
     per_pass = config.subset_tokens / (config.batch_size * config.context_length)
     return round(min(passes) * per_pass), round(max(passes) * per_pass)
+
+
+def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None) -> str:
+    """What a run can say at its start without timing anything: a step's least time, and steps to the target.
+
+    The least is that of the step's matrix products at the peak of all ranks, nothing else counted.
+    """
+    parts = []
+    least_s = None
+    if peak_flops_per_s:
+        tokens = config.batch_size * config.context_length
+        flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
+        least_s = flops / peak_flops_per_s
+        parts.append(f"a step takes {least_s:.2g} s at least, for its matrix products alone")
+    steps = steps_on_record(config, floor)
+    if floor >= config.target_loss:
+        parts.append("time to target: never")
+    elif isinstance(steps, str):
+        parts.append(f"time to target: unknown: {steps}")
+    else:
+        low, high = steps
+        time = f", {duration(low * least_s)} to {duration(high * least_s)} at that pace" if least_s else ""
+        parts.append(f"to the target {low:,} to {high:,} steps by the runs on record{time}")
+    return "; ".join(parts)
 
 
 def step_seconds(config: TrainConfig, world: World) -> float:

@@ -21,6 +21,7 @@ from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.fence import Attempt, Fence, NoFence
 from nanogpt.flops import peak_flops_per_s
+from nanogpt.forecast import outlook
 from nanogpt.gauge import Gauge
 from nanogpt.health import check_health
 from nanogpt.heatmap import headline
@@ -200,6 +201,8 @@ class Trainer:
         if self.config.init_from and checkpoint is None:
             load_hf(model, Path(self.config.init_from))
         announce(plan, world, logger, parameters=model.num_parameters())
+        if checkpoint is None:
+            logger.say(outlook(self.config, plan.floor, peak_flops_per_s=peak_flops_per_s))
         options = EngineOptions(
             dtype=self.config.dtype,
             optimizer=self.config.optimizer,

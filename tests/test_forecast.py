@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY, TINY, flags, run
 from nanogpt import forecast
 from nanogpt.config import TrainConfig
-from nanogpt.forecast import RECORDED, step_seconds, steps_on_record
+from nanogpt.forecast import RECORDED, outlook, step_seconds, steps_on_record
 from nanogpt.plan import make_plan
 from nanogpt.world import World
 
@@ -47,6 +47,19 @@ def test_what_is_on_record_is_foretold_and_no_more():
     ):
         assert why in steps_on_record(TrainConfig(**(vars(config) | changes)), 0.036)
     assert "floor" in steps_on_record(config, 0.09)
+
+
+def test_a_run_says_what_is_known_at_its_start():
+    """Reference: by hand, 920,498,688 FLOP a token (flops.py's formula) times 1,024 tokens at 1 TFLOP/s."""
+    config = make_plan(TrainConfig(dtype="fp32"), CPU).config
+    told = outlook(config, 0.036, peak_flops_per_s=1e12)
+    assert told.startswith(
+        "a step takes 0.94 s at least, for its matrix products alone; to the target 169 to 884 steps"
+    )
+    assert outlook(config, 0.036, peak_flops_per_s=None).startswith("to the target 169 to 884 steps by the runs on rec")
+    assert "time to target: never" in outlook(config, 0.1, peak_flops_per_s=1e12)
+    muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), CPU).config
+    assert "time to target: unknown: no run" in outlook(muon, 0.036, peak_flops_per_s=1e12)
 
 
 def test_a_step_is_scaled_by_depth(monkeypatch):
