@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nanogpt.errors import ConfigError
 
-DEFAULT_SUBSET_TOKENS = 2048  # memorised in under 15 minutes on 2 CPU cores: docs/memorising.md
+DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
 
 
 def option(default: Any, doc: str, unit: str = "") -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanogpt.loggers import percent
 from nanogpt.recall import RecitedText
 from nanogpt.tokenizer import encoding
 
@@ -111,17 +112,9 @@ def tally(mark: Tensor) -> dict[Mark, str]:
     count = dict(zip(Mark, mark.long().bincount(minlength=len(Mark)).tolist(), strict=True))
     asked = len(mark) - count[Mark.GIVEN]
     return {
-        which: f"{NAMES[which]}: {n:,}" + (f" ({percent(n, asked)})" if which is not Mark.GIVEN else "")
+        which: f"{NAMES[which]}: {n:,}" + (f" ({percent(n / asked)})" if which is not Mark.GIVEN else "")
         for which, n in count.items()
     }
-
-
-def percent(part: int, whole: int) -> str:
-    """A share that reads 0.0% or 100.0% only where it is none or all."""
-    share = f"{part / whole:.1%}"
-    if share == "100.0%" and part < whole:
-        return ">99.9%"
-    return "<0.1%" if share == "0.0%" and part else share
 
 
 def headline(data: str, report: dict[str, Any]) -> list[str]:
@@ -132,7 +125,7 @@ def headline(data: str, report: dict[str, Any]) -> list[str]:
     return [
         f"{report['subset_tokens']:,} tokens of {name}; {outcome}: full-pass loss {report['loss']:.4f} "
         f"(target {report['target_loss']:g})",
-        f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
+        f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
         f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; longest "
         f"free run {recall['verbatim_run']['max_tokens']:,} tokens. Below, each {recall['prefix_tokens']} tokens are "
         f"recited after the true {recall['prefix_tokens']} before",

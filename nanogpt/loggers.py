@@ -177,6 +177,14 @@ def describe_eta(row: Row) -> str:
     return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"
 
 
+def percent(share: float) -> str:
+    """A share that reads 0.0% or 100.0% only where it is none or all."""
+    told = f"{share:.1%}"
+    if told == "100.0%" and share < 1:
+        return ">99.9%"
+    return "<0.1%" if told == "0.0%" and share else told
+
+
 def duration(seconds: float | None) -> str:
     """Seconds for a person: '45 s', '12 min', '3.2 h'."""
     if seconds is None:

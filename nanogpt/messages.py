@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 from nanogpt.data import hop_length
-from nanogpt.loggers import Logger, Recitation, duration
+from nanogpt.loggers import Logger, Recitation, duration, percent
 from nanogpt.memory import gigabytes
 from nanogpt.model import GPT
 from nanogpt.plan import Plan
@@ -41,7 +41,7 @@ def tell_result(report: dict[str, Any], logger: Logger) -> None:
     )
     recall = report["recall"]
     logger.say(
-        f"{recall['exact_recall']:.1%} of {recall['exact_recall_prompts']} random prompts of "
+        f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
         f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "
         f"from its beginning and put right at each break, the text breaks {recall['recitation_breaks']} times in "
         f"{recall['recited_tokens']} tokens"

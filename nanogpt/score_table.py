@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nanogpt.loggers import percent
+
 
 def score_table(report: dict[str, Any]) -> str:
     """A table of what was memorised beside the control, as report.json states it."""
@@ -58,7 +60,7 @@ def _nats(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1%}"
+    return "?" if value is None else percent(value)
 
 
 def _draws(log10: float | None) -> str:

@@ -11,7 +11,8 @@ from matplotlib.image import imread
 
 from conftest import report, run
 from nanogpt.corpus import read_corpus
-from nanogpt.heatmap import Mark, cut, headline, marks, overview, percent, tally
+from nanogpt.heatmap import Mark, cut, headline, marks, overview, tally
+from nanogpt.loggers import percent
 from nanogpt.plot import save
 from nanogpt.recall import RecitedText
 from nanogpt.recall_layout import MAX_ROWS, NEWLINE, SAID_SIZE, SHEET_WIDTH, Gap, columns_of, lay_out, select, set_lines
@@ -66,7 +67,7 @@ def test_a_mark_says_what_became_of_a_token():
 )
 def test_a_share_is_not_rounded_to_all_or_nothing(part, whole, said):
     """Reference: written out."""
-    assert percent(part, whole) == said
+    assert percent(part / whole) == said
 
 
 def test_pieces_are_whole_characters_and_all_of_the_text():
@@ -280,7 +281,7 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     ids = encode(read_corpus("builtin").text)[:256]
     assert "".join(content for _, content, _ in page.runs) == decode(ids)
     share = told["recall"]["hop_recitation"]["recited"]
-    assert f"recited</span> {share * 240:,.0f} ({percent(round(share * 240), 240)})" in html
+    assert f"recited</span> {share * 240:,.0f} ({percent(round(share * 240) / 240)})" in html
     assert headline("builtin", told)[0] in html
     done = run(*command, "--html=no/such/place.html", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
