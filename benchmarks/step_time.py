@@ -1,0 +1,170 @@
+"""The time of a training step: ours beside what a user would take instead, and beside the machine's own limits.
+
+python benchmarks/step_time.py --out=benchmarks/results/step_time.json
+python benchmarks/step_time.py --table=benchmarks/results/step_time.json
+
+The first trains and writes JSON, the second prints it as a Markdown table. Each contender is a process of its own, with
+the same text, windows and shape of model; they take turns of a few steps, the others standing still, so that a machine
+that drifts disturbs all alike. In each round the machine's limits are measured too: one process multiplies matrices of
+the model's shapes, in both dtypes, and copies memory. CPU only.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from runs import REPOSITORY, measure_or_print, versions
+from step_worker import CONTENDERS
+
+from nanogpt.cli import main
+from nanogpt.config import Options, option, require_positive
+from nanogpt.flops import flops_per_token
+from nanogpt.model import GPTConfig
+from nanogpt.strict_json import write_json
+from nanogpt.world import World
+
+SAME = ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "subset_tokens")
+PLAIN = "plain loop, fp32"
+COPIED_BYTES = 2**28  # beyond any cache
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Options):
+    """What to measure, or which result to print."""
+
+    rounds: int = option(4, "turns of each contender")
+    steps: int = option(2, "in each turn", "steps")
+    n_layer: int = option(16, "transformer blocks", "blocks")
+    n_head: int = option(12, "attention heads", "heads")
+    n_embd: int = option(768, "width of the residual stream", "channels")
+    context_length: int = option(64, "length of a training window", "tokens")
+    batch_size: int = option(16, "windows in a step", "windows")
+    subset_tokens: int = option(2048, "of the text", "tokens")
+    out: str = option("benchmarks/results/step_time.json", "where the result goes")
+    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "rounds", "steps", *SAME)
+
+
+class Contender:
+    """A process that trains when it is told to."""
+
+    def __init__(self, name: str, words: list[str], stack: ExitStack) -> None:
+        worker = [sys.executable, REPOSITORY / "benchmarks" / "step_worker.py", f"--contender={name}", *words]
+        self.name = name
+        self._process = stack.enter_context(
+            subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        stack.callback(self._process.kill)
+
+    def take(self, steps: int) -> list[float]:
+        """Seconds of each of as many steps, taken now."""
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} failed")
+        return json.loads(line)
+
+
+def measure(options: BenchmarkOptions) -> dict[str, Any]:
+    """Every contender, in turns."""
+    shape = {name: getattr(options, name) for name in SAME}
+    words = [f"--{name}={value}" for name, value in shape.items()]
+    model = GPTConfig(n_layer=options.n_layer, n_head=options.n_head, n_embd=options.n_embd)
+    step_tokens = options.batch_size * options.context_length
+    contenders = [name for name in CONTENDERS if "Trainer" not in name or find_spec("accelerate")]
+    result: dict[str, Any] = {
+        "options": shape,
+        "device": World(rank=0, local_rank=0, size=1, device=torch.device("cpu")).device_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions("torch", "transformers", "accelerate"),
+        "products_flops": flops_per_token(model, context_length=0) * step_tokens,  # those with weights
+        "step_s": {name: [] for name in contenders},
+        "products_s": {dtype: [] for dtype in DTYPES},
+        "copied_bytes_per_s": [],
+    }
+    with ExitStack() as stack:
+        processes = [Contender(name, words, stack) for name in contenders]
+        for process in processes:
+            process.take(1)  # builds the model and what the first step allocates
+        for _ in range(options.rounds):
+            for process in processes:
+                result["step_s"][process.name] += process.take(options.steps)
+            for dtype in DTYPES:
+                result["products_s"][dtype].append(products_s(model, step_tokens, DTYPES[dtype]))
+            result["copied_bytes_per_s"].append(copied_bytes_per_s())
+    write_json(Path(options.out), result)
+    return result
+
+
+def products_s(model: GPTConfig, tokens: int, dtype: torch.dtype) -> float:
+    """Seconds of a step's products of tokens with weights and no more, forward and both backward ones of each."""
+    wide = model.n_embd
+    blocks = [(wide, 3 * wide), (wide, wide), (wide, 4 * wide), (4 * wide, wide)]
+    return model.n_layer * sum(_products_s(tokens, *one, dtype) for one in blocks) + _products_s(
+        tokens, wide, model.vocab_size, dtype
+    )
+
+
+def _products_s(tokens: int, inner: int, outer: int, dtype: torch.dtype) -> float:
+    x, weight, gradient = (torch.ones(n, m, dtype=dtype) for n, m in ((tokens, inner), (outer, inner), (tokens, outer)))
+    return sum(_least_s(work) for work in (lambda: x @ weight.T, lambda: gradient @ weight, lambda: gradient.T @ x))
+
+
+def copied_bytes_per_s() -> float:
+    """Memory bandwidth as copying sees it: bytes read and bytes written, each counted."""
+    a, b = torch.ones(2, COPIED_BYTES, dtype=torch.uint8)
+    return 2 * COPIED_BYTES / _least_s(lambda: b.copy_(a))
+
+
+def _least_s(work: Callable[[], object]) -> float:
+    found = []
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    shape = result["options"]
+    plain_s = median(result["step_s"][PLAIN])
+    floor_s = median(min(pair) for pair in zip(*result["products_s"].values(), strict=True))
+    lines = [
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
+        f"tokens a step, {result['device']}, {result['threads']} threads, torch {result['versions']['torch']}, "
+        f"transformers {result['versions']['transformers']}; medians of {len(result['step_s'][PLAIN])} steps:",
+        "",
+        "| | a step | the plain loop's / this | products alone / this |",
+        "|---|---|---|---|",
+    ]
+    for name, times in result["step_s"].items():
+        lines.append(
+            f"| {name} | {_s(median(times))} | {plain_s / median(times):.2f} | {floor_s / median(times):.0%} |"
+        )
+    rates = {d: result["products_flops"] / median(times) / 1e12 for d, times in result["products_s"].items()}
+    products = ", ".join(f"{_s(median(result['products_s'][d]))} in {d} ({rates[d]:.2g} TFLOP/s)" for d in rates)
+    copied = median(result["copied_bytes_per_s"]) / 1e9
+    return "\n".join([*lines, "", f"Products of the step alone: {products}. Memory copied at {copied:.3g} GB/s."])
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+if __name__ == "__main__":
+    main(lambda: measure_or_print(BenchmarkOptions, "step_time.py", __doc__, measure, table))

@@ -1,0 +1,178 @@
+"""One contender of step_time.py: it trains, a few steps each time that a line comes on standard input.
+
+For each line, a number of steps, it answers with their times in seconds as a JSON list; it ends with the input.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import runs  # noqa: F401, it puts the package on the path
+import torch
+
+from nanogpt.cli import main, parse
+from nanogpt.config import Options, TrainConfig, option, require_positive
+from nanogpt.data import Windows
+from nanogpt.plan import make_plan
+from nanogpt.world import World
+
+LR, BETAS = 6e-4, (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class WorkerOptions(Options):
+    """What to train, and how."""
+
+    contender: str = option("ours", f"a key of {__name__}.CONTENDERS")
+    n_layer: int = option(16, "transformer blocks", "blocks")
+    n_head: int = option(12, "attention heads", "heads")
+    n_embd: int = option(768, "width of the residual stream", "channels")
+    context_length: int = option(64, "length of a training window", "tokens")
+    batch_size: int = option(16, "windows in a step", "windows")
+    subset_tokens: int = option(2048, "of the text", "tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_layer", "n_head", "n_embd", "context_length", "batch_size", "subset_tokens")
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The model's."""
+        return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd")}
+
+
+class Turns:
+    """Lets a contender take its steps when it is its turn, and times them."""
+
+    def __init__(self) -> None:
+        self._left, self._times, self._began = 0, [], 0.0
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # a trainer may print what it likes
+
+    def wait(self) -> None:
+        """Until the next step may begin. Ends the process with the input."""
+        if not self._left:
+            if self._times:
+                print(json.dumps(self._times), file=self._answers, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                os._exit(0)  # out of the middle of another trainer's loop
+            self._left, self._times = int(line), []
+        self._left -= 1
+        self._began = time.perf_counter()
+
+    def end_step(self) -> None:
+        """The step is done."""
+        self._times.append(time.perf_counter() - self._began)
+
+
+def ours(options: WorkerOptions, windows: Windows, turns: Turns, *, recipe: str = "reference") -> None:
+    """What train_overfit.py does at each step but for logging: batch, forward and backward, update, weight average."""
+    from nanogpt.engine import Batch, EngineOptions, build_engine
+    from nanogpt.model import GPT, GPTConfig
+    from nanogpt.optim import WeightAverage
+
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    config = make_plan(TrainConfig(**options.shape, recipe=recipe), world).config
+    with world.process_group():
+        built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
+        engine = build_engine("single", GPT(GPTConfig(**options.shape)), world, built)
+        average = WeightAverage(engine.local_weights(), config.ema)
+        step = 0
+        while True:
+            turns.wait()
+            idx, targets = windows.take(windows.global_batch(step, options.batch_size))
+            loss_sum = engine.forward_backward(Batch(idx, targets, targets.numel()), is_last=True)
+            engine.step(config.learning_rate)
+            loss_sum.item()
+            average.update()
+            turns.end_step()
+            step += 1
+
+
+def plain_loop(options: WorkerOptions, windows: Windows, turns: Turns, *, bf16: bool = False) -> None:
+    """transformers' GPT-2 and torch's AdamW as their introductions show them."""
+    model = _theirs(options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+    step = 0
+    while True:
+        turns.wait()
+        idx, targets = windows.take(windows.global_batch(step, options.batch_size))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = model(idx).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        turns.end_step()
+        step += 1
+
+
+def trainer(options: WorkerOptions, windows: Windows, turns: Turns) -> None:
+    """transformers' Trainer, fp32, with what slows it and changes nothing here turned off: logs, saves, reports."""
+    import tempfile
+
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class TakeTurns(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            turns.wait()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            turns.end_step()
+
+    class Items(torch.utils.data.Dataset):
+        """Windows as the Trainer wants them: it shifts the labels itself, so they are one longer."""
+
+        def __len__(self) -> int:
+            return 2**31
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            step, row = divmod(index, options.batch_size)
+            start = int(windows.global_batch(step, options.batch_size)[row])
+            window = windows.ids[start : start + options.context_length + 1]
+            return {"input_ids": window, "labels": window}
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
+            return torch.utils.data.SequentialSampler(range(2**31))
+
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            output_dir=directory, per_device_train_batch_size=options.batch_size, max_steps=2**31 - 1, use_cpu=True,
+            learning_rate=LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
+            lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        InOrder(_theirs(options), arguments, train_dataset=Items(), callbacks=[TakeTurns()]).train()
+
+
+def _theirs(options: WorkerOptions) -> torch.nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(**options.shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train()
+
+
+CONTENDERS: dict[str, Callable[[WorkerOptions, Windows, Turns], None]] = {
+    "ours": ours,
+    "ours, fast recipe": lambda *known: ours(*known, recipe="fast"),
+    "plain loop, fp32": plain_loop,
+    "plain loop, bf16 autocast": lambda *known: plain_loop(*known, bf16=True),
+    "transformers Trainer, fp32": trainer,
+}
+
+
+def work(options: WorkerOptions) -> int:
+    """Train until the input ends."""
+    config = TrainConfig(**options.shape, context_length=options.context_length, subset_tokens=options.subset_tokens)
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns())
+    return 0
+
+
+if __name__ == "__main__":
+    main(lambda: work(parse(WorkerOptions, sys.argv[1:], program="benchmarks/step_worker.py", about=__doc__)))
