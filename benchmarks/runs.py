@@ -6,9 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +59,6 @@ def train(*words: str, ranks: int = 1) -> Trained:
         if not (out_dir / "report.json").exists():
             raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
         return Trained.read(out_dir)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Those of these packages that are installed."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def measure_or_print(

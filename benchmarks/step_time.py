@@ -15,47 +15,38 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from runs import REPOSITORY, measure_or_print, versions
-from step_worker import CONTENDERS
+from runs import REPOSITORY, measure_or_print
+from step_worker import CONTENDERS, StepOptions
 
 from nanogpt.cli import main
-from nanogpt.config import Options, option, require_positive
+from nanogpt.config import option
 from nanogpt.flops import flops_per_token
 from nanogpt.model import GPTConfig
+from nanogpt.run_dir import installed_version
 from nanogpt.strict_json import write_json
 from nanogpt.world import World
 
-SAME = ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "subset_tokens")
+SAME = tuple(f.name for f in fields(StepOptions))
 PLAIN = "plain loop, fp32"
 COPIED_BYTES = 2**28  # beyond any cache
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class BenchmarkOptions(StepOptions):
     """What to measure, or which result to print."""
 
     rounds: int = option(4, "turns of each contender")
     steps: int = option(2, "in each turn", "steps")
-    n_layer: int = option(16, "transformer blocks", "blocks")
-    n_head: int = option(12, "attention heads", "heads")
-    n_embd: int = option(768, "width of the residual stream", "channels")
-    context_length: int = option(64, "length of a training window", "tokens")
-    batch_size: int = option(16, "windows in a step", "windows")
-    subset_tokens: int = option(2048, "of the text", "tokens")
     out: str = option("benchmarks/results/step_time.json", "where the result goes")
     table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "rounds", "steps", *SAME)
 
 
 class Contender:
@@ -83,14 +74,14 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     """Every contender, in turns."""
     shape = {name: getattr(options, name) for name in SAME}
     words = [f"--{name}={value}" for name, value in shape.items()]
-    model = GPTConfig(n_layer=options.n_layer, n_head=options.n_head, n_embd=options.n_embd)
+    model = GPTConfig(**options.shape)
     step_tokens = options.batch_size * options.context_length
     contenders = [name for name in CONTENDERS if "Trainer" not in name or find_spec("accelerate")]
     result: dict[str, Any] = {
         "options": shape,
         "device": World(rank=0, local_rank=0, size=1, device=torch.device("cpu")).device_name(),
         "threads": torch.get_num_threads(),
-        "versions": versions("torch", "transformers", "accelerate"),
+        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
         "products_flops": flops_per_token(model, context_length=0) * step_tokens,  # those with weights
         "step_s": {name: [] for name in contenders},
         "products_s": {dtype: [] for dtype in DTYPES},

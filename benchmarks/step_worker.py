@@ -6,9 +6,10 @@ For each line, a number of steps, it answers with their times in seconds as a JS
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import runs  # noqa: F401, it puts the package on the path
 import torch
@@ -16,17 +17,19 @@ import torch
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.data import Windows
+from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.optim import BETAS, RECIPES, WeightAverage
 from nanogpt.plan import make_plan
 from nanogpt.world import World
 
-LR, BETAS = 6e-4, (0.9, 0.95)
+LR = RECIPES["reference"]["learning_rate"]
 
 
 @dataclass(frozen=True)
-class WorkerOptions(Options):
-    """What to train, and how."""
+class StepOptions(Options):
+    """What a step is made of."""
 
-    contender: str = option("ours", f"a key of {__name__}.CONTENDERS")
     n_layer: int = option(16, "transformer blocks", "blocks")
     n_head: int = option(12, "attention heads", "heads")
     n_embd: int = option(768, "width of the residual stream", "channels")
@@ -36,12 +39,19 @@ class WorkerOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "n_layer", "n_head", "n_embd", "context_length", "batch_size", "subset_tokens")
+        require_positive(self, *(f.name for f in fields(self)))
 
     @property
     def shape(self) -> dict[str, int]:
         """The model's."""
         return {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd")}
+
+
+@dataclass(frozen=True)
+class WorkerOptions(StepOptions):
+    """What to train, and how."""
+
+    contender: str = option("ours", f"a key of {__name__}.CONTENDERS")
 
 
 class Turns:
@@ -71,10 +81,6 @@ class Turns:
 
 def ours(options: WorkerOptions, windows: Windows, turns: Turns, *, recipe: str = "reference") -> None:
     """What train_overfit.py does at each step but for logging: batch, forward and backward, update, weight average."""
-    from nanogpt.engine import Batch, EngineOptions, build_engine
-    from nanogpt.model import GPT, GPTConfig
-    from nanogpt.optim import WeightAverage
-
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     config = make_plan(TrainConfig(**options.shape, recipe=recipe), world).config
     with world.process_group():
@@ -114,8 +120,6 @@ def plain_loop(options: WorkerOptions, windows: Windows, turns: Turns, *, bf16: 
 
 def trainer(options: WorkerOptions, windows: Windows, turns: Turns) -> None:
     """transformers' Trainer, fp32, with what slows it and changes nothing here turned off: logs, saves, reports."""
-    import tempfile
-
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class TakeTurns(TrainerCallback):

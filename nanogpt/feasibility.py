@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
-from nanogpt.forecast import RECORDED, step_seconds, steps_on_record
+from nanogpt.forecast import RECORDED, step_seconds, steps_to_target
 from nanogpt.loggers import duration
 from nanogpt.memory import Memory, free_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan, memory_of_engines
@@ -45,13 +45,11 @@ def _tell_time(plan: Plan, world: World) -> None:
         print("a step: unknown, there is no memory to time it in")
         return
     step_s = step_seconds(plan.config, world)
-    steps = steps_on_record(plan.config, plan.floor)
+    steps = steps_to_target(plan.config, plan.floor)
     shared = ", communication not counted" if world.size > 1 else ""
     print(f"a step: about {step_s:.3g} s, timed on {world.device_name()} with fewer blocks{shared}")
-    if plan.floor >= plan.config.target_loss:
-        print("time to target: never")
-    elif isinstance(steps, str):
-        print(f"time to target: unknown: {steps}")
+    if isinstance(steps, str):
+        print(steps)
     else:
         low, high = steps
         print(

@@ -81,6 +81,14 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
     return round(min(passes) * per_pass), round(max(passes) * per_pass)
 
 
+def steps_to_target(config: TrainConfig, floor: float) -> tuple[int, int] | str:
+    """As steps_on_record, or a line for a person that says why there is no time to target."""
+    if floor >= config.target_loss:
+        return "time to target: never"
+    steps = steps_on_record(config, floor)
+    return f"time to target: unknown: {steps}" if isinstance(steps, str) else steps
+
+
 def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None) -> str:
     """What a run can say at its start without timing anything: a step's least time, and steps to the target.
 
@@ -93,11 +101,9 @@ def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None
         flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
         least_s = flops / peak_flops_per_s
         parts.append(f"a step takes {least_s:.2g} s at least, for its matrix products alone")
-    steps = steps_on_record(config, floor)
-    if floor >= config.target_loss:
-        parts.append("time to target: never")
-    elif isinstance(steps, str):
-        parts.append(f"time to target: unknown: {steps}")
+    steps = steps_to_target(config, floor)
+    if isinstance(steps, str):
+        parts.append(steps)
     else:
         low, high = steps
         time = f", {duration(low * least_s)} to {duration(high * least_s)} at that pace" if least_s else ""

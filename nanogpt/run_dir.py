@@ -126,9 +126,9 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
 
 def provenance() -> dict[str, Any]:
     """The versions of what computes, and the git commit of this program."""
-    packages = {name: _version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
+    packages = {name: installed_version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
     return {
-        "versions": {"python": python_version(), "nanogpt-overfit": _version("nanogpt-overfit"), **packages},
+        "versions": {"python": python_version(), "nanogpt-overfit": installed_version("nanogpt-overfit"), **packages},
         "git_commit": _git_commit(),
     }
 
@@ -206,7 +206,8 @@ def model_config(config: TrainConfig) -> GPTConfig:
     return GPTConfig(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
