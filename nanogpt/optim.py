@@ -17,7 +17,6 @@ BETAS = (0.9, 0.95)
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
 MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
 MUON_RATIO = 2.0  # Muon's rate to AdamW's
-NEWTON_SCHULZ_STEPS = 5
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,7 +34,7 @@ def with_recipe(config: TrainConfig) -> TrainConfig:
 def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) -> torch.optim.Optimizer:
     """'adamw' or 'muon' (with AdamW beside it), without weight decay, AdamW's update fused into one kernel."""
     if name == "muon":
-        return MuonAdamW(model, world, betas=BETAS, lr_ratio=MUON_RATIO, ns_steps=NEWTON_SCHULZ_STEPS, dtype=dtype)
+        return MuonAdamW(model, world, betas=BETAS, lr_ratio=MUON_RATIO, dtype=dtype)
     return torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
