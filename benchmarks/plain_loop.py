@@ -1,19 +1,22 @@
-"""The loop that a user would write instead: transformers' GPT-2, fp32, AdamW at a constant rate, no more.
+"""What a user would take instead: transformers' GPT-2 and AdamW at a constant rate, in a plain loop or the Trainer.
 
-python benchmarks/plain_loop.py --out=plain.json --n_layer=4 --n_head=4 --n_embd=256 --subset_tokens=1024
+python benchmarks/plain_loop.py --out=plain.json --loop=fp32 --n_layer=4 --n_head=4 --n_embd=256 --subset_tokens=1024
 
 It sees the windows that our runs see, and is ended by the same full pass: all positions of eight shifted grids, in
-evaluation mode. A pass is made each `pass_every` steps once the running loss is near the target; its time counts.
+evaluation mode and fp32. A pass is made each `pass_every` steps once the running loss is near the target; its time
+counts.
 """
 
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import runs  # noqa: F401, it puts the package on the path
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from contenders import gpt2, loss_sum, plain_steps, train_in_trainer
+from transformers import GPT2LMHeadModel
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
@@ -29,12 +32,12 @@ class LoopOptions(Options):
     """What to train, as in train_overfit.py."""
 
     out: str = option("plain.json", "where the result goes")
+    loop: Literal["fp32", "bf16", "trainer"] = option("fp32", "a plain loop, one with bf16 autocast, or the Trainer")
     n_layer: int = option(16, "transformer blocks", "blocks")
     n_head: int = option(12, "attention heads", "heads")
     n_embd: int = option(768, "width of the residual stream", "channels")
     context_length: int = option(64, "length of a training window", "tokens")
     subset_tokens: int = option(2048, "memorise the first N tokens", "tokens")
-    learning_rate: float = option(6e-4, "AdamW's")
     target_loss: float = option(0.099, "what a full pass must verify", "nats/token")
     seed: int = option(0, "seeds weights and window order")
     max_steps: int = option(2000, "give up after this many", "steps")
@@ -52,25 +55,42 @@ def loop(options: LoopOptions) -> int:
         **shape, context_length=options.context_length, subset_tokens=options.subset_tokens, seed=options.seed
     )
     plan = make_plan(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
-    torch.manual_seed(options.seed)
-    model = GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    running, verified, step = float("inf"), float("inf"), 0
+    model = gpt2(shape, seed=options.seed)
+    run = Run(model, plan, options)
     started = time.perf_counter()
-    while step < options.max_steps and verified > options.target_loss:
-        idx, targets = plan.windows.take(plan.windows.global_batch(step, config.batch_size))
-        loss = torch.nn.functional.cross_entropy(model(idx).logits.flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
-        running = loss.item() if step == 1 else 0.8 * running + 0.2 * loss.item()
-        if step % options.pass_every == 0 and running < NEAR * options.target_loss:
-            verified = full_pass(model, plan)
+    if options.loop == "trainer":
+        train_in_trainer(model, plan.windows, config.batch_size, after_loss=run.is_over)
+    else:
+        train_on, step, over = plain_steps(model, bf16=options.loop == "bf16"), 0, False
+        while not over:
+            loss = train_on(*plan.windows.take(plan.windows.global_batch(step, config.batch_size)))
+            step += 1
+            over = run.is_over(step, loss)
     seconds = time.perf_counter() - started
-    reached = verified <= options.target_loss
-    write_json(Path(options.out), {"reached": reached, "steps": step, "train_s": seconds, "loss": verified})
+    reached = run.verified <= options.target_loss
+    write_json(
+        Path(options.out),
+        {"reached": reached, "steps": run.step, "train_s": seconds, "loss": run.verified if reached else None},
+    )
     return 0 if reached else 3
+
+
+class Run:
+    """When to make a full pass, and when to stop."""
+
+    def __init__(self, model: GPT2LMHeadModel, plan: Plan, options: LoopOptions) -> None:
+        self._model, self._plan, self._options = model, plan, options
+        self._running = 0.0
+        self.step, self.verified = 0, float("inf")
+
+    def is_over(self, step: int, loss: float) -> bool:
+        """After each step, with its mean loss."""
+        options = self._options
+        self.step = step
+        self._running = loss if step == 1 else 0.8 * self._running + 0.2 * loss
+        if step % options.pass_every == 0 and self._running < NEAR * options.target_loss:
+            self.verified = full_pass(self._model, self._plan)
+        return self.verified <= options.target_loss or step >= options.max_steps
 
 
 @torch.no_grad()
@@ -80,8 +100,7 @@ def full_pass(model: GPT2LMHeadModel, plan: Plan) -> float:
     total = count = 0.0
     for starts in plan.judged.split(plan.config.batch_size):
         idx, targets = plan.windows.take(starts)
-        logits = model(idx).logits.flatten(0, 1)
-        total += torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum").item()
+        total += loss_sum(model, idx, targets, bf16=False).item()
         count += targets.numel()
     model.train()
     return total / count

@@ -46,15 +46,18 @@ class Trained:
         return {key: self.report[key] for key in ("dtype", "steps", "device")} | {"versions": self.config["versions"]}
 
 
-def train(*words: str, ranks: int = 1) -> Trained:
-    """Train on this machine's cores, in a directory that is removed again."""
+def train(*words: str, ranks: int = 1, threads: int | None = None) -> Trained:
+    """Train on this machine's cores, in a directory that is removed again.
+
+    threads: of each rank; None: the cores are shared out.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks))}
+    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
     with tempfile.TemporaryDirectory() as directory:
         out_dir = Path(directory, "out")
         done = subprocess.run(
             [sys.executable, *launcher, REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
-            env=os.environ | threads, capture_output=True, text=True, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if not (out_dir / "report.json").exists():
             raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")

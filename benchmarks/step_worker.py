@@ -6,24 +6,22 @@ For each line, a number of steps, it answers with their times in seconds as a JS
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import runs  # noqa: F401, it puts the package on the path
 import torch
+from contenders import gpt2, plain_steps, train_in_trainer
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.data import Windows
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import BETAS, RECIPES, WeightAverage
+from nanogpt.optim import WeightAverage
 from nanogpt.plan import make_plan
 from nanogpt.world import World
-
-LR = RECIPES["reference"]["learning_rate"]
 
 
 @dataclass(frozen=True)
@@ -101,64 +99,20 @@ def ours(options: WorkerOptions, windows: Windows, turns: Turns, *, recipe: str 
 
 def plain_loop(options: WorkerOptions, windows: Windows, turns: Turns, *, bf16: bool = False) -> None:
     """transformers' GPT-2 and torch's AdamW as their introductions show them."""
-    model = _theirs(options)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+    train_on = plain_steps(gpt2(options.shape, seed=0), bf16=bf16)
     step = 0
     while True:
         turns.wait()
-        idx, targets = windows.take(windows.global_batch(step, options.batch_size))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            logits = model(idx).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        train_on(*windows.take(windows.global_batch(step, options.batch_size)))
         turns.end_step()
         step += 1
 
 
 def trainer(options: WorkerOptions, windows: Windows, turns: Turns) -> None:
-    """transformers' Trainer, fp32, with what slows it and changes nothing here turned off: logs, saves, reports."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    class TakeTurns(TrainerCallback):
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            turns.wait()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            turns.end_step()
-
-    class Items(torch.utils.data.Dataset):
-        """Windows as the Trainer wants them: it shifts the labels itself, so they are one longer."""
-
-        def __len__(self) -> int:
-            return 2**31
-
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            step, row = divmod(index, options.batch_size)
-            start = int(windows.global_batch(step, options.batch_size)[row])
-            window = windows.ids[start : start + options.context_length + 1]
-            return {"input_ids": window, "labels": window}
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
-            return torch.utils.data.SequentialSampler(range(2**31))
-
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = TrainingArguments(
-            output_dir=directory, per_device_train_batch_size=options.batch_size, max_steps=2**31 - 1, use_cpu=True,
-            learning_rate=LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
-            lr_scheduler_type="constant", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
-        InOrder(_theirs(options), arguments, train_dataset=Items(), callbacks=[TakeTurns()]).train()
-
-
-def _theirs(options: WorkerOptions) -> torch.nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**options.shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train()
+    """transformers' Trainer."""
+    train_in_trainer(
+        gpt2(options.shape, seed=0), windows, options.batch_size, before_step=turns.wait, after_step=turns.end_step
+    )
 
 
 CONTENDERS: dict[str, Callable[[WorkerOptions, Windows, Turns], None]] = {

@@ -61,11 +61,16 @@ class TrainConfig(Options):
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
-    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 1e-3 (fast)")
+    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 3e-3 (fast)")
     on_plateau: Literal["decay", "none"] = option(
-        "decay", "below 8 x target (at most 1) let the rate fall with the square root of the loss, or not"
+        "decay",
+        "below 8 x target (at most 1) let the rate fall with the loss (muon) or its square root (adamw), or not",
     )
-    ema: float = option(0.97, "full passes judge an average of the weights over 1 / (1 - ema) steps; 0: the last ones")
+    ema: float | None = option(
+        None,
+        "full passes judge an average of the weights over 1 / (1 - ema) steps; 0: the last ones; none: the recipe's, "
+        "0.97 (reference) or 0.8 (fast)",
+    )
     seed: int = option(0, "seeds weights and window order")
     # When to stop
     target_loss: float = option(0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token")
@@ -126,7 +131,7 @@ class TrainConfig(Options):
                 f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
                 f"one before STOP"
             )
-        if not 0 <= self.ema < 1:
+        if self.ema is not None and not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")

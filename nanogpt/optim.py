@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import sqrt
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from nanogpt.world import World
 BETAS = (0.9, 0.95)
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
 MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
-MUON_RATIO = 2.0  # Muon's rate to AdamW's
+MUON_RATIO = 1.0  # Muon's rate to AdamW's
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "reference": {"optimizer": "adamw", "learning_rate": 6e-4},
-    "fast": {"optimizer": "muon", "learning_rate": 1e-3},
+    "reference": {"optimizer": "adamw", "learning_rate": 6e-4, "ema": 0.97},
+    "fast": {"optimizer": "muon", "learning_rate": 3e-3, "ema": 0.8},
 }
 
 
@@ -65,6 +64,7 @@ def gradient_norm(model: nn.Module) -> float:
 PLATEAU = 8.0  # x the target: under it a constant rate hovers, undoing one window's memory with the next one's
 HIGHEST = 1.0  # nats/token that the plateau may begin at: higher up the loss falls best at the constant rate
 LOWEST = 0.05  # of the constant rate
+DECAY_POWER = {"adamw": 0.5, "muon": 1.0}  # of the loss: Muon's steps keep their size, and hover at the higher rate
 
 
 def plateau_begins_at(config: TrainConfig) -> float:
@@ -75,12 +75,12 @@ def plateau_begins_at(config: TrainConfig) -> float:
 def learning_rate(config: TrainConfig, loss: float) -> float:
     """The rate for the next step, given the running estimate of the loss (nats/token).
 
-    The reference recipe's constant one; with on_plateau='decay', below the plateau's beginning, with the square root of
-    the loss.
+    Constant; with on_plateau='decay', below the plateau's beginning, as a power of the loss.
     """
     if config.on_plateau == "none":
         return config.learning_rate
-    return config.learning_rate * min(1.0, max(LOWEST, sqrt(loss / plateau_begins_at(config))))
+    share = (loss / plateau_begins_at(config)) ** DECAY_POWER[config.optimizer]
+    return config.learning_rate * min(1.0, max(LOWEST, share))
 
 
 class WeightAverage:

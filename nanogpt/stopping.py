@@ -12,6 +12,7 @@ from math import ceil
 
 WORTHWHILE = 1.7  # first pass when the running estimate is within this factor of the target
 BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
+FREE = 2  # passes that even a short run may make: waiting for the budget would cost it more than they do
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
@@ -26,7 +27,7 @@ class PassSchedule:
         self.cost_steps = FORWARD_SHARE * windows / batch_size
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
-        self._spent_steps = 0.0
+        self._passes = 0
         self._last_step = 0
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
@@ -46,8 +47,13 @@ class PassSchedule:
     @property
     def wait_steps(self) -> int:
         """Steps until the next pass can be made, if the losses call for it; at least 1."""
-        earliest = max((self._spent_steps + self.cost_steps) / BUDGET, self._last_step + self.cost_steps)
+        earliest = max(self._affordable_at, self._last_step + self.cost_steps)
         return max(1, ceil(earliest) - self._steps)
+
+    @property
+    def _affordable_at(self) -> float:
+        """The step at which one more pass is within the budget."""
+        return (self._passes + 1) * self.cost_steps / BUDGET if self._passes >= FREE else 0.0
 
     def observe(self, loss: float) -> None:
         """The mean loss of a step's global batch, finite."""
@@ -57,7 +63,7 @@ class PassSchedule:
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
-        if self._spent_steps + self.cost_steps > BUDGET * self._steps:
+        if self._steps < self._affordable_at:
             return False
         # The budget has grown while the loss was far off; spent at once it would be gone before the target is near.
         rested = self._steps - self._last_step
@@ -68,6 +74,6 @@ class PassSchedule:
 
     def judged(self, loss: float) -> None:
         """The loss that a full pass gave at this step."""
-        self._spent_steps += self.cost_steps
+        self._passes += 1
         self._last_step = self._steps
         self._ratio = min(1.0, loss / self.estimate)

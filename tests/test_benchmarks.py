@@ -7,6 +7,9 @@ import pytest
 
 from conftest import REPOSITORY, flags, run
 
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import alpha_beta
+
 pytest.importorskip("transformers")
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
@@ -31,11 +34,47 @@ def test_step_time(tmp_path):
     assert result["products_flops"] == 154_979_328 == 6 * (12 * 16**2 + 50257 * 16) * 32
 
 
+def test_scaling(tmp_path):
+    """Invariant: ranks 1 and 2 take all their steps, and every size of all-reduce is timed."""
+    shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}
+    result = benchmark("scaling.py", tmp_path, **shape, ranks="1,2", rounds=1, steps=3, times=2)
+    assert [len(times) for times in result["step_s"].values()] == [2, 2]
+    assert result["communication_share"]["1"] == [0, 0]
+    assert list(result["all_reduce_s"]) == ["2"]
+    assert min(result["all_reduce_s"]["2"].values()) > 0
+
+
+def test_the_fit_finds_latency_and_bandwidth_again():
+    """Reference: times made of a known link."""
+    link = alpha_beta.Link(alpha_s=20e-6, bytes_per_s=2e9)
+    made = {ranks: {nbytes: link.ring_s(nbytes, ranks) for nbytes in (1024, 2**16, 2**24)} for ranks in (2, 4)}
+    found = alpha_beta.fit_link(made)
+    assert found.alpha_s == pytest.approx(link.alpha_s)
+    assert found.bytes_per_s == pytest.approx(link.bytes_per_s)
+
+
+def test_a_predicted_step_hides_what_it_can():
+    """Reference: by hand, 4 ranks, 1 GB of weights at 1 GB/s: an all-reduce is 1.5 s, its half 0.75 s."""
+    link, parameters = alpha_beta.Link(alpha_s=0.0, bytes_per_s=1e9), 250_000_000
+    last_s = 1.5 * 25 * 2**20 / 1e9
+
+    def step_s(strategy, compute_s, ranks=4):
+        return alpha_beta.step_s(strategy, parameters=parameters, compute_s=compute_s, ranks=ranks, link=link)
+
+    assert step_s("DDP", 100.0) == pytest.approx(100 + last_s)  # all hidden but the last bucket
+    assert step_s("DDP", 0.3) == pytest.approx(0.3 + 1.5 - 0.2)
+    assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + last_s + 0.75)
+    assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (1.5 - 0.2))
+    assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3
+
+
 def test_time_to_target(tmp_path):
     """Invariant: each contender is ended by a full pass at the target, or by max_steps."""
     result = benchmark("time_to_target.py", tmp_path, **TINY_SHAPE, seeds=1, max_steps=5)
     assert [(one["contender"], one["reached"], one["steps"]) for one in result["runs"]] == [
         ("plain loop, fp32", False, 5),
-        ("reference", False, 5),
-        ("fast", False, 5),
+        ("plain loop, bf16 autocast", False, 5),
+        ("transformers Trainer, fp32", False, 5),
+        ("ours", False, 5),
+        ("ours, fast recipe", False, 5),
     ]

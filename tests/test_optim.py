@@ -23,6 +23,11 @@ def test_the_rate_falls_with_the_square_root_of_the_loss(loss, share):
     assert learning_rate(with_recipe(TrainConfig(on_plateau="none")), loss) == 6e-4
 
 
+def test_muons_rate_falls_with_the_loss():
+    """Reference: half the rate at half the loss that the plateau begins at."""
+    assert learning_rate(with_recipe(TrainConfig(recipe="fast")), 0.396) == pytest.approx(3e-3 / 2)
+
+
 def test_a_high_target_does_not_lower_the_rate_early():
     """Invariant: with a target of 3 the rate is constant down to a loss of 1."""
     assert learning_rate(with_recipe(TrainConfig(target_loss=3.0)), 1.01) == 6e-4

@@ -1,0 +1,59 @@
+"""Times all-reduces of several sizes between the ranks that torchrun starts: {bytes: median seconds} as JSON.
+
+torchrun --nproc_per_node=2 benchmarks/all_reduce_worker.py --times=20 --out=all_reduce.json
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import runs  # noqa: F401, it puts the package on the path
+import torch
+import torch.distributed as dist
+
+from nanogpt.cli import main, parse
+from nanogpt.config import Options, option, require_positive
+from nanogpt.strict_json import write_json
+from nanogpt.world import World
+
+SIZES = tuple(4**i for i in range(5, 14))  # bytes: 1 KiB to 64 MiB
+
+
+@dataclass(frozen=True)
+class WorkerOptions(Options):
+    """What to time."""
+
+    times: int = option(20, "all-reduces of each size")
+    out: str = option("all_reduce.json", "where the result goes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "times")
+
+
+def work(options: WorkerOptions) -> int:
+    """Every size, the slowest rank's time of each all-reduce."""
+    world, found = World.from_env(), {}
+    with world.process_group():
+        for nbytes in SIZES:
+            values = torch.zeros(nbytes // 4, device=world.device)
+            dist.all_reduce(values)  # untimed: the first may have to connect the ranks
+            found[nbytes] = median(_seconds(world, values) for _ in range(options.times))
+    if world.is_first:
+        write_json(Path(options.out), found)
+    return 0
+
+
+def _seconds(world: World, values: torch.Tensor) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(values)
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return world.max(time.perf_counter() - began)[0]
+
+
+if __name__ == "__main__":
+    main(lambda: work(parse(WorkerOptions, sys.argv[1:], program="benchmarks/all_reduce_worker.py", about=__doc__)))

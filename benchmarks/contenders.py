@@ -1,0 +1,95 @@
+"""What a user would take instead of this package: transformers' GPT-2 in a plain loop, or in transformers' Trainer."""
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from nanogpt.data import Windows
+from nanogpt.optim import BETAS, RECIPES
+
+LR = RECIPES["reference"]["learning_rate"]
+
+
+def gpt2(shape: dict[str, int], *, seed: int) -> GPT2LMHeadModel:
+    """A new model without dropout, in training mode. shape: n_layer, n_head and n_embd."""
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train()
+
+
+def loss_sum(model: GPT2LMHeadModel, idx: Tensor, targets: Tensor, *, bf16: bool) -> Tensor:
+    """Summed cross-entropy of targets (B, T), nats."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        logits = model(idx).logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+
+def plain_steps(model: GPT2LMHeadModel, *, bf16: bool) -> Callable[[Tensor, Tensor], float]:
+    """torch's AdamW as its introduction shows it -> a step: inputs and targets -> mean loss, nats/token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=0.0)
+
+    def step(idx: Tensor, targets: Tensor) -> float:
+        loss = loss_sum(model, idx, targets, bf16=bf16) / targets.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def train_in_trainer(
+    model: GPT2LMHeadModel,
+    windows: Windows,
+    batch_size: int,
+    *,
+    before_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None,
+    after_loss: Callable[[int, float], bool] | None = None,
+) -> None:
+    """transformers' Trainer, fp32, with what slows it and changes nothing here turned off: saves, reports, bars.
+
+    after_loss: hears of each step's number and loss, and says whether that was the last; None: losses are not logged.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Hooks(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            before_step()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            after_step()
+
+        def on_log(self, _args: object, state: object, control: object, logs: dict[str, float], **__: object) -> None:
+            if "loss" in logs:
+                control.should_training_stop = after_loss(state.global_step, logs["loss"])
+
+    class Items(torch.utils.data.Dataset):
+        """Windows as the Trainer wants them: it shifts the labels itself, so they are one longer."""
+
+        def __len__(self) -> int:
+            return 2**31
+
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            step, row = divmod(index, batch_size)
+            start = int(windows.global_batch(step, batch_size)[row])
+            window = windows.ids[start : start + windows.context_length + 1]
+            return {"input_ids": window, "labels": window}
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
+            return torch.utils.data.SequentialSampler(range(2**31))
+
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = TrainingArguments(
+            output_dir=directory, per_device_train_batch_size=batch_size, max_steps=2**31 - 1, use_cpu=True,
+            learning_rate=LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
+            lr_scheduler_type="constant", report_to=[], save_strategy="no", disable_tqdm=True,
+            logging_strategy="steps" if after_loss else "no", logging_steps=1,
+        )  # fmt: skip
+        trainer = InOrder(model, arguments, train_dataset=Items(), callbacks=[Hooks()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()

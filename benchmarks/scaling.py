@@ -1,0 +1,175 @@
+"""How a step scales with the ranks: measured on this machine, predicted for 8 to 1,024 GPUs.
+
+python benchmarks/scaling.py --ranks=1,2,4 --out=benchmarks/results/scaling.json
+python benchmarks/scaling.py --table=benchmarks/results/scaling.json
+
+The first trains and writes JSON, the second prints it as Markdown. Every rank has one thread, and all of them share one
+global batch. An alpha-beta model is fitted to measured all-reduces; the same model, with latency and bandwidth of GPUs'
+links that are assumed and not measured, then predicts larger clusters.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from all_reduce_worker import SIZES
+from alpha_beta import Link, fit_link, step_s
+from runs import REPOSITORY, SHORT_TEXT, measure_or_print, train
+
+from nanogpt.cli import main
+from nanogpt.config import Options, option, require_positive
+from nanogpt.errors import ConfigError
+from nanogpt.flops import PEAKS, flops_per_token
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.strict_json import read_json, write_json
+
+GPUS = tuple(2**i for i in range(3, 11))
+STRATEGIES = ("DDP", "ZeRO 1", "ZeRO 2", "ZeRO 3")
+GPU, GPUS_A_NODE, MFU = "H100", 8, 0.4
+WITHIN = Link(alpha_s=5e-6, bytes_per_s=360e9)  # NVLink 4: 450 GB/s a direction, four fifths of it
+BETWEEN = Link(alpha_s=15e-6, bytes_per_s=40e9)  # one 400 Gb/s adapter a GPU: 50 GB/s, four fifths of it
+GPU_WINDOWS, GPU_CONTEXT = 16, 64
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Options):
+    """What to measure, or which result to print."""
+
+    ranks: str = option("1,2,4", "processes on this machine, with commas between")
+    n_layer: int = option(4, "transformer blocks", "blocks")
+    n_head: int = option(12, "attention heads", "heads")
+    n_embd: int = option(768, "width of the residual stream", "channels")
+    steps: int = option(10, "training steps of each number of ranks", "steps")
+    rounds: int = option(2, "turns of each number of ranks")
+    times: int = option(20, "all-reduces of each size")
+    out: str = option("benchmarks/results/scaling.json", "where the result goes")
+    table: str | None = option(None, "print this result in Markdown, and measure nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, *(f.name for f in fields(self) if f.name not in ("ranks", "out", "table")))
+        if not all(word.isdecimal() and int(word) > 0 for word in self.ranks.split(",")):
+            raise ConfigError(f"--ranks={self.ranks} must be numbers with commas between")
+
+
+def measure(options: BenchmarkOptions) -> dict[str, Any]:
+    """Steps, in turns of each number of ranks, and all-reduces."""
+    shape = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd")}
+    words = [f"--{name}={value}" for name, value in shape.items()]
+    counts = [int(word) for word in options.ranks.split(",")]
+    result: dict[str, Any] = {
+        "options": shape,
+        "cores": os.cpu_count(),
+        "step_s": {ranks: [] for ranks in counts},
+        "communication_share": {ranks: [] for ranks in counts},
+        "all_reduce_s": {ranks: _all_reduces(ranks, options.times) for ranks in counts if ranks > 1},
+    }
+    for _ in range(options.rounds):
+        for ranks in counts:
+            run = train(*words, *SHORT_TEXT, f"--max_steps={options.steps}", ranks=ranks, threads=1)
+            settled = run.rows[len(run.rows) // 3 :]  # the first steps allocate and connect
+            result["step_s"][ranks] += [row["step_s"] for row in settled]
+            result["communication_share"][ranks] += [row["time_share"]["communication"] for row in settled]
+            result |= run.circumstances()
+        write_json(Path(options.out), result)
+    return read_json(Path(options.out), of="a result")  # with the keys that JSON makes of numbers
+
+
+def _all_reduces(ranks: int, times: int) -> dict[int, float]:
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "all_reduce.json")
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        worker = [REPOSITORY / "benchmarks" / "all_reduce_worker.py", f"--times={times}", f"--out={out}"]
+        done = subprocess.run(
+            [*launcher, *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        if not out.exists():
+            raise SystemExit(f"all-reduces of {ranks} ranks failed:\n{done.stderr}")
+        return read_json(out, of="a result")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown: steps, all-reduces beside the fitted model, the prediction with what it assumes."""
+    return "\n\n".join([_steps(result), _fit(result), _prediction()])
+
+
+def _steps(result: dict[str, Any]) -> str:
+    shape, steps = result["options"], {ranks: median(times) for ranks, times in result["step_s"].items()}
+    first = next(iter(steps))
+    lines = [
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, 16 x 64 tokens a step whatever the ranks, DDP, "
+        f"{result['dtype']}, one thread a rank, {result['cores']} cores of {result['device']}; medians of "
+        f"{len(result['step_s'][first])} steps:",
+        "",
+        "| ranks | a step | speed-up | of the time waiting for other ranks |",
+        "|---|---|---|---|",
+    ]
+    for ranks, s in steps.items():
+        waiting = median(result["communication_share"][ranks])
+        lines.append(f"| {ranks} | {s:.3g} s | {steps[first] / s:.2f} | {waiting:.0%} |")
+    return "\n".join(lines)
+
+
+def _fit(result: dict[str, Any]) -> str:
+    measured = {int(n): {int(b): s for b, s in by.items()} for n, by in result["all_reduce_s"].items()}
+    if not measured:
+        return "No all-reduce was measured."
+    links = {ranks: fit_link({ranks: by_size}) for ranks, by_size in measured.items()}
+    named = " and ".join(
+        f"{1e6 * link.alpha_s:.0f} us and {link.bytes_per_s / 1e9:.2g} GB/s with {ranks} ranks"
+        for ranks, link in links.items()
+    )
+    lines = [
+        f"All-reduces over gloo; latency and bandwidth of a message fitted to them: {named}.",
+        "",
+        "| bytes | " + " | ".join(f"{ranks} ranks, measured | fitted" for ranks in measured) + " |",
+        "|---|" + "---|---|" * len(measured),
+    ]
+    for nbytes in SIZES:
+        cells = [
+            f"{_ms(by_size[nbytes])} | {_ms(links[ranks].ring_s(nbytes, ranks))}" for ranks, by_size in measured.items()
+        ]
+        lines.append(f"| {nbytes:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _prediction() -> str:
+    model = GPTConfig()
+    with torch.device("meta"):
+        parameters = GPT(model).num_parameters()
+    tokens = GPU_WINDOWS * GPU_CONTEXT
+    flops = flops_per_token(model, context_length=GPU_CONTEXT) * tokens
+    compute_s = flops / (MFU * PEAKS[GPU]["bf16"])
+    lines = [
+        f"Predicted for {GPU}s, nothing of it measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens on "
+        f"every GPU, so that the global batch grows with them; {parameters:,} parameters, communicated in fp32; "
+        f"{compute_s * 1000:.1f} ms of computing ({MFU:.0%} MFU) and none of it disturbed by communication; "
+        f"{GPUS_A_NODE} GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, "
+        f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s a GPU and {BETWEEN.alpha_s * 1e6:.0f} us; beyond one node all "
+        f"traffic at the nodes' speed; no stragglers. A step, and what one GPU alone would take of it:",
+        "",
+        "| GPUs | " + " | ".join(STRATEGIES) + " |",
+        "|---|" + "---|" * len(STRATEGIES),
+    ]
+    for ranks in GPUS:
+        link = WITHIN if ranks <= GPUS_A_NODE else BETWEEN
+        cells = []
+        for strategy in STRATEGIES:
+            s = step_s(strategy, parameters=parameters, compute_s=compute_s, ranks=ranks, link=link)
+            cells.append(f"{_ms(s)}, {compute_s / s:.0%}")
+        lines.append(f"| {ranks:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
+
+
+if __name__ == "__main__":
+    main(lambda: measure_or_print(BenchmarkOptions, "scaling.py", __doc__, measure, table))
