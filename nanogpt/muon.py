@@ -46,23 +46,21 @@ class Stretch:
 
 
 class MuonAdamW(Optimizer):
-    """Two parameter groups: the matrices of the blocks, whose rate is lr_ratio times the other's, and the rest.
+    """Two parameter groups: the matrices of the blocks, and the rest.
 
     An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
     call step.
     """
 
-    def __init__(
-        self, model: nn.Module, world: World, *, betas: tuple[float, float], lr_ratio: float, dtype: str
-    ) -> None:
+    def __init__(self, model: nn.Module, world: World, *, betas: tuple[float, float], dtype: str) -> None:
         """dtype: 'bf16' or 'fp32', what the Newton-Schulz iterations compute in."""
         named = list(model.named_parameters())
         self.matrices = [p for name, p in named if is_matrix(name, p)]
         rest = [p for name, p in named if not is_matrix(name, p)]
         self._adamw = AdamW(rest, betas=betas, weight_decay=0.0, fused=True)
         super().__init__(
-            [self._adamw.param_groups[0], {"params": self.matrices, "lr_ratio": lr_ratio, "orthogonal": True}],
-            {"lr": 0.0, "lr_ratio": 1.0, "orthogonal": False},
+            [self._adamw.param_groups[0], {"params": self.matrices, "orthogonal": True}],
+            {"lr": 0.0, "orthogonal": False},
         )
         self._adamw.state = self.state
         self._world = world

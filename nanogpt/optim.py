@@ -15,7 +15,6 @@ from nanogpt.world import World
 BETAS = (0.9, 0.95)
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
 MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
-MUON_RATIO = 1.0  # Muon's rate to AdamW's
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -33,14 +32,14 @@ def with_recipe(config: TrainConfig) -> TrainConfig:
 def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) -> torch.optim.Optimizer:
     """'adamw' or 'muon' (with AdamW beside it), without weight decay, AdamW's update fused into one kernel."""
     if name == "muon":
-        return MuonAdamW(model, world, betas=BETAS, lr_ratio=MUON_RATIO, dtype=dtype)
+        return MuonAdamW(model, world, betas=BETAS, dtype=dtype)
     return torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """AdamW's rate for the next step; Muon's goes with it."""
+    """The rate of the next step, of Muon and AdamW alike."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_ratio", 1.0)
+        group["lr"] = lr
 
 
 def restored_state(weight: Tensor, updates: int, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def test_muon_is_torchs(monkeypatch):
     assert len(matrices) == 8
     rest = [p for name, p in theirs.named_parameters() if not is_matrix(name, p)]
     references = [
-        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     before = [p.detach().clone() for p in matrices]
@@ -98,7 +98,7 @@ def test_muon_is_torchs(monkeypatch):
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
     moved = max((a - b).abs().max().item() for a, b in zip(before, matrices, strict=True))
-    assert moved > 1e-3, "the tolerance tells an update from none"
+    assert moved > 5e-4, "the tolerance tells an update from none"
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (16, 40), (40, 16)])
