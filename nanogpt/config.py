@@ -61,7 +61,7 @@ class TrainConfig(Options):
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
-    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 3e-3 (fast)")
+    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 2e-3 (fast)")
     on_plateau: Literal["decay", "none"] = option(
         "decay",
         "below 8 x target (at most 1) let the rate fall with the loss (muon) or its square root (adamw), or not",
@@ -88,6 +88,9 @@ class TrainConfig(Options):
         None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
     )
     ds_config: str | None = option(None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py")
+    gradient_compression: Literal["none", "bf16"] = option(
+        "none", "what ddp sends of a gradient: fp32, or bf16 in half the bytes, which changes the curve a little"
+    )
     dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device is faster in it")
     health: Literal["off", "warn", "strict"] = option(
         "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"

@@ -19,7 +19,7 @@ MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
 
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {"optimizer": "adamw", "learning_rate": 6e-4, "ema": 0.97},
-    "fast": {"optimizer": "muon", "learning_rate": 3e-3, "ema": 0.8},
+    "fast": {"optimizer": "muon", "learning_rate": 2e-3, "ema": 0.8},
 }
 
 

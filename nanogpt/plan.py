@@ -69,6 +69,11 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         engine=("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine,
         compile=("true" if world.device.type == "cuda" else "false") if config.compile == "auto" else config.compile,
     )
+    if config.gradient_compression != "none" and config.engine != "ddp":
+        raise ConfigError(
+            f"--gradient_compression={config.gradient_compression} means something to --engine=ddp alone, and this is "
+            f"{config.engine}"
+        )
     deepspeed = _deepspeed_settings(config, world) if config.engine == "deepspeed" else None
     if deepspeed:
         config = replace(

@@ -209,6 +209,7 @@ class Trainer:
             compile=self.config.compile == "true",
             micro_batches=self._micro_batches(step=0),
             deepspeed=plan.deepspeed,
+            gradient_compression=self.config.gradient_compression,
         )
         self.engine = build_engine(self.config.engine, model, world, options)
         if self.engine.compilation.failure:

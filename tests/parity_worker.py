@@ -27,7 +27,10 @@ def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
     tokens, windows.ids = windows.ids.unique(return_inverse=True)
     shape = replace(model_config(config), vocab_size=len(tokens))
     torch.manual_seed(config.seed)
-    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed)
+    options = EngineOptions(
+        config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed,
+        gradient_compression=config.gradient_compression,
+    )  # fmt: skip
     engine = build_engine(config.engine, GPT(shape), world, options)
     gathered_for_good = [name for name, p in engine.model.named_parameters() if getattr(p, "ds_persist", False)]
     assert not gathered_for_good, "ZeRO 3 would share nothing out"

@@ -25,7 +25,7 @@ def test_the_rate_falls_with_the_square_root_of_the_loss(loss, share):
 
 def test_muons_rate_falls_with_the_loss():
     """Reference: half the rate at half the loss that the plateau begins at."""
-    assert learning_rate(with_recipe(TrainConfig(recipe="fast")), 0.396) == pytest.approx(3e-3 / 2)
+    assert learning_rate(with_recipe(TrainConfig(recipe="fast")), 0.396) == pytest.approx(2e-3 / 2)
 
 
 def test_a_high_target_does_not_lower_the_rate_early():

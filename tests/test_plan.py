@@ -35,6 +35,14 @@ def test_a_rank_holds_no_more_than_its_share(size, share):
     assert make_plan(TrainConfig(micro_batch_size=1), world(size)).config.micro_batch_size == 1
 
 
+def test_only_ddp_compresses_gradients():
+    """Invariant: an option that would do nothing is refused."""
+    assert make_plan(TrainConfig(gradient_compression="bf16"), world(2)).config.engine == "ddp"
+    for engine, size in (("auto", 1), ("deepspeed", 2)):
+        with pytest.raises(ConfigError, match="--gradient_compression=bf16 means something to --engine=ddp alone"):
+            make_plan(TrainConfig(gradient_compression="bf16", engine=engine), world(size))
+
+
 def test_every_rank_of_a_world_plans_the_same_run():
     """Invariant: the plan depends on the size of the world, not on the rank."""
     plans = [make_plan(TrainConfig(), world(3, rank)) for rank in range(3)]

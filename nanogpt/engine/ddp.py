@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt.engine.base import Batch, EngineOptions
@@ -24,6 +25,8 @@ class DDPEngine(SingleEngine):
             gradient_as_bucket_view=True,  # saves one copy of the gradient
         )
         self.forward._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
+        if options.gradient_compression == "bf16":
+            self.forward.register_comm_hook(None, bf16_compress_hook)
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
