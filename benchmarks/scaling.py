@@ -33,7 +33,7 @@ GPUS = tuple(2**i for i in range(3, 11))
 STRATEGIES = ("DDP", "ZeRO 1", "ZeRO 2", "ZeRO 3")
 GPU, GPUS_A_NODE, MFU = "H100", 8, 0.4
 WITHIN = Link(alpha_s=5e-6, bytes_per_s=360e9)  # NVLink 4: 450 GB/s a direction, four fifths of it
-BETWEEN = Link(alpha_s=15e-6, bytes_per_s=40e9)  # one 400 Gb/s adapter a GPU: 50 GB/s, four fifths of it
+BETWEEN = Link(alpha_s=15e-6, bytes_per_s=320e9)  # eight 400 Gb/s adapters a node, each for a ring, four fifths of it
 GPU_WINDOWS, GPU_CONTEXT = 16, 64
 
 
@@ -151,8 +151,9 @@ def _prediction() -> str:
         f"every GPU, so that the global batch grows with them; {parameters:,} parameters, communicated in fp32; "
         f"{compute_s * 1000:.1f} ms of computing ({MFU:.0%} MFU) and none of it disturbed by communication; "
         f"{GPUS_A_NODE} GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, "
-        f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s a GPU and {BETWEEN.alpha_s * 1e6:.0f} us; beyond one node all "
-        f"traffic at the nodes' speed; no stragglers. A step, and what one GPU alone would take of it:",
+        f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s (an adapter a GPU, each carrying a ring of its own) and "
+        f"{BETWEEN.alpha_s * 1e6:.0f} us, which beyond one node every message takes; no stragglers. A step, and what one "
+        f"GPU alone would take of it:",
         "",
         "| GPUs | " + " | ".join(STRATEGIES) + " |",
         "|---|" + "---|" * len(STRATEGIES),
