@@ -152,8 +152,8 @@ def _prediction() -> str:
         f"{compute_s * 1000:.1f} ms of computing ({MFU:.0%} MFU) and none of it disturbed by communication; "
         f"{GPUS_A_NODE} GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, "
         f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s (an adapter a GPU, each carrying a ring of its own) and "
-        f"{BETWEEN.alpha_s * 1e6:.0f} us, which beyond one node every message takes; no stragglers. A step, and what one "
-        f"GPU alone would take of it:",
+        f"{BETWEEN.alpha_s * 1e6:.0f} us, which beyond one node every message takes; no stragglers. A step, and what "
+        f"one GPU alone would take of it:",
         "",
         "| GPUs | " + " | ".join(STRATEGIES) + " |",
         "|---|" + "---|" * len(STRATEGIES),
