@@ -6,7 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from nanogpt.data import Windows
 from nanogpt.optim import BETAS, RECIPES
@@ -54,7 +61,6 @@ def train_in_trainer(
 
     after_loss: hears of each step's number and loss, and says whether that was the last; None: losses are not logged.
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Hooks(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:

@@ -21,6 +21,7 @@ from runs import measure_or_print
 from nanogpt.cli import main
 from nanogpt.config import Options, TrainConfig, option
 from nanogpt.eta import Eta
+from nanogpt.optim import with_recipe
 from nanogpt.progress import Progress
 from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
@@ -50,7 +51,7 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
 
 def forecasts(about: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run."""
-    config = TrainConfig(**about["options"])
+    config = with_recipe(TrainConfig(**about["options"]))
     for share in SHARES:
         progress = Progress(
             PassSchedule(config.target_loss, about["judged_windows"], config.batch_size), launched_at=0.0

@@ -10,6 +10,7 @@ counts.
 import sys
 import time
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +71,12 @@ def loop(options: LoopOptions) -> int:
     reached = run.verified <= options.target_loss
     write_json(
         Path(options.out),
-        {"reached": reached, "steps": run.step, "train_s": seconds, "loss": run.verified if reached else None},
+        {
+            "reached": reached,
+            "steps": run.step,
+            "train_s": seconds,
+            "loss": run.verified if isfinite(run.verified) else None,
+        },
     )
     return 0 if reached else 3
 

@@ -61,7 +61,7 @@ class TrainConfig(Options):
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
-    learning_rate: float | None = option(None, "AdamW's; none: the recipe's, 6e-4 (reference) or 2e-3 (fast)")
+    learning_rate: float | None = option(None, "the optimizer's; none: the recipe's, 6e-4 (reference) or 2e-3 (fast)")
     on_plateau: Literal["decay", "none"] = option(
         "decay",
         "below 8 x target (at most 1) let the rate fall with the loss (muon) or its square root (adamw), or not",

@@ -51,7 +51,8 @@ class Circumstances:
 
     floor: float = 0.0  # nats/token that no model can be below
     epoch_steps: float = 1.0  # in which each window is seen once; may be less than a step
-    slows_below: float = 0.0  # nats/token below which the rate falls with the square root of the loss; 0: nowhere
+    slows_below: float = 0.0  # nats/token below which the rate falls with a power of the loss; 0: nowhere
+    slowing_power: float = 0.5  # that power
     lag_steps: float = 0.0  # by which the judged weights, an average, are older than the trained ones
     wait_steps: float = 1.0  # before which no full pass can be made
 
@@ -113,7 +114,7 @@ class Fit:
 
 
 def fit_curve(
-    points: tuple[np.ndarray, ...], power: float, asymptote: float, lowest: float, slows_below: float
+    points: tuple[np.ndarray, ...], power: float, asymptote: float, lowest: float, known: Circumstances
 ) -> Fit | None:
     """The curve of one power and asymptote through points; None if it does not fall.
 
@@ -123,8 +124,8 @@ def fit_curve(
     nearest = asymptote + 1e-3 * max(lowest, asymptote)  # z is infinite at the asymptote; points below count as here
     grid = np.geomspace(max(nearest, min(lowest, losses.min())), max(losses.max(), nearest * 1.001), 400)
     slowness = (grid - asymptote) ** -power
-    if slows_below:
-        slowness /= np.minimum(1.0, np.sqrt(grid / slows_below))
+    if known.slows_below:
+        slowness /= np.minimum(1.0, (grid / known.slows_below) ** known.slowing_power)
     z = np.concatenate([[0.0], np.cumsum(np.diff(grid) * (slowness[1:] + slowness[:-1]) / 2)])
     seen = np.interp(losses, grid, z)
     from_mean = steps - weights @ steps
@@ -141,7 +142,7 @@ def _fits(
 ) -> Iterator[Fit]:
     for asymptote in asymptotes:
         for power in POWERS:
-            fitted = fit_curve(points, power, asymptote, LEVELS[0] * target, known.slows_below)
+            fitted = fit_curve(points, power, asymptote, LEVELS[0] * target, known)
             if fitted is not None:
                 yield fitted
 

@@ -129,8 +129,8 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 def orthogonalise(x: Tensor) -> Tensor:
     """Each matrix of x (n, rows, columns) with its singular values s brought near one, the singular vectors kept.
 
-    Those above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.7 and 1.3; lesser
-    ones are raised 76-fold at most.
+    Those above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
+    ones are raised by no more than that one is.
     """
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x

@@ -46,6 +46,7 @@ def make_report(
         "learning_rate": config.learning_rate,
         "on_plateau": config.on_plateau,
         "ema": config.ema,
+        "gradient_compression": config.gradient_compression,
         "final_learning_rate": progress.lr,
         "corpus_sha256": plan.corpus.sha256,
         **subset_and_windows(config),

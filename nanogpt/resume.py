@@ -18,8 +18,8 @@ from nanogpt.run_dir import CONFIG, REPORT, check_free, check_writable
 # compared by what it holds.
 MAY_CHANGE = {
     "data", "micro_batch_size", "max_steps", "max_minutes", "max_bad_steps", "preflight", "engine", "zero_stage",
-    "gradient_compression", "ds_config", "health", "compile", "out_dir", "log_every", "profile_steps",
-    "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "resume", "comm_timeout_s", "wandb", "wandb_project",
+    "ds_config", "health", "compile", "out_dir", "log_every", "profile_steps", "checkpoint_every",
+    "checkpoint_minutes", "keep_checkpoints", "resume", "comm_timeout_s", "wandb", "wandb_project",
     "wandb_group", "wandb_name", "wandb_tags", "wandb_notes", "wandb_artifact",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from math import ceil
 
 WORTHWHILE = 1.7  # first pass when the running estimate is within this factor of the target
 BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes may take, since their cost is an estimate
-FREE = 2  # passes that even a short run may make: waiting for the budget would cost it more than they do
+EARLY, EARLY_BUDGET = 2, 0.25  # the first passes: in a short run waiting for the budget costs more than they do
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
@@ -53,7 +53,9 @@ class PassSchedule:
     @property
     def _affordable_at(self) -> float:
         """The step at which one more pass is within the budget."""
-        return (self._passes + 1) * self.cost_steps / BUDGET if self._passes >= FREE else 0.0
+        if self._passes < EARLY:
+            return (self._passes + 1) * self.cost_steps / EARLY_BUDGET
+        return (self._passes + 1 - EARLY) * self.cost_steps / BUDGET
 
     def observe(self, loss: float) -> None:
         """The mean loss of a step's global batch, finite."""

@@ -11,6 +11,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import alpha_beta
 
 pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
 
@@ -39,7 +40,7 @@ def test_scaling(tmp_path):
     shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}
     result = benchmark("scaling.py", tmp_path, **shape, ranks="1,2", rounds=1, steps=3, times=2)
     assert [len(times) for times in result["step_s"].values()] == [2, 2]
-    assert result["communication_share"]["1"] == [0, 0]
+    assert max(result["communication_share"]["1"]) < 0.01
     assert list(result["all_reduce_s"]) == ["2"]
     assert min(result["all_reduce_s"]["2"].values()) > 0
 

@@ -34,7 +34,7 @@ def test_a_curve_of_the_family_is_recovered(power):
     steps = np.arange(0.0, 60.0)
     losses = asymptote + (5**bent - bent * k * steps) ** (1 / bent)
     crossing = (5**bent - (0.2 - asymptote) ** bent) / (bent * k)
-    curve = fit_curve((steps, losses, np.full(60, 1 / 60)), power, asymptote, lowest=0.1, slows_below=0.0)
+    curve = fit_curve((steps, losses, np.full(60, 1 / 60)), power, asymptote, lowest=0.1, known=Circumstances())
     assert curve.step_of(0.2) == pytest.approx(crossing, rel=2e-3)
     assert sqrt(curve.error) < 1e-3
 
@@ -42,22 +42,25 @@ def test_a_curve_of_the_family_is_recovered(power):
 def test_an_exponential_is_recovered():
     """Reference: the step at which 0.03 + 8 exp(-0.02 step) is the loss asked for."""
     steps = np.arange(0.0, 150.0)
-    curve = fit_curve((steps, exponential(steps), np.full(150, 1 / 150)), 1.0, 0.03, lowest=0.08, slows_below=0.0)
+    curve = fit_curve((steps, exponential(steps), np.full(150, 1 / 150)), 1.0, 0.03, lowest=0.08, known=Circumstances())
     assert curve.step_of(TARGET) == pytest.approx(log(8 / (TARGET - 0.03)) / 0.02, rel=1e-3)
 
 
-def test_a_falling_rate_is_foreseen():
-    """Reference: a loss that falls at 0.02 x itself and, below 0.8, at 0.02 sqrt(loss / 0.8) x itself, to no floor."""
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_falling_rate_is_foreseen(power):
+    """Reference: a loss L that falls at 0.02 L and, below 0.8, at 0.02 (L / 0.8)^power L, to no floor."""
     bend = log(8 / 0.8) / 0.02
 
     def slowing(step):
-        return np.where(step < bend, 8 * np.exp(-0.02 * step), 0.8 / (1 + 0.01 * (step - bend).clip(0)) ** 2)
+        slowed = 0.8 / (1 + 0.02 * power * (step - bend).clip(0)) ** (1 / power)
+        return np.where(step < bend, 8 * np.exp(-0.02 * step), slowed)
 
-    end = bend + (sqrt(0.8 / TARGET) - 1) / 0.01
+    end = bend + ((0.8 / TARGET) ** power - 1) / (0.02 * power)
+    known = Circumstances(slows_below=0.8, slowing_power=power)
     steps = np.arange(0.0, 100.0)  # all before the bend
-    curve = fit_curve((steps, slowing(steps), np.full(100, 0.01)), 1.0, 0.0, lowest=0.08, slows_below=0.8)
+    curve = fit_curve((steps, slowing(steps), np.full(100, 0.01)), 1.0, 0.0, lowest=0.08, known=known)
     assert curve.step_of(TARGET) == pytest.approx(end, rel=2e-3)
-    eta = steps_to_target(rows(slowing, 200), TARGET, Circumstances(slows_below=0.8))
+    eta = steps_to_target(rows(slowing, 200), TARGET, known)
     assert eta.low < end - 200 < eta.high
     assert eta.steps == pytest.approx(end - 200, rel=0.2)
 
