@@ -12,7 +12,7 @@ from math import ceil, log2
 import numpy as np
 
 FP32 = 4  # bytes; the engines communicate gradients and weights in fp32
-BUCKET_BYTES = 25 * 2**20  # of DDP: the last one can only be sent when the backward is over
+BUCKET_BYTES = 25 * 2**20  # DDP's default
 BACKWARD_SHARE = 2 / 3  # of a step's computing: two of three products of every weight
 
 
@@ -46,23 +46,29 @@ def fit_link(measured: dict[int, dict[int, float]]) -> Link:
     return Link(max(alpha_s, 0.0), 1 / s_per_byte)
 
 
-def step_s(strategy: str, *, parameters: int, compute_s: float, ranks: int, link: Link) -> float:
+def step_s(
+    strategy: str, *, parameters: int, largest_parameter: int, compute_s: float, ranks: int, link: Link
+) -> float:
     """Seconds of a step of 'DDP', 'ZeRO 1', 'ZeRO 2' or 'ZeRO 3', of which a rank alone would compute for compute_s.
 
-    Gradients travel while the backward goes on, all but the last bucket. ZeRO 1 and 2 send the new weights after the
-    update, with nothing to hide behind; ZeRO 3 gathers them in the forward and again in the backward, hidden as far as
-    those last (Rajbhandari et al., arXiv 1910.02054: 1.5 times DDP's bytes).
+    Gradients travel in buckets, each with its latencies, while the backward goes on, all but the last: the tied token
+    embedding, the largest parameter, has its gradient only when the backward is over, and no bucket is less than a
+    parameter. ZeRO 1 and 2 send the new weights after the update, with nothing to hide behind; ZeRO 3 gathers them in
+    the forward and again in the backward, hidden as far as those last (Rajbhandari et al., arXiv 1910.02054).
     """
     if ranks == 1:
         return compute_s
-    nbytes = FP32 * parameters
-    whole_s = link.all_reduce_s(nbytes, ranks)
-    half_s = link.ring_s(nbytes, ranks) / 2
-    last_s = link.all_reduce_s(min(nbytes, BUCKET_BYTES), ranks)
+    last_bytes = max(FP32 * largest_parameter, BUCKET_BYTES)
+    rest_bytes = max(0, FP32 * parameters - last_bytes)
+    buckets = ceil(rest_bytes / BUCKET_BYTES)
+    each_bytes = rest_bytes / max(1, buckets)
     backward_s = BACKWARD_SHARE * compute_s
     if strategy == "DDP":
-        return compute_s + max(last_s, whole_s - backward_s)
+        rest_s = buckets * link.all_reduce_s(each_bytes, ranks)
+        return compute_s + max(0.0, rest_s - backward_s) + link.all_reduce_s(last_bytes, ranks)
+    rest_s, last_s = buckets * link.ring_s(each_bytes, ranks) / 2, link.ring_s(last_bytes, ranks) / 2
     if strategy in ("ZeRO 1", "ZeRO 2"):
-        return compute_s + max(last_s, half_s - backward_s) + half_s
+        return compute_s + max(0.0, rest_s - backward_s) + last_s + (rest_s + last_s)
     forward_s = compute_s - backward_s
-    return compute_s + max(0.0, half_s - forward_s) + max(last_s, 2 * half_s - backward_s)
+    gather_s = rest_s + last_s
+    return compute_s + max(0.0, gather_s - forward_s) + max(0.0, gather_s + rest_s - backward_s) + last_s

@@ -64,7 +64,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     words = [f"--{name}={value}" for name, value in shape.items()]
     counts = [int(word) for word in options.ranks.split(",")]
     result: dict[str, Any] = {
-        "options": shape,
+        "options": shape | {"rounds": options.rounds, "steps": options.steps},
         "cores": os.cpu_count(),
         "step_s": {ranks: [] for ranks in counts},
         "communication_share": {ranks: [] for ranks in counts},
@@ -102,22 +102,34 @@ def table(result: dict[str, Any]) -> str:
 def _steps(result: dict[str, Any]) -> str:
     shape, steps = result["options"], {ranks: median(times) for ranks, times in result["step_s"].items()}
     first = next(iter(steps))
+    measured, sizes = _all_reduces_of(result), _sizes({name: shape[name] for name in ("n_layer", "n_head", "n_embd")})
     lines = [
         f"{shape['n_layer']} layers of {shape['n_embd']} channels, 16 x 64 tokens a step whatever the ranks, DDP, "
         f"{result['dtype']}, one thread a rank, {result['cores']} cores of {result['device']}; medians of "
-        f"{len(result['step_s'][first])} steps:",
+        f"{len(result['step_s'][first])} steps. Foreseen: the first row's time shared out over the cores, and the model "
+        f"below with the link fitted to as many ranks' all-reduces:",
         "",
-        "| ranks | a step | speed-up | of the time waiting for other ranks |",
-        "|---|---|---|---|",
+        "| ranks | a step | foreseen | speed-up | of the time waiting for other ranks |",
+        "|---|---|---|---|---|",
     ]
     for ranks, s in steps.items():
-        waiting = median(result["communication_share"][ranks])
-        lines.append(f"| {ranks} | {s:.3g} s | {steps[first] / s:.2f} | {waiting:.0%} |")
+        waiting, count = median(result["communication_share"][ranks]), int(ranks)
+        foreseen_s = s
+        if count in measured:
+            alone_s = steps[first] * int(first)
+            foreseen_s = step_s(
+                "DDP",
+                **sizes,
+                compute_s=alone_s / min(count, result["cores"]),
+                ranks=count,
+                link=fit_link({count: measured[count]}),
+            )
+        lines.append(f"| {ranks} | {s:.3g} s | {foreseen_s:.3g} s | {steps[first] / s:.2f} | {waiting:.0%} |")
     return "\n".join(lines)
 
 
 def _fit(result: dict[str, Any]) -> str:
-    measured = {int(n): {int(b): s for b, s in by.items()} for n, by in result["all_reduce_s"].items()}
+    measured = _all_reduces_of(result)
     if not measured:
         return "No all-reduce was measured."
     links = {ranks: fit_link({ranks: by_size}) for ranks, by_size in measured.items()}
@@ -141,14 +153,13 @@ def _fit(result: dict[str, Any]) -> str:
 
 def _prediction() -> str:
     model = GPTConfig()
-    with torch.device("meta"):
-        parameters = GPT(model).num_parameters()
+    sizes = _sizes({})
     tokens = GPU_WINDOWS * GPU_CONTEXT
     flops = flops_per_token(model, context_length=GPU_CONTEXT) * tokens
     compute_s = flops / (MFU * PEAKS[GPU]["bf16"])
     lines = [
         f"Predicted for {GPU}s, nothing of it measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens on "
-        f"every GPU, so that the global batch grows with them; {parameters:,} parameters, communicated in fp32; "
+        f"every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32; "
         f"{compute_s * 1000:.1f} ms of computing ({MFU:.0%} MFU) and none of it disturbed by communication; "
         f"{GPUS_A_NODE} GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, "
         f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s (an adapter a GPU, each carrying a ring of its own) and "
@@ -162,10 +173,25 @@ def _prediction() -> str:
         link = WITHIN if ranks <= GPUS_A_NODE else BETWEEN
         cells = []
         for strategy in STRATEGIES:
-            s = step_s(strategy, parameters=parameters, compute_s=compute_s, ranks=ranks, link=link)
+            s = step_s(strategy, **sizes, compute_s=compute_s, ranks=ranks, link=link)
             cells.append(f"{_ms(s)}, {compute_s / s:.0%}")
         lines.append(f"| {ranks:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _all_reduces_of(result: dict[str, Any]) -> dict[int, dict[int, float]]:
+    """The measured seconds by ranks and bytes, numbers again after JSON."""
+    return {int(n): {int(b): s for b, s in by.items()} for n, by in result["all_reduce_s"].items()}
+
+
+def _sizes(shape: dict[str, int]) -> dict[str, int]:
+    """What step_s must know of a model."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**shape))
+    return {
+        "parameters": model.num_parameters(),
+        "largest_parameter": max(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def _ms(seconds: float) -> str:

@@ -55,18 +55,24 @@ def test_the_fit_finds_latency_and_bandwidth_again():
 
 
 def test_a_predicted_step_hides_what_it_can():
-    """Reference: by hand, 4 ranks, 1 GB of weights at 1 GB/s: an all-reduce is 1.5 s, its half 0.75 s."""
-    link, parameters = alpha_beta.Link(alpha_s=0.0, bytes_per_s=1e9), 250_000_000
-    last_s = 1.5 * 25 * 2**20 / 1e9
+    """Reference: by hand, 4 ranks, 1 GB of weights at 1 GB/s without latency, 0.2 GB of it in one parameter.
 
-    def step_s(strategy, compute_s, ranks=4):
-        return alpha_beta.step_s(strategy, parameters=parameters, compute_s=compute_s, ranks=ranks, link=link)
+    A ring sends 1.5 bytes a byte: the last bucket takes 0.3 s, the others 1.2 s, a gather of all half of both, 0.75 s.
+    """
+    link, parameters = alpha_beta.Link(alpha_s=0.0, bytes_per_s=1e9), {"parameters": 250_000_000}
 
-    assert step_s("DDP", 100.0) == pytest.approx(100 + last_s)  # all hidden but the last bucket
-    assert step_s("DDP", 0.3) == pytest.approx(0.3 + 1.5 - 0.2)
-    assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + last_s + 0.75)
-    assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (1.5 - 0.2))
+    def step_s(strategy, compute_s, link=link, ranks=4):
+        sizes = parameters | {"largest_parameter": 50_000_000}
+        return alpha_beta.step_s(strategy, **sizes, compute_s=compute_s, ranks=ranks, link=link)
+
+    assert step_s("DDP", 100.0) == pytest.approx(100 + 0.3)  # all hidden but the last bucket
+    assert step_s("DDP", 0.3) == pytest.approx(0.3 + (1.2 - 0.2) + 0.3)
+    assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + 0.15 + 0.75)
+    assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (0.75 + 0.6 - 0.2) + 0.15)
     assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3
+    # 31 buckets of 25 MiB or less and the last one, each two latencies to the root of a tree of 4 and two back
+    slow = alpha_beta.Link(alpha_s=1.0, bytes_per_s=1e30)
+    assert step_s("DDP", 0.0, slow) == pytest.approx(32 * 4)
 
 
 def test_time_to_target(tmp_path):
