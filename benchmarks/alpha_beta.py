@@ -12,7 +12,8 @@ from math import ceil, log2
 import numpy as np
 
 FP32 = 4  # bytes; the engines communicate gradients and weights in fp32
-BUCKET_BYTES = 25 * 2**20  # DDP's default
+DDP_BUCKET_BYTES = 25 * 2**20  # its default
+ZERO_BUCKET_BYTES = int(5e7) * FP32  # as ds_config.json has it
 BACKWARD_SHARE = 2 / 3  # of a step's computing: two of three products of every weight
 
 
@@ -58,9 +59,10 @@ def step_s(
     """
     if ranks == 1:
         return compute_s
-    last_bytes = max(FP32 * largest_parameter, BUCKET_BYTES)
+    bucket_bytes = DDP_BUCKET_BYTES if strategy == "DDP" else ZERO_BUCKET_BYTES
+    last_bytes = max(FP32 * largest_parameter, bucket_bytes)
     rest_bytes = max(0, FP32 * parameters - last_bytes)
-    buckets = ceil(rest_bytes / BUCKET_BYTES)
+    buckets = ceil(rest_bytes / bucket_bytes)
     each_bytes = rest_bytes / max(1, buckets)
     backward_s = BACKWARD_SHARE * compute_s
     if strategy == "DDP":

@@ -106,8 +106,8 @@ def _steps(result: dict[str, Any]) -> str:
     lines = [
         f"{shape['n_layer']} layers of {shape['n_embd']} channels, 16 x 64 tokens a step whatever the ranks, DDP, "
         f"{result['dtype']}, one thread a rank, {result['cores']} cores of {result['device']}; medians of "
-        f"{len(result['step_s'][first])} steps. Foreseen: the first row's time shared out over the cores, and the model "
-        f"below with the link fitted to as many ranks' all-reduces:",
+        f"{len(result['step_s'][first])} steps. Foreseen: the first row's time shared out over the cores, and the "
+        f"model below with the link fitted to as many ranks' all-reduces:",
         "",
         "| ranks | a step | foreseen | speed-up | of the time waiting for other ranks |",
         "|---|---|---|---|---|",
