@@ -62,7 +62,8 @@ CELLS += [
     for ranks, accumulation in ((1, 1), (2, 1), (2, 4), (4, 1))
     for engine in ("single" if ranks == 1 else "ddp", "zero 0", "zero 1", "zero 2")
 ]
-# Gradients sent in bf16: the tolerance is that of computing in it.
+# Gradients sent in bf16: 1.4e-5 and 3.5e-4 when measured, and twice that allowed.
+SENT_IN_BF16 = (2.8e-5, 7e-4)
 CELLS += [Cell("ddp", 2, accumulation, "fp32", compression="bf16") for accumulation in (1, 4)]
 
 
@@ -100,7 +101,7 @@ def test_the_matrix(curves):
     lines, wrong = [], []
     for cell in CELLS:
         found = differences(curves[cell], curves[REFERENCE[cell.optimizer]])
-        allowed = TOLERANCE["bf16" if cell.compression == "bf16" else cell.precision]
+        allowed = SENT_IN_BF16 if cell.compression == "bf16" else TOLERANCE[cell.precision]
         fits = all(f <= a for f, a in zip(found, allowed, strict=True))
         if not fits:
             wrong.append(cell)

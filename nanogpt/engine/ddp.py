@@ -2,6 +2,8 @@
 
 from contextlib import nullcontext
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +28,7 @@ class DDPEngine(SingleEngine):
         )
         self.forward._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
         if options.gradient_compression == "bf16":
-            self.forward.register_comm_hook(None, bf16_compress_hook)
+            self.forward.register_comm_hook(None, _send_in_bf16)
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
@@ -42,3 +44,8 @@ class DDPEngine(SingleEngine):
 
     def _gradient_scale(self) -> float:
         return float(self.world.size)  # DDP divides the summed gradient by it
+
+
+def _send_in_bf16(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's hook, which DDP refuses by its name on all but NCCL; gloo can do it as well."""
+    return bf16_compress_hook(None, bucket)
