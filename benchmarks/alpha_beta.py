@@ -31,7 +31,7 @@ class Link:
     def all_reduce_s(self, nbytes: float, ranks: int) -> float:
         """The same by ring or tree, whichever takes less time, as NCCL chooses."""
         tree_s = 2 * ceil(log2(ranks)) * self.alpha_s + 2 * nbytes / self.bytes_per_s
-        return min(self.ring_s(nbytes, ranks), tree_s) if ranks > 1 else 0.0
+        return min(self.ring_s(nbytes, ranks), tree_s)
 
 
 def fit_link(measured: dict[int, dict[int, float]]) -> Link:

@@ -46,17 +46,22 @@ class Trained:
         return {key: self.report[key] for key in ("dtype", "steps", "device")} | {"versions": self.config["versions"]}
 
 
+def launcher(ranks: int) -> list[str]:
+    """The words before a script that start it on as many ranks."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [sys.executable, *(several if ranks > 1 else [])]
+
+
 def train(*words: str, ranks: int = 1, threads: int | None = None) -> Trained:
     """Train on this machine's cores, in a directory that is removed again.
 
     threads: of each rank; None: the cores are shared out.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     threads = threads or max(1, (os.cpu_count() or 1) // ranks)
     with tempfile.TemporaryDirectory() as directory:
         out_dir = Path(directory, "out")
         done = subprocess.run(
-            [sys.executable, *launcher, REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
+            [*launcher(ranks), REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
             env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if not (out_dir / "report.json").exists():

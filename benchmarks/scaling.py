@@ -10,7 +10,6 @@ links that are assumed and not measured, then predicts larger clusters.
 
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from all_reduce_worker import SIZES
 from alpha_beta import Link, fit_link, step_s
-from runs import REPOSITORY, SHORT_TEXT, measure_or_print, train
+from runs import REPOSITORY, SHORT_TEXT, launcher, measure_or_print, train
 
 from nanogpt.cli import main
 from nanogpt.config import Options, option, require_positive
@@ -84,10 +83,9 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
 def _all_reduces(ranks: int, times: int) -> dict[int, float]:
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "all_reduce.json")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         worker = [REPOSITORY / "benchmarks" / "all_reduce_worker.py", f"--times={times}", f"--out={out}"]
         done = subprocess.run(
-            [*launcher, *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+            [*launcher(ranks), *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
         )
         if not out.exists():
             raise SystemExit(f"all-reduces of {ranks} ranks failed:\n{done.stderr}")
@@ -96,13 +94,15 @@ def _all_reduces(ranks: int, times: int) -> dict[int, float]:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown: steps, all-reduces beside the fitted model, the prediction with what it assumes."""
-    return "\n\n".join([_steps(result), _fit(result), _prediction()])
+    measured = {int(n): {int(b): s for b, s in by.items()} for n, by in result["all_reduce_s"].items()}
+    links = {ranks: fit_link({ranks: by_size}) for ranks, by_size in measured.items()}
+    return "\n\n".join([_steps(result, links), _fit(measured, links), _prediction()])
 
 
-def _steps(result: dict[str, Any]) -> str:
+def _steps(result: dict[str, Any], links: dict[int, Link]) -> str:
     shape, steps = result["options"], {ranks: median(times) for ranks, times in result["step_s"].items()}
     first = next(iter(steps))
-    measured, sizes = _all_reduces_of(result), _sizes({name: shape[name] for name in ("n_layer", "n_head", "n_embd")})
+    sizes = _sizes({name: shape[name] for name in ("n_layer", "n_head", "n_embd")})
     lines = [
         f"{shape['n_layer']} layers of {shape['n_embd']} channels, 16 x 64 tokens a step whatever the ranks, DDP, "
         f"{result['dtype']}, one thread a rank, {result['cores']} cores of {result['device']}; medians of "
@@ -115,24 +115,22 @@ def _steps(result: dict[str, Any]) -> str:
     for ranks, s in steps.items():
         waiting, count = median(result["communication_share"][ranks]), int(ranks)
         foreseen_s = s
-        if count in measured:
+        if count in links:
             alone_s = steps[first] * int(first)
             foreseen_s = step_s(
                 "DDP",
                 **sizes,
                 compute_s=alone_s / min(count, result["cores"]),
                 ranks=count,
-                link=fit_link({count: measured[count]}),
+                link=links[count],
             )
         lines.append(f"| {ranks} | {s:.3g} s | {foreseen_s:.3g} s | {steps[first] / s:.2f} | {waiting:.0%} |")
     return "\n".join(lines)
 
 
-def _fit(result: dict[str, Any]) -> str:
-    measured = _all_reduces_of(result)
+def _fit(measured: dict[int, dict[int, float]], links: dict[int, Link]) -> str:
     if not measured:
         return "No all-reduce was measured."
-    links = {ranks: fit_link({ranks: by_size}) for ranks, by_size in measured.items()}
     named = " and ".join(
         f"{1e6 * link.alpha_s:.0f} us and {link.bytes_per_s / 1e9:.2g} GB/s with {ranks} ranks"
         for ranks, link in links.items()
@@ -177,11 +175,6 @@ def _prediction() -> str:
             cells.append(f"{_ms(s)}, {compute_s / s:.0%}")
         lines.append(f"| {ranks:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _all_reduces_of(result: dict[str, Any]) -> dict[int, dict[int, float]]:
-    """The measured seconds by ranks and bytes, numbers again after JSON."""
-    return {int(n): {int(b): s for b, s in by.items()} for n, by in result["all_reduce_s"].items()}
 
 
 def _sizes(shape: dict[str, int]) -> dict[str, int]:

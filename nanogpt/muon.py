@@ -138,10 +138,10 @@ def orthogonalise(x: Tensor) -> Tensor:
     scale = HEADROOM * torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=SMALLEST_NORM**2)
     gram = gram / scale
     # A factor is a I + f, their product p I + rest: bf16 would lose the small eigenvalues of a sum beside its diagonal.
-    p, rest = 1.0, torch.zeros_like(gram)
+    p, rest = 1.0, None
     for i, (a, b, c) in enumerate(COEFFICIENTS):
         f = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        rest = torch.baddbmm(torch.add(a * rest, f, alpha=p), f, rest) if i else f
+        rest = f if rest is None else torch.baddbmm(torch.add(a * rest, f, alpha=p), f, rest)
         p *= a
         if i + 1 < len(COEFFICIENTS):
             half = torch.baddbmm(gram, f, gram, beta=a)
