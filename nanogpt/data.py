@@ -7,6 +7,7 @@
 The order is a pure function of (seed, step): a position in the data is one integer, the same for any number of ranks.
 """
 
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -55,9 +56,16 @@ class Windows:
         places = [divmod(i, self.per_epoch) for i in range(first, first + batch_size)]
         return torch.stack([self._order(epoch)[place] for epoch, place in places])
 
+    def on(self, device: torch.device) -> "Windows":
+        """The same windows, of a copy of the text that device holds."""
+        there = copy(self)
+        there.ids = self.ids.to(device)
+        return there
+
     def take(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows at starts, each (len(starts), context_length)."""
-        window = self.ids[starts[:, None] + torch.arange(self.context_length + 1)]
+        """Inputs and targets of the windows at starts, each (len(starts), context_length), where the text is."""
+        device = self.ids.device
+        window = self.ids[starts.to(device)[:, None] + torch.arange(self.context_length + 1, device=device)]
         return window[:, :-1], window[:, 1:]
 
     def trained_starts(self) -> Tensor:

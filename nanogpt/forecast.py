@@ -140,21 +140,22 @@ def step_seconds(config: TrainConfig, world: World) -> float:
 def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, float]:
     """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update."""
     model = GPT(replace(model_config(config), n_layer=n_layer))
-    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
-    engine = build_engine("single", model, world, options)
     window = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context_length + 1))
     idx, targets = (part.to(world.device) for part in (window[:, :-1], window[:, 1:]))
     batch = Batch(idx, targets, targets.numel())
-    # .item() waits for the device, as step() does.
-    passes = [_seconds(lambda: engine.forward_backward(batch, is_last=True).item()) for _ in range(REPEATS + 1)]
+    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[batch])
+    engine = build_engine("single", model, world, options)
+    passes = [_seconds(lambda: engine.forward_backward(batch, is_last=True), world) for _ in range(REPEATS + 1)]
     updates = []
     for _ in range(REPEATS):
         engine.forward_backward(batch, is_last=True)
-        updates.append(_seconds(lambda: engine.step(config.learning_rate)))
+        updates.append(_seconds(lambda: engine.step(config.learning_rate), world))
     return min(passes[1:]), min(updates)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], world: World) -> float:
+    world.wait_for_device()
     started = time.perf_counter()
     work()
+    world.wait_for_device()
     return time.perf_counter() - started

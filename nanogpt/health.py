@@ -183,8 +183,7 @@ def _seconds(world: World, work: Callable[[], object]) -> float:
     """How long work takes on the device."""
     began = time.perf_counter()
     work()
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    world.wait_for_device()
     return time.perf_counter() - began
 
 

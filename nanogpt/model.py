@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ROWS = 64  # a multiple that suits a GPU's matrix kernels
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -111,6 +113,17 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class LMHead(nn.Linear):
+    """The output layer, (..., C) -> (..., V); on a GPU with as many rows as its matrix kernels like, then cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda":
+            return super().forward(x)
+        # Rows of 50,257 logits begin at odd addresses, which keeps the fast kernels away (docs/performance.md).
+        padded = F.pad(self.weight, (0, 0, 0, -self.out_features % ROWS))
+        return F.linear(x, padded)[..., : self.out_features]
+
+
 class GPT(nn.Module):
     """A GPT-2 language model whose output layer shares the token embedding's weights."""
 
@@ -128,7 +141,7 @@ class GPT(nn.Module):
                 "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
             }
         )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = LMHead(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
         self._init_weights()
 

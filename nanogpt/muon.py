@@ -85,22 +85,25 @@ class MuonAdamW(Optimizer):
                 self._adamw.step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        directions: dict[Tensor, Tensor] = {}
-        for parameter in group["params"]:
-            state = self.state[parameter]
-            if not state:
-                state[BUFFER] = torch.zeros_like(parameter)
-            momentum = state[BUFFER].lerp_(parameter.grad, 1 - MOMENTUM)
-            directions[parameter] = parameter.grad.lerp(momentum, MOMENTUM)  # Nesterov's
+        if not (parameters := group["params"]):  # a model without blocks
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter][BUFFER] = torch.zeros_like(parameter)
+        gradients, momenta = [p.grad for p in parameters], [self.state[p][BUFFER] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        directions = dict(zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True))  # Nesterov's
         by_shape = defaultdict(list)
         for stretch in self.find_stretches():
             by_shape[self._shapes[stretch.matrix]].append(stretch)
         for shape in dict.fromkeys(self._shapes):  # in the same order on every rank
             members = [i for i, other in enumerate(self._shapes) if other == shape]
             updates = self._orthogonal(members, by_shape[shape], directions)
-            for s in by_shape[shape]:
-                update = updates[members.index(s.matrix)].view(-1)[s.start : s.start + s.length]
-                s.parameter.view(-1)[s.at : s.at + s.length].add_(update, alpha=-group["lr"] * RMS * sqrt(max(shape)))
+            updates.mul_(-RMS * sqrt(max(shape)) * group["lr"])
+            mine = by_shape[shape]
+            weights = [s.parameter.view(-1)[s.at : s.at + s.length] for s in mine]
+            if mine:  # a sharding engine may have left none
+                torch._foreach_add_(weights, [_stretch_of(updates, members, s) for s in mine])
 
     def _orthogonal(
         self, members: Sequence[int], stretches: Sequence[Stretch], directions: dict[Tensor, Tensor]
@@ -109,9 +112,11 @@ class MuonAdamW(Optimizer):
         each = -(-len(members) // self._world.size)
         device = next(iter(directions.values())).device
         stack = torch.zeros(each * self._world.size, *self._shapes[members[0]], device=device, dtype=self._dtype)
-        for s in stretches:
-            into = stack[members.index(s.matrix)].view(-1)[s.start : s.start + s.length]
-            into.copy_(directions[s.parameter].view(-1)[s.at : s.at + s.length])
+        if stretches:
+            torch._foreach_copy_(
+                [_stretch_of(stack, members, s) for s in stretches],
+                [directions[s.parameter].view(-1)[s.at : s.at + s.length] for s in stretches],
+            )
         if self._world.size == 1:
             return orthogonalise(stack)
         if not self._whole:
@@ -119,6 +124,11 @@ class MuonAdamW(Optimizer):
         mine = orthogonalise(stack[each * self._world.rank :][:each])
         dist.all_gather_into_tensor(stack, mine)
         return stack
+
+
+def _stretch_of(stack: Tensor, members: Sequence[int], stretch: Stretch) -> Tensor:
+    """Where a stretch's values are in the stack of the matrices called members."""
+    return stack[members.index(stretch.matrix)].view(-1)[stretch.start : stretch.start + stretch.length]
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

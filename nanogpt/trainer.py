@@ -194,6 +194,7 @@ class Trainer:
         peak_flops_per_s: float | None,
     ) -> None:
         self.plan, self.config, self.world, self.logger, self.out_dir = plan, plan.config, world, logger, start.out_dir
+        self.windows = plan.windows.on(world.device)
         self.stop, self.watchdog, self.fence = stop, watchdog, fence
         self.forward = Forward(world, self.config.dtype, self.config.micro_batch_size, before_part=self._before_part)
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
@@ -275,13 +276,14 @@ class Trainer:
             loss_sum = torch.zeros((), device=self.world.device)
             for batch in micro_batches:
                 loss_sum += self.engine.forward_backward(batch, is_last=batch is micro_batches[-1])
+            # Waits for the device, and the update does not: a GPU makes it while this process counts and prepares.
+            loss_sum = loss_sum.item()
             self._at("update")
             progress.grad_norm = self.engine.step(progress.lr)
-            loss_sum = loss_sum.item()  # waits for the device, so that the update is counted here
         self.gauge.clock.move(self.engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
         self._at("sum over the ranks")
         # Reduced every step: the loss steers the full passes, and all ranks must stop at the same step. It costs one
-        # small collective, after engine.step has waited for the device anyway. The first rank's clock decides.
+        # small collective, after the device has been waited for anyway. The first rank's clock decides.
         with self.gauge.clock.phase("communication"):
             loss, out_of_time, overdue, writing, stop = self.world.sum(
                 loss_sum,
@@ -335,12 +337,12 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step's global batch, as many at a time as memory allows."""
-        config, windows, device = self.config, self.plan.windows, self.world.device
+        config, windows = self.config, self.windows
         mine = windows.global_batch(step, config.batch_size)[self.world.rows(config.batch_size)]
         batches = []
         for starts in mine.split(config.micro_batch_size):
             idx, targets = windows.take(starts)
-            batches.append(Batch(idx.to(device), targets.to(device), config.batch_size * config.context_length))
+            batches.append(Batch(idx, targets, config.batch_size * config.context_length))
         return batches
 
     def _judge(self, out_of_time: bool) -> tuple[str | None, float | None]:
@@ -356,7 +358,7 @@ class Trainer:
 
     def _full_pass(self) -> float:
         started = time.perf_counter()
-        model, windows, judged = self.engine.model, self.plan.windows, self.plan.judged
+        model, windows, judged = self.engine.model, self.windows, self.plan.judged
         with self.gauge.clock.phase("full_pass"), self._judged_weights():
             loss = full_pass(model, windows, judged, self.forward)
             if loss <= self.config.target_loss:  # the figure that counts is the one that others can compute again

@@ -130,6 +130,11 @@ class World:
         each = max(1, -(-len(items) // (self.size * rows)))
         return items.tensor_split(each * self.size)[each * self.rank : each * (self.rank + 1)]
 
+    def wait_for_device(self) -> None:
+        """Until the device has done what it was given, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def autocast(self, dtype: str) -> AbstractContextManager[object]:
         """The context that computes in dtype ('bf16' or 'fp32') on fp32 weights."""
         return nullcontext() if dtype == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16)

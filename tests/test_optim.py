@@ -63,7 +63,7 @@ def test_the_gradient_norm_is_exact():
     """Reference: double precision, 1e-7; one fp32 sum over as many values is off by 1e-4."""
     model = torch.nn.Embedding(50257, 128)
     model.weight.grad = torch.randn(model.weight.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    assert gradient_norm(model) == pytest.approx(model.weight.grad.double().norm().item(), rel=1e-7)
+    assert gradient_norm(model).item() == pytest.approx(model.weight.grad.double().norm().item(), rel=1e-7)
 
 
 def test_muon_is_torchs(monkeypatch):
@@ -96,6 +96,8 @@ def test_muon_is_torchs(monkeypatch):
         for reference in references:
             reference.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if name.endswith("c_attn.bias"):  # not the keys': softmax takes no notice of it, its gradient is rounding
+            a, b = (bias.view(3, -1)[[0, 2]] for bias in (a, b))
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
     moved = max((a - b).abs().max().item() for a, b in zip(before, matrices, strict=True))
     assert moved > 5e-4, "the tolerance tells an update from none"

@@ -2,6 +2,7 @@
 
 from nanogpt.engine.base import Batch, Engine, EngineOptions
 from nanogpt.engine.ddp import DDPEngine
+from nanogpt.engine.graphed import GraphedEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.engine.zero import DeepSpeedEngine
 from nanogpt.model import GPT
@@ -14,4 +15,6 @@ __all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 
 def build_engine(name: str, model: GPT, world: World, options: EngineOptions) -> Engine:
     """The engine called name (a key of ENGINES) around model; the process group that it needs must be up."""
+    if name == "single" and world.device.type == "cuda" and len(options.micro_batches) == 1:
+        return GraphedEngine(model, world, options)
     return ENGINES[name](model, world, options)

@@ -69,7 +69,7 @@ class Engine(ABC):
     def step(self, lr: float) -> float:
         """Update the weights at learning rate lr, clear the gradient -> its L2 norm over all parameters and ranks.
 
-        With a non-finite norm nothing is updated. Waits for the device.
+        With a non-finite norm nothing is updated. Waits for the gradient; a GPU may still be at the update.
         """
 
     def exposed_communication_s(self) -> float | None:

@@ -34,7 +34,7 @@ class SingleEngine(Engine):
         return loss_sum.detach()
 
     def step(self, lr: float) -> float:
-        norm = gradient_norm(self.model)
+        norm = gradient_norm(self.model).item()  # waits for the device
         if isfinite(norm):
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()

@@ -69,7 +69,7 @@ class DeepSpeedEngine(Engine):
         if self.stage > 0:
             self.deepspeed.step()  # refuses a non-finite gradient itself, and calls its norm infinite
             return float(self.deepspeed.get_global_grad_norm())
-        norm = gradient_norm(self.model)
+        norm = gradient_norm(self.model).item()
         if isfinite(norm):
             self.deepspeed.step()
         else:
