@@ -21,15 +21,15 @@ from nanogpt.optim import BETAS, RECIPES
 LR = RECIPES["reference"]["learning_rate"]
 
 
-def gpt2(shape: dict[str, int], *, seed: int) -> GPT2LMHeadModel:
+def gpt2(shape: dict[str, int], device: torch.device, *, seed: int) -> GPT2LMHeadModel:
     """A new model without dropout, in training mode. shape: n_layer, n_head and n_embd."""
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train()
+    return GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)).train().to(device)
 
 
 def loss_sum(model: GPT2LMHeadModel, idx: Tensor, targets: Tensor, *, bf16: bool) -> Tensor:
     """Summed cross-entropy of targets (B, T), nats."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(idx.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = model(idx).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
 
@@ -91,7 +91,8 @@ def train_in_trainer(
 
     with tempfile.TemporaryDirectory() as directory:
         arguments = TrainingArguments(
-            output_dir=directory, per_device_train_batch_size=batch_size, max_steps=2**31 - 1, use_cpu=True,
+            output_dir=directory, per_device_train_batch_size=batch_size, max_steps=2**31 - 1,
+            use_cpu=model.device.type == "cpu",
             learning_rate=LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", disable_tqdm=True,
             logging_strategy="steps" if after_loss else "no", logging_steps=1,

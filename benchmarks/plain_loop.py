@@ -55,8 +55,9 @@ def loop(options: LoopOptions) -> int:
     config = TrainConfig(
         **shape, context_length=options.context_length, subset_tokens=options.subset_tokens, seed=options.seed
     )
-    plan = make_plan(config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu")))
-    model = gpt2(shape, seed=options.seed)
+    world = World.from_env()
+    plan = make_plan(config, world)
+    model = gpt2(shape, world.device, seed=options.seed)
     run = Run(model, plan, options)
     started = time.perf_counter()
     if options.loop == "trainer":
@@ -64,7 +65,8 @@ def loop(options: LoopOptions) -> int:
     else:
         train_on, step, over = plain_steps(model, bf16=options.loop == "bf16"), 0, False
         while not over:
-            loss = train_on(*plan.windows.take(plan.windows.global_batch(step, config.batch_size)))
+            idx, targets = plan.windows.take(plan.windows.global_batch(step, config.batch_size))
+            loss = train_on(idx.to(world.device), targets.to(world.device))
             step += 1
             over = run.is_over(step, loss)
     seconds = time.perf_counter() - started
@@ -106,7 +108,7 @@ def full_pass(model: GPT2LMHeadModel, plan: Plan) -> float:
     total = count = 0.0
     for starts in plan.judged.split(plan.config.batch_size):
         idx, targets = plan.windows.take(starts)
-        total += loss_sum(model, idx, targets, bf16=False).item()
+        total += loss_sum(model, idx.to(model.device), targets.to(model.device), bf16=False).item()
         count += targets.numel()
     model.train()
     return total / count

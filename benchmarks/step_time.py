@@ -6,7 +6,7 @@ python benchmarks/step_time.py --table=benchmarks/results/step_time.json
 The first trains and writes JSON, the second prints it as a Markdown table. Each contender is a process of its own, with
 the same text, windows and shape of model; they take turns of a few steps, the others standing still, so that a machine
 that drifts disturbs all alike. In each round the machine's limits are measured too: one process multiplies matrices of
-the model's shapes, in both dtypes, and copies memory. CPU only.
+the model's shapes, in both dtypes, and copies memory. On a GPU ours runs compiled too.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from runs import REPOSITORY, measure_or_print
-from step_worker import CONTENDERS, StepOptions
+from step_worker import COMPILED, CONTENDERS, StepOptions
 
 from nanogpt.cli import main
 from nanogpt.config import option
@@ -36,6 +36,7 @@ from nanogpt.world import World
 SAME = tuple(f.name for f in fields(StepOptions))
 PLAIN = "plain loop, fp32"
 COPIED_BYTES = 2**28  # beyond any cache
+LAUNCHES = 20  # of a product on a GPU, timed together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -76,10 +77,14 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     words = [f"--{name}={value}" for name, value in shape.items()]
     model = GPTConfig(**options.shape)
     step_tokens = options.batch_size * options.context_length
-    contenders = [name for name in CONTENDERS if "Trainer" not in name or find_spec("accelerate")]
+    world = World.from_env()
+    left_out = {name for name in CONTENDERS if "Trainer" in name and not find_spec("accelerate")}
+    if world.device.type == "cpu":
+        left_out.add(COMPILED)  # half a minute for nothing: docs/performance.md
+    contenders = [name for name in CONTENDERS if name not in left_out]
     result: dict[str, Any] = {
         "options": shape,
-        "device": World(rank=0, local_rank=0, size=1, device=torch.device("cpu")).device_name(),
+        "device": world.device_name(),
         "threads": torch.get_num_threads(),
         "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
         "products_flops": flops_per_token(model, context_length=0) * step_tokens,  # those with weights
@@ -95,38 +100,49 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             for process in processes:
                 result["step_s"][process.name] += process.take(options.steps)
             for dtype in DTYPES:
-                result["products_s"][dtype].append(products_s(model, step_tokens, DTYPES[dtype]))
-            result["copied_bytes_per_s"].append(copied_bytes_per_s())
+                result["products_s"][dtype].append(products_s(model, step_tokens, DTYPES[dtype], world))
+            result["copied_bytes_per_s"].append(copied_bytes_per_s(world))
     write_json(Path(options.out), result)
     return result
 
 
-def products_s(model: GPTConfig, tokens: int, dtype: torch.dtype) -> float:
+def products_s(model: GPTConfig, tokens: int, dtype: torch.dtype, world: World) -> float:
     """Seconds of a step's products of tokens with weights and no more, forward and both backward ones of each."""
     wide = model.n_embd
     blocks = [(wide, 3 * wide), (wide, wide), (wide, 4 * wide), (4 * wide, wide)]
-    return model.n_layer * sum(_products_s(tokens, *one, dtype) for one in blocks) + _products_s(
-        tokens, wide, model.vocab_size, dtype
+    return model.n_layer * sum(_products_s(tokens, *one, dtype, world) for one in blocks) + _products_s(
+        tokens, wide, model.vocab_size, dtype, world
     )
 
 
-def _products_s(tokens: int, inner: int, outer: int, dtype: torch.dtype) -> float:
-    x, weight, gradient = (torch.ones(n, m, dtype=dtype) for n, m in ((tokens, inner), (outer, inner), (tokens, outer)))
-    return sum(_least_s(work) for work in (lambda: x @ weight.T, lambda: gradient @ weight, lambda: gradient.T @ x))
+def _products_s(tokens: int, inner: int, outer: int, dtype: torch.dtype, world: World) -> float:
+    # Random: a GPU multiplies ones and zeros faster than a model's numbers.
+    x, weight, gradient = (
+        torch.randn(n, m, dtype=dtype, device=world.device)
+        for n, m in ((tokens, inner), (outer, inner), (tokens, outer))
+    )
+    return sum(
+        _least_s(work, world) for work in (lambda: x @ weight.T, lambda: gradient @ weight, lambda: gradient.T @ x)
+    )
 
 
-def copied_bytes_per_s() -> float:
+def copied_bytes_per_s(world: World) -> float:
     """Memory bandwidth as copying sees it: bytes read and bytes written, each counted."""
-    a, b = torch.ones(2, COPIED_BYTES, dtype=torch.uint8)
-    return 2 * COPIED_BYTES / _least_s(lambda: b.copy_(a))
+    a, b = torch.ones(2, COPIED_BYTES, dtype=torch.uint8, device=world.device)
+    return 2 * COPIED_BYTES / _least_s(lambda: b.copy_(a), world)
 
 
-def _least_s(work: Callable[[], object]) -> float:
+def _least_s(work: Callable[[], object], world: World) -> float:
+    """The least time of three, each of as many times in a row as outlast a GPU's launches."""
+    times = 1 if world.device.type == "cpu" else LAUNCHES
     found = []
     for _ in range(3):
+        world.wait_for_device()
         started = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - started)
+        for _ in range(times):
+            work()
+        world.wait_for_device()
+        found.append((time.perf_counter() - started) / times)
     return min(found)
 
 

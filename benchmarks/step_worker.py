@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import runs  # noqa: F401, it puts the package on the path
-import torch
 from contenders import gpt2, plain_steps, train_in_trainer
 
 from nanogpt.cli import main, parse
@@ -77,46 +76,67 @@ class Turns:
         self._times.append(time.perf_counter() - self._began)
 
 
-def ours(options: WorkerOptions, windows: Windows, turns: Turns, *, recipe: str = "reference") -> None:
-    """What train_overfit.py does at each step but for logging: batch, forward and backward, update, weight average."""
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+def ours(
+    options: WorkerOptions, windows: Windows, turns: Turns, *, recipe: str = "reference", compiled: bool = False
+) -> None:
+    """What train_overfit.py does at each step but for logging: batch, forward and backward, update, weight average.
+
+    It waits for the update, which train_overfit.py lets a GPU make while it goes on.
+    """
+    world = World.from_env()
     config = make_plan(TrainConfig(**options.shape, recipe=recipe), world).config
+    windows = windows.on(world.device)
+
+    def batch(step: int) -> Batch:
+        idx, targets = windows.take(windows.global_batch(step, options.batch_size))
+        return Batch(idx, targets, targets.numel())
+
     with world.process_group():
-        built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
+        built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=[batch(0)])
         engine = build_engine("single", GPT(GPTConfig(**options.shape)), world, built)
         average = WeightAverage(engine.local_weights(), config.ema)
         step = 0
         while True:
             turns.wait()
-            idx, targets = windows.take(windows.global_batch(step, options.batch_size))
-            loss_sum = engine.forward_backward(Batch(idx, targets, targets.numel()), is_last=True)
-            engine.step(config.learning_rate)
+            loss_sum = engine.forward_backward(batch(step), is_last=True)
             loss_sum.item()
+            engine.step(config.learning_rate)
             average.update()
+            world.wait_for_device()
             turns.end_step()
             step += 1
 
 
 def plain_loop(options: WorkerOptions, windows: Windows, turns: Turns, *, bf16: bool = False) -> None:
     """transformers' GPT-2 and torch's AdamW as their introductions show them."""
-    train_on = plain_steps(gpt2(options.shape, seed=0), bf16=bf16)
+    world = World.from_env()
+    train_on = plain_steps(gpt2(options.shape, world.device, seed=0), bf16=bf16)
     step = 0
     while True:
         turns.wait()
-        train_on(*windows.take(windows.global_batch(step, options.batch_size)))
+        idx, targets = windows.take(windows.global_batch(step, options.batch_size))
+        train_on(idx.to(world.device), targets.to(world.device))
+        world.wait_for_device()
         turns.end_step()
         step += 1
 
 
 def trainer(options: WorkerOptions, windows: Windows, turns: Turns) -> None:
     """transformers' Trainer."""
-    train_in_trainer(
-        gpt2(options.shape, seed=0), windows, options.batch_size, before_step=turns.wait, after_step=turns.end_step
-    )
+    world = World.from_env()
+
+    def end_step() -> None:
+        world.wait_for_device()
+        turns.end_step()
+
+    model = gpt2(options.shape, world.device, seed=0)
+    train_in_trainer(model, windows, options.batch_size, before_step=turns.wait, after_step=end_step)
 
 
+COMPILED = "ours, compiled"
 CONTENDERS: dict[str, Callable[[WorkerOptions, Windows, Turns], None]] = {
     "ours": ours,
+    COMPILED: lambda *known: ours(*known, compiled=True),
     "ours, fast recipe": lambda *known: ours(*known, recipe="fast"),
     "plain loop, fp32": plain_loop,
     "plain loop, bf16 autocast": lambda *known: plain_loop(*known, bf16=True),
@@ -127,8 +147,7 @@ CONTENDERS: dict[str, Callable[[WorkerOptions, Windows, Turns], None]] = {
 def work(options: WorkerOptions) -> int:
     """Train until the input ends."""
     config = TrainConfig(**options.shape, context_length=options.context_length, subset_tokens=options.subset_tokens)
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns())
+    CONTENDERS[options.contender](options, make_plan(config, World.from_env()).windows, Turns())
     return 0
 
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
-from nanogpt.forecast import RECORDED, step_seconds, steps_to_target
+from nanogpt.forecast import step_seconds
 from nanogpt.loggers import duration
 from nanogpt.memory import Memory, free_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan, memory_of_engines
+from nanogpt.records import RECORDED, steps_to_target
 from nanogpt.world import World
 
 

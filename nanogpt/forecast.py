@@ -1,7 +1,6 @@
 """How long a run may take, before it begins: a step timed on this device, the steps of runs that are on record.
 
 step_s = step_seconds(plan.config, world)
-steps = steps_on_record(plan.config, plan.floor)        # (low, high), or why nobody knows
 logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak))
 """
 
@@ -9,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
@@ -18,75 +16,12 @@ from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.flops import flops_per_token
 from nanogpt.loggers import duration
 from nanogpt.model import GPT
+from nanogpt.records import steps_to_target
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
-
-class Recorded(NamedTuple):
-    """A run of this program that reached its target on random phases."""
-
-    subset_tokens: int
-    context_length: int
-    batch_size: int
-    learning_rate: float
-    n_layer: int
-    n_embd: int
-    floor: float
-    steps: int
-
-    @property
-    def passes(self) -> float:
-        """How often it trained on each token."""
-        return self.steps * self.batch_size * self.context_length / self.subset_tokens
-
-
-# Those of benchmarks/curves/ with AdamW, --phase=random and the target 0.099; the last is docs/memorising.md's default.
-RECORDED = (
-    Recorded(1024, 64, 8, 6e-4, 6, 256, 0.028775, 169),
-    Recorded(768, 32, 16, 1e-3, 2, 96, 0.05443, 250),
-    Recorded(768, 64, 2, 2e-3, 2, 64, 0.026631, 515),
-    Recorded(512, 32, 16, 7e-4, 2, 64, 0.047753, 442),
-    Recorded(512, 32, 16, 3e-3, 2, 64, 0.047753, 169),
-    Recorded(2048, 128, 8, 1.5e-3, 2, 128, 0.017772, 254),
-    Recorded(1024, 64, 8, 1e-3, 3, 128, 0.028775, 254),
-    Recorded(1024, 64, 8, 6e-4, 4, 192, 0.028775, 254),
-    Recorded(2048, 64, 16, 6e-4, 16, 768, 0.036102, 367),
-)
-RECORDED_TARGET = 0.099
-NEAR = 0.1  # by how much, relative, another target may differ and still be called the same
 LAYERS = 2  # of the models that are timed
 REPEATS = 3  # of each timed part, of which the fastest counts
-
-
-def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
-    """From how many to how many steps a run with this resolved config may take to its target, or why nobody knows.
-
-    The fewest and the most passes over the text that a recorded run took, in steps of this config. Only within what
-    was recorded: of another optimizer setting, longer text or lower target nothing is known.
-    """
-    if config.phase != "random" or config.init_from:
-        return "no run on a fixed grid, or begun with trained weights, is on record"
-    if config.optimizer != "adamw":
-        return f"no run with --optimizer={config.optimizer} is among those that this is read off"
-    if abs(config.target_loss / RECORDED_TARGET - 1) > NEAR:
-        return f"--target_loss={config.target_loss:g} is not the {RECORDED_TARGET:g} of the runs on record"
-    if floor > (most := max(run.floor for run in RECORDED)):
-        return f"no run on record had a floor above {most:.3f}"
-    for name in ("subset_tokens", "context_length", "batch_size", "learning_rate", "n_layer", "n_embd"):
-        values, value = [getattr(run, name) for run in RECORDED], getattr(config, name)
-        if not min(values) <= value <= max(values):
-            return f"--{name}={value:g} is outside the {min(values):g} to {max(values):g} of the runs on record"
-    passes = [run.passes for run in RECORDED]
-    per_pass = config.subset_tokens / (config.batch_size * config.context_length)
-    return round(min(passes) * per_pass), round(max(passes) * per_pass)
-
-
-def steps_to_target(config: TrainConfig, floor: float) -> tuple[int, int] | str:
-    """As steps_on_record, or a line for a person that says why there is no time to target."""
-    if floor >= config.target_loss:
-        return "time to target: never"
-    steps = steps_on_record(config, floor)
-    return f"time to target: unknown: {steps}" if isinstance(steps, str) else steps
 
 
 def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None) -> str:

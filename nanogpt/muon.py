@@ -11,7 +11,6 @@ one is a product of the wide x, the next follow from it, and x is multiplied onc
 torch.optim.Muon multiplies the wide x twice in each of five iterations, one matrix after the other, on every rank.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -93,22 +92,21 @@ class MuonAdamW(Optimizer):
         gradients, momenta = [p.grad for p in parameters], [self.state[p][BUFFER] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         directions = dict(zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True))  # Nesterov's
-        by_shape = defaultdict(list)
-        for stretch in self.find_stretches():
-            by_shape[self._shapes[stretch.matrix]].append(stretch)
-        for shape in dict.fromkeys(self._shapes):  # in the same order on every rank
-            members = [i for i, other in enumerate(self._shapes) if other == shape]
-            updates = self._orthogonal(members, by_shape[shape], directions)
+        stretches = list(self.find_stretches())
+        shapes = list(dict.fromkeys(self._shapes))  # in the same order on every rank
+        members = [[i for i, other in enumerate(self._shapes) if other == shape] for shape in shapes]
+        mine = [[s for s in stretches if s.matrix in of_shape] for of_shape in members]
+        stacks = [self._stacked(m, s, directions) for m, s in zip(members, mine, strict=True)]
+        for shape, m, s, updates in zip(shapes, members, mine, self._orthogonal(stacks), strict=True):
             updates.mul_(-RMS * sqrt(max(shape)) * group["lr"])
-            mine = by_shape[shape]
-            weights = [s.parameter.view(-1)[s.at : s.at + s.length] for s in mine]
-            if mine:  # a sharding engine may have left none
-                torch._foreach_add_(weights, [_stretch_of(updates, members, s) for s in mine])
+            if s:  # a sharding engine may have left none
+                weights = [one.parameter.view(-1)[one.at : one.at + one.length] for one in s]
+                torch._foreach_add_(weights, [_stretch_of(updates, m, one) for one in s])
 
-    def _orthogonal(
+    def _stacked(
         self, members: Sequence[int], stretches: Sequence[Stretch], directions: dict[Tensor, Tensor]
     ) -> Tensor:
-        """The orthogonalised directions of matrices of one shape, (len(members) or more, rows, columns)."""
+        """The directions of the matrices of one shape, (len(members) or more, rows, columns), on every rank."""
         each = -(-len(members) // self._world.size)
         device = next(iter(directions.values())).device
         stack = torch.zeros(each * self._world.size, *self._shapes[members[0]], device=device, dtype=self._dtype)
@@ -117,13 +115,18 @@ class MuonAdamW(Optimizer):
                 [_stretch_of(stack, members, s) for s in stretches],
                 [directions[s.parameter].view(-1)[s.at : s.at + s.length] for s in stretches],
             )
-        if self._world.size == 1:
-            return orthogonalise(stack)
-        if not self._whole:
+        if not self._whole and self._world.size > 1:
             dist.all_reduce(stack)  # exact: each value is zero on all ranks but one
-        mine = orthogonalise(stack[each * self._world.rank :][:each])
-        dist.all_gather_into_tensor(stack, mine)
         return stack
+
+    def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """Each matrix of the stacks orthogonalised, by one of the ranks."""
+        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks])
+        if self._world.size == 1:
+            return found
+        for stack, share in zip(stacks, found, strict=True):
+            dist.all_gather_into_tensor(stack, share)
+        return list(stacks)
 
 
 def _stretch_of(stack: Tensor, members: Sequence[int], stretch: Stretch) -> Tensor:
@@ -136,17 +139,28 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return ".h." in name and parameter.ndim == 2
 
 
-def orthogonalise(x: Tensor) -> Tensor:
-    """Each matrix of x (n, rows, columns) with its singular values s brought near one, the singular vectors kept.
+def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Each matrix of stacks (n, rows, columns) with its singular values s brought near one, the singular vectors kept.
 
     Those above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
     ones are raised by no more than that one is.
     """
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
-    gram = x @ x.mT
-    scale = HEADROOM * torch.linalg.matrix_norm(gram, keepdim=True).clamp(min=SMALLEST_NORM**2)
-    gram = gram / scale
+    wide = [x.mT if x.size(-2) > x.size(-1) else x for x in stacks]
+    grams = [x @ x.mT for x in wide]
+    scales = [HEADROOM * torch.linalg.matrix_norm(g, keepdim=True).clamp(min=SMALLEST_NORM**2) for g in grams]
+    grams = [gram / scale for gram, scale in zip(grams, scales, strict=True)]
+    found: list[Tensor] = list(stacks)
+    for side in {gram.size(-1) for gram in grams}:  # matrices of several shapes share one, and then all products
+        alike = [i for i, gram in enumerate(grams) if gram.size(-1) == side]
+        p, rest = _product_of_factors(torch.cat([grams[i] for i in alike]))
+        for i, part in zip(alike, rest.split([len(grams[i]) for i in alike]), strict=True):
+            x = torch.baddbmm(wide[i], part, wide[i], beta=p) / scales[i].sqrt()
+            found[i] = (x.mT if wide[i] is not stacks[i] else x).contiguous()
+    return found
+
+
+def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:
+    """Of the iterations on a normalised gram matrix (n, side, side), as p and R: the product is p I + R."""
     # A factor is a I + f, their product p I + rest: bf16 would lose the small eigenvalues of a sum beside its diagonal.
     p, rest = 1.0, None
     for i, (a, b, c) in enumerate(COEFFICIENTS):
@@ -156,5 +170,4 @@ def orthogonalise(x: Tensor) -> Tensor:
         if i + 1 < len(COEFFICIENTS):
             half = torch.baddbmm(gram, f, gram, beta=a)
             gram = torch.baddbmm(half, half, f, beta=a)
-    x = torch.baddbmm(x, rest, x, beta=p) / scale.sqrt()
-    return (x.mT if tall else x).contiguous()
+    return p, rest

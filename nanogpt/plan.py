@@ -5,6 +5,7 @@ plan = make_plan(TrainConfig(), World.from_env())
 
 import os
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from nanogpt.corpus import NAMED, Corpus, read_corpus
 from nanogpt.data import Windows, control_windows, memorised_windows
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
-from nanogpt.flops import best_dtype
+from nanogpt.flops import best_dtype, flops_per_token, table_peak
 from nanogpt.hf import read_hf_shape
 from nanogpt.memory import Memory, predict_memory, shortage
 from nanogpt.optim import with_recipe
 from nanogpt.preflight import Floors
+from nanogpt.records import steps_on_record
+from nanogpt.run_dir import model_config
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
+COMPILING_S, SAVED_BY_COMPILING, EAGER_MFU = 30.0, 0.33, 0.23  # on an H200: seconds, of a step, of the peak
 JUDGED_GRIDS = 8  # shifts of the grid in a full pass, each covering every token; of 4 the best is often lucky
 
 
@@ -59,7 +63,6 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         )
     if config.subset_tokens is not None and config.subset_tokens > len(ids):
         raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
-    asked = config
     config = replace(
         config,
         data=config.data if config.data in NAMED else os.path.abspath(os.path.expanduser(config.data)),
@@ -67,7 +70,6 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         stride=config.stride or config.context_length,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),
         engine=("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine,
-        compile=("true" if world.device.type == "cuda" else "false") if config.compile == "auto" else config.compile,
     )
     if config.gradient_compression != "none" and config.engine != "ddp":
         raise ConfigError(
@@ -82,13 +84,13 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
             zero_stage=deepspeed["zero_optimization"]["stage"],
             dtype=dtype_of(deepspeed),
         )
-        if asked.compile == "auto" and config.zero_stage == 3:  # it would be tried in vain
-            config = replace(config, compile="false")
     elif config.dtype == "auto":
         config = replace(config, dtype=best_dtype(world))
     windows = memorised_windows(ids, config)
     floors = Floors(windows.ids.numpy())
     floor = floors.floor_of(config)
+    if config.compile == "auto":
+        config = replace(config, compile="true" if _compiling_pays(config, floor, world) else "false")
     warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
     if short := shortage(config, world, deepspeed):
         warnings.append(short)
@@ -97,6 +99,22 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     memory = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
     judged, control = windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config)
     return Plan(config, corpus, windows, judged, control, floor, deepspeed, memory, warnings)
+
+
+def _compiling_pays(config: TrainConfig, floor: float, world: World) -> bool:
+    """Whether torch.compile gives a run with this otherwise resolved config back the time that it takes.
+
+    With figures of docs/performance.md. Where nobody knows how long the run will be it is taken for a long one.
+    """
+    if world.device.type != "cuda" or config.zero_stage == 3:  # no gain on a CPU; ZeRO 3 cannot
+        return False
+    expected, peak = steps_on_record(config, floor), table_peak(world.device_name(), config.dtype)
+    steps = min(inf if isinstance(expected, str) else expected[1], config.max_steps or inf)
+    if peak is None or steps == inf:
+        return True
+    tokens = config.batch_size * config.context_length / world.size
+    flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
+    return SAVED_BY_COMPILING * steps * flops / (EAGER_MFU * peak) > COMPILING_S
 
 
 def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:

@@ -13,7 +13,7 @@ FLOORS = [
         "errors",
         "config digest fence model stop_signals strict_json tokenizer world",
         """
-        checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon repeat run_dir stopping
+        checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon records repeat run_dir stopping
         watchdog
         """,
         "memory preflight",

@@ -11,8 +11,9 @@ import torch
 from conftest import REPOSITORY, TINY, flags, run
 from nanogpt import forecast
 from nanogpt.config import TrainConfig
-from nanogpt.forecast import RECORDED, outlook, step_seconds, steps_on_record
+from nanogpt.forecast import outlook, step_seconds
 from nanogpt.plan import make_plan
+from nanogpt.records import RECORDED, steps_on_record
 from nanogpt.world import World
 
 CPU = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
