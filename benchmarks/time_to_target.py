@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,16 +54,17 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     result: dict[str, Any] = {"options": {name: getattr(options, name) for name in same}, "runs": []}
     for seed in range(options.seeds):
         words = [f"--{name}={value}" for name, value in (result["options"] | {"seed": seed}).items()]
-        for name, loop in LOOPS.items():
-            if loop != "trainer" or find_spec("accelerate"):
-                result["runs"].append({"contender": name, "seed": seed} | _plain(f"--loop={loop}", *words))
         for name, recipe in RECIPES.items():
             run = train(*words, f"--recipe={recipe}", "--checkpoint_minutes=none", "--wandb=disabled")
-            told = {key: run.report[key] for key in ("reached", "steps", "train_s", "loss")}
+            told = {key: run.report[key] for key in ("reached", "steps", "train_s", "launch_s", "loss")}
             recall = run.report["recall"]["exact_recall"]
             result["runs"].append({"contender": name, "seed": seed, "exact_recall": recall} | told)
             result |= run.circumstances() | {"flops_per_token": run.report["flops_per_token"]}
-        write_json(Path(options.out), result)  # after each round: they take minutes
+            write_json(Path(options.out), result)  # after each run: they take minutes
+        for name, loop in LOOPS.items():
+            if loop != "trainer" or find_spec("accelerate"):
+                result["runs"].append({"contender": name, "seed": seed} | _plain(f"--loop={loop}", *words))
+                write_json(Path(options.out), result)
     return result
 
 
@@ -79,27 +81,37 @@ def _plain(*words: str) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     shape = result["options"]
-    by_contender = {name: [run for run in result["runs"] if run["contender"] == name] for name in (*LOOPS, *RECIPES)}
+    by_contender = {name: [run for run in result["runs"] if run["contender"] == name] for name in (*RECIPES, *LOOPS)}
     by_contender = {name: found for name, found in by_contender.items() if found}
+    seeds = len(by_contender[PLAIN])
     lines = [
-        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['subset_tokens']} tokens in windows of "
-        f"{shape['context_length']}, on {result['device']}, {len(by_contender[PLAIN])} seeds, medians:",
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['subset_tokens']:,} tokens in windows of "
+        f"{shape['context_length']}, on {result['device']}, torch {result['versions']['torch']}, "
+        f"{f'{seeds} seeds, medians' if seeds > 1 else 'one seed'}; whoever had not reached the target after "
+        f"{shape['max_steps']:,} steps was stopped:",
         "",
         "| | reached | steps | seconds | the plain loop's / these | exact recall at random offsets |",
         "|---|---|---|---|---|---|",
     ]
-    for run in result["runs"]:
-        if not run["reached"]:  # where it gave up is no time to the target
-            run["train_s"] = run["steps"] = float("inf")
-    plain_s = median(run["train_s"] for run in by_contender[PLAIN])
+    plain_s, plain_stopped = _typical(by_contender[PLAIN], "train_s")
     for name, found in by_contender.items():
-        steps, seconds = (median(run[key] for run in found) for key in ("steps", "train_s"))
-        recall = f"{median(run['exact_recall'] for run in found):.0%}" if name in RECIPES else "not measured"
+        (steps, stopped), (seconds, _) = (_typical(found, key) for key in ("steps", "train_s"))
+        more = "> " if stopped else ""
+        ratio = f"{'> ' if plain_stopped and not stopped else ''}{plain_s / seconds:.3g}"
+        if stopped and name != PLAIN:  # of two lower bounds there is none
+            ratio = "-"
+        recall = f"{median(run['exact_recall'] for run in found):.1%}" if name in RECIPES else "not measured"
         lines.append(
-            f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | {steps:g} | {seconds:.0f} | "
-            f"{plain_s / seconds:.2f} | {recall} |"
+            f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | {more}{steps:g} | "
+            f"{more}{seconds:.3g} | {ratio} | {recall} |"
         )
     return "\n".join(lines)
+
+
+def _typical(runs: list[dict[str, Any]], key: str) -> tuple[float, bool]:
+    """The median of runs' key, and whether it is but a lower bound, as most were stopped before the target."""
+    found = median(run[key] if run["reached"] else inf for run in runs)
+    return (found, False) if found < inf else (median(run[key] for run in runs), True)
 
 
 if __name__ == "__main__":

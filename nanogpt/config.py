@@ -61,15 +61,17 @@ class TrainConfig(Options):
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
-    learning_rate: float | None = option(None, "the optimizer's; none: the recipe's, 6e-4 (reference) or 2e-3 (fast)")
+    learning_rate: float | None = option(
+        None, "the optimizer's, four times that for AdamW beside Muon; none: the recipe's, 6e-4 or 2e-3 (fast)"
+    )
     on_plateau: Literal["decay", "none"] = option(
         "decay",
-        "below 8 x target (at most 1) let the rate fall with the loss (muon) or its square root (adamw), or not",
+        "below 8 x target (muon: 4 x; at most 1) let the rate fall with the square root of the loss, or not",
     )
     ema: float | None = option(
         None,
         "full passes judge an average of the weights over 1 / (1 - ema) steps; 0: the last ones; none: the recipe's, "
-        "0.97 (reference) or 0.8 (fast)",
+        "0.97 (reference) or 0.95 (fast)",
     )
     seed: int = option(0, "seeds weights and window order")
     # When to stop

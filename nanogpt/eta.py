@@ -51,8 +51,7 @@ class Circumstances:
 
     floor: float = 0.0  # nats/token that no model can be below
     epoch_steps: float = 1.0  # in which each window is seen once; may be less than a step
-    slows_below: float = 0.0  # nats/token below which the rate falls with a power of the loss; 0: nowhere
-    slowing_power: float = 0.5  # that power
+    slows_below: float = 0.0  # nats/token below which the rate falls with the square root of the loss; 0: nowhere
     lag_steps: float = 0.0  # by which the judged weights, an average, are older than the trained ones
     wait_steps: float = 1.0  # before which no full pass can be made
 
@@ -125,7 +124,7 @@ def fit_curve(
     grid = np.geomspace(max(nearest, min(lowest, losses.min())), max(losses.max(), nearest * 1.001), 400)
     slowness = (grid - asymptote) ** -power
     if known.slows_below:
-        slowness /= np.minimum(1.0, (grid / known.slows_below) ** known.slowing_power)
+        slowness /= np.minimum(1.0, np.sqrt(grid / known.slows_below))
     z = np.concatenate([[0.0], np.cumsum(np.diff(grid) * (slowness[1:] + slowness[:-1]) / 2)])
     seen = np.interp(losses, grid, z)
     from_mean = steps - weights @ steps

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanogpt.config import TrainConfig
-from nanogpt.muon import BUFFER, MuonAdamW
+from nanogpt.muon import BUFFER, MULTIPLE, MuonAdamW
 from nanogpt.world import World
 
 BETAS = (0.9, 0.95)
@@ -19,7 +20,7 @@ MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
 
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {"optimizer": "adamw", "learning_rate": 6e-4, "ema": 0.97},
-    "fast": {"optimizer": "muon", "learning_rate": 2e-3, "ema": 0.8},
+    "fast": {"optimizer": "muon", "learning_rate": 2e-3, "ema": 0.95},
 }
 
 
@@ -37,12 +38,13 @@ def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) ->
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The rate of the next step, of Muon and AdamW alike."""
+    """The rate of the next step; a group may have a multiple of it."""
     for group in optimizer.param_groups:
+        own = lr * group.get(MULTIPLE, 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = lr
+            group["lr"] = own
 
 
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -71,26 +73,26 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return torch.cat(rows).double().norm()
 
 
-PLATEAU = 8.0  # x the target: under it a constant rate hovers, undoing one window's memory with the next one's
+# x the target: under it a constant rate hovers, undoing one window's memory with the next one's
+PLATEAU = {"adamw": 8.0, "muon": 4.0}
 HIGHEST = 1.0  # nats/token that the plateau may begin at: higher up the loss falls best at the constant rate
 LOWEST = 0.05  # of the constant rate
-DECAY_POWER = {"adamw": 0.5, "muon": 1.0}  # of the loss: Muon's steps keep their size, and hover at the higher rate
 
 
 def plateau_begins_at(config: TrainConfig) -> float:
     """The loss, nats/token, below which the rate falls and the weights are averaged."""
-    return min(HIGHEST, PLATEAU * config.target_loss)
+    return min(HIGHEST, PLATEAU[config.optimizer] * config.target_loss)
 
 
 def learning_rate(config: TrainConfig, loss: float) -> float:
     """The rate for the next step, given the running estimate of the loss (nats/token).
 
-    Constant; with on_plateau='decay', below the plateau's beginning, as a power of the loss.
+    Constant; with on_plateau='decay', below the plateau's beginning, with the square root of the loss.
     """
     if config.on_plateau == "none":
         return config.learning_rate
-    share = (loss / plateau_begins_at(config)) ** DECAY_POWER[config.optimizer]
-    return config.learning_rate * min(1.0, max(LOWEST, share))
+    share = min(1.0, max(LOWEST, sqrt(loss / plateau_begins_at(config))))
+    return config.learning_rate * share
 
 
 class WeightAverage:

@@ -21,7 +21,7 @@ from nanogpt.hf import read_hf_shape
 from nanogpt.memory import Memory, predict_memory, shortage
 from nanogpt.optim import with_recipe
 from nanogpt.preflight import Floors
-from nanogpt.records import steps_on_record
+from nanogpt.records import most_steps
 from nanogpt.run_dir import model_config
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
@@ -90,7 +90,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     floors = Floors(windows.ids.numpy())
     floor = floors.floor_of(config)
     if config.compile == "auto":
-        config = replace(config, compile="true" if _compiling_pays(config, floor, world) else "false")
+        config = replace(config, compile="true" if _compiling_pays(config, world) else "false")
     warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
     if short := shortage(config, world, deepspeed):
         warnings.append(short)
@@ -101,17 +101,16 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     return Plan(config, corpus, windows, judged, control, floor, deepspeed, memory, warnings)
 
 
-def _compiling_pays(config: TrainConfig, floor: float, world: World) -> bool:
-    """Whether torch.compile gives a run with this otherwise resolved config back the time that it takes.
+def _compiling_pays(config: TrainConfig, world: World) -> bool:
+    """Whether torch.compile can give a run with this otherwise resolved config back the time that it takes.
 
-    With figures of docs/performance.md. Where nobody knows how long the run will be it is taken for a long one.
+    With figures of docs/performance.md, for as long a run as any on record.
     """
     if world.device.type != "cuda" or config.zero_stage == 3:  # no gain on a CPU; ZeRO 3 cannot
         return False
-    expected, peak = steps_on_record(config, floor), table_peak(world.device_name(), config.dtype)
-    steps = min(inf if isinstance(expected, str) else expected[1], config.max_steps or inf)
-    if peak is None or steps == inf:
+    if (peak := table_peak(world.device_name(), config.dtype)) is None:  # a slower one than those, most likely
         return True
+    steps = min(most_steps(config), config.max_steps or inf)
     tokens = config.batch_size * config.context_length / world.size
     flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
     return SAVED_BY_COMPILING * steps * flops / (EAGER_MFU * peak) > COMPILING_S

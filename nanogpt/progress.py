@@ -12,7 +12,7 @@ from typing import Any
 from nanogpt.config import TrainConfig
 from nanogpt.eta import Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.metrics import Meter
-from nanogpt.optim import DECAY_POWER, plateau_begins_at
+from nanogpt.optim import plateau_begins_at
 from nanogpt.stopping import PassSchedule
 
 
@@ -54,7 +54,6 @@ class Progress:
             floor=floor,
             epoch_steps=windows_per_epoch / config.batch_size,
             slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
-            slowing_power=DECAY_POWER[config.optimizer],
             lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
             wait_steps=self.schedule.wait_steps,
         )

@@ -60,9 +60,16 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
         values, value = [getattr(run, name) for run in RECORDED], getattr(config, name)
         if not min(values) <= value <= max(values):
             return f"--{name}={value:g} is outside the {min(values):g} to {max(values):g} of the runs on record"
-    passes = [run.passes for run in RECORDED]
-    per_pass = config.subset_tokens / (config.batch_size * config.context_length)
-    return round(min(passes) * per_pass), round(max(passes) * per_pass)
+    return _steps(min(run.passes for run in RECORDED), config), most_steps(config)
+
+
+def most_steps(config: TrainConfig) -> int:
+    """How many steps of a resolved config make the most passes over the text that a run on record took."""
+    return _steps(max(run.passes for run in RECORDED), config)
+
+
+def _steps(passes: float, config: TrainConfig) -> int:
+    return round(passes * config.subset_tokens / (config.batch_size * config.context_length))
 
 
 def steps_to_target(config: TrainConfig, floor: float) -> tuple[int, int] | str:
