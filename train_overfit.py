@@ -19,7 +19,7 @@ def run() -> int:
     """Flags -> TrainConfig -> train(); torch is imported only for flags that make sense."""
     stop = StopSignals()
     config = parse(TrainConfig, without_local_rank(sys.argv[1:]), program="train_overfit.py", about=__doc__)
-    from nanogpt.trainer import train
+    from nanogpt.session import train
 
     return train(config, launched=LAUNCHED, stop=stop)
 

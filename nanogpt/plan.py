@@ -90,7 +90,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     floors = Floors(windows.ids.numpy())
     floor = floors.floor_of(config)
     if config.compile == "auto":
-        config = replace(config, compile="true" if _compiling_pays(config, world) else "false")
+        config = replace(config, compile="true" if compiling_pays(config, world) else "false")
     warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
     if short := shortage(config, world, deepspeed):
         warnings.append(short)
@@ -101,7 +101,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     return Plan(config, corpus, windows, judged, control, floor, deepspeed, memory, warnings)
 
 
-def _compiling_pays(config: TrainConfig, world: World) -> bool:
+def compiling_pays(config: TrainConfig, world: World) -> bool:
     """Whether torch.compile can give a run with this otherwise resolved config back the time that it takes.
 
     With figures of docs/performance.md, for as long a run as any on record.

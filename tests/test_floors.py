@@ -24,6 +24,7 @@ FLOORS = [
         "certificate recall_layout recall_page",
         "live_plot recall_plot",
         "trainer",
+        "session",
         "__main__",
     )
 ]

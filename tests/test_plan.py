@@ -5,7 +5,8 @@ import torch
 
 from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.errors import ConfigError
-from nanogpt.plan import make_plan
+from nanogpt.optim import with_recipe
+from nanogpt.plan import compiling_pays, make_plan
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
@@ -33,6 +34,25 @@ def test_a_rank_holds_no_more_than_its_share(size, share):
     assert make_plan(TrainConfig(), world(size)).config.micro_batch_size == share
     assert make_plan(TrainConfig(micro_batch_size=100), world(size)).config.micro_batch_size == share
     assert make_plan(TrainConfig(micro_batch_size=1), world(size)).config.micro_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "pays"),
+    [
+        ("NVIDIA H200", {}, False),  # 884 steps of 4 ms at most: a second of them to gain
+        ("NVIDIA H200", {"subset_tokens": 338025, "context_length": 256, "batch_size": 32}, True),
+        ("NVIDIA H200", {"subset_tokens": 338025, "context_length": 256, "batch_size": 32, "max_steps": 100}, False),
+        ("NVIDIA L4", {"subset_tokens": 16384}, True),  # an eighth of the speed, eight times the text
+        ("Some GPU", {}, True),
+    ],
+)
+def test_compiling_must_give_its_time_back(monkeypatch, device, changes, pays):
+    """Invariant: auto compiles on a GPU where a run may be long enough; no GPU is needed to decide it."""
+    monkeypatch.setattr(World, "device_name", lambda self: device)
+    config = with_recipe(TrainConfig(**{"subset_tokens": 2048, "dtype": "bf16"} | changes))
+    gpu = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
+    assert compiling_pays(config, gpu) is pays
+    assert not compiling_pays(config, world())
 
 
 def test_only_ddp_compresses_gradients():

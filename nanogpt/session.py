@@ -1,0 +1,139 @@
+"""One attempt at a run: what it goes on from, that its ranks agree, who hears of it; then the loop.
+
+status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter(), stop=StopSignals())
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from socket import gethostname
+
+from nanogpt.checkpoint import Checkpoint, abandon_after
+from nanogpt.config import TrainConfig
+from nanogpt.errors import CheckpointError, ConfigError
+from nanogpt.fence import Attempt, Fence, NoFence
+from nanogpt.flops import peak_flops_per_s
+from nanogpt.health import check_health
+from nanogpt.live_plot import LivePlot
+from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.plan import Plan, make_plan
+from nanogpt.report import write_stopped
+from nanogpt.resume import Start, find_start
+from nanogpt.run_dir import METRICS, claim, held, take_over
+from nanogpt.stop_signals import StopSignals
+from nanogpt.terminal import TerminalLogger
+from nanogpt.trainer import EXIT_STATUS, Trainer, asked_to_stop, stopped_status
+from nanogpt.wandb_logger import check_wandb, open_wandb
+from nanogpt.watchdog import Watchdog
+from nanogpt.world import World
+
+
+def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
+    """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
+
+    launched: time.perf_counter() when the process began. Raises ConfigError before anything is written.
+    """
+    world = World.from_env()
+    plan = make_plan(config, world)
+    start = None
+    if world.is_first:
+        take_over(plan.config.out_dir, Attempt.from_env())
+        start = find_start(plan.config, plan.corpus.sha256)
+        check_wandb(plan.config)
+    timeout_s = plan.config.comm_timeout_s
+    with (
+        world.process_group(timeout_s=timeout_s, sharded=plan.deepspeed is not None) as store,
+        Watchdog(world, store, timeout_s=timeout_s) as watchdog,
+    ):
+        start = world.gather(start)[0]
+        _agree(plan, world)
+        if start.finished:
+            if world.is_first:
+                print(f"{start.out_dir} has reached its target already: nothing to do")
+            return EXIT_STATUS["target_reached"]
+        _examine(plan.config, world)
+        with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
+            return _train(plan, world, start, launched, stop, watchdog, fence)
+
+
+def _train(
+    plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
+) -> int:
+    try:
+        checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+    except CheckpointError as error:  # the first rank has read it
+        raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
+    hosts = sorted(set(world.gather(gethostname())))
+    if world.is_first:
+        claim(
+            start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
+            corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
+            predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
+            resumed_from=str(start.checkpoint) if start.checkpoint else None,
+            wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        )  # fmt: skip
+    peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
+    logger = _open_logger(plan.config, world, start, checkpoint)
+    try:
+        for line in start.skipped:
+            logger.say(f"warning: {line}: skipped")
+        if world.is_first and checkpoint and (left := abandon_after(start.out_dir, checkpoint.step)):
+            logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
+        if any(world.sum(float(asked_to_stop(stop, start.out_dir, world)))):  # before anything is compiled
+            logger.say("asked to stop before the first step")
+            if world.is_first:
+                report = {"reached": False, "exit_reason": "stopped"}
+                write_stopped(start.out_dir, report)
+                logger.result(report, None)
+            return stopped_status()
+        return Trainer(
+            plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak
+        ).run()
+    except BaseException as error:
+        logger.died(error)
+        raise
+    finally:
+        watchdog.at("the end", patient=True)
+        logger.close()
+
+
+def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Checkpoint | None) -> Logger:
+    """The first rank's loggers; nobody hears the others."""
+    if not world.is_first:
+        return NullLogger()
+    # A dumb terminal cannot redraw a line.
+    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
+    person = TerminalLogger(config.target_loss, losses) if redraws else PlainLogger()
+    wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
+    plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
+    return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
+
+
+def _agree(plan: Plan, world: World) -> None:
+    """Refuse to train when a rank has another text, device or option than the first: it would hang or train on both."""
+    everyone = world.gather(
+        asdict(plan.config)
+        | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
+    )
+    for rank, other in enumerate(everyone):
+        for name, value in other.items():
+            if value != everyone[0][name]:
+                raise ConfigError(f"rank {rank} has {name} {value}, rank 0 {everyone[0][name]}: make them the same")
+
+
+def _examine(config: TrainConfig, world: World) -> None:
+    """Tell of ranks that are slow or wrong, as --health asks. Raises ConfigError on every rank when it is strict."""
+    if config.health == "off":
+        return
+    findings = check_health(world, dtype=config.dtype, say=lambda line: print(line, flush=True))
+    if findings and config.health == "strict":
+        raise ConfigError(f"--health=strict: {' | '.join(findings)}")
+    for finding in findings if world.is_first else ():
+        print(f"warning: {finding}", flush=True)
+
+
+def _first_step_to_log(checkpoint: Checkpoint | None) -> int:
+    """The first step whose row is still to be written."""
+    return 0 if checkpoint is None else checkpoint.step + (not checkpoint.progress["step_is_unfinished"])
