@@ -83,14 +83,15 @@ def make_scorecard(
     forward: Forward,
     *,
     floor: float,
+    full: Reading | None = None,
 ) -> Scorecard:
     """All scores of a model that has memorised windows. Every rank must call.
 
     judged: starts of the windows of a full pass. control: a text that it was not trained on, or None where there is
-    too little. floor: the entropy floor, nats/token.
+    too little. floor: the entropy floor, nats/token. full: the judged windows, where forward has read them already.
     """
     exactness = _Exactness(ROUNDINGS[forward.dtype])
-    full = read(model, windows, judged, forward)
+    full = full or read(model, windows, judged, forward)
     loss = full.loss
     mine, recited = _of_text(model, windows, RECALL_PROMPTS, forward, exactness)
     scores = {

@@ -28,7 +28,7 @@ from nanogpt.optim import WeightAverage, learning_rate, plateau_begins_at
 from nanogpt.plan import Plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
-from nanogpt.recall import Forward, full_pass, read
+from nanogpt.recall import Forward, Reading, full_pass, read
 from nanogpt.recall_plot import save_recall
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start
@@ -117,6 +117,7 @@ class Trainer:
         if checkpoint is not None:
             self.saver.restore(checkpoint)
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
+        self._judged_reading: Reading | None = None  # of the newest full pass, if it was made in fp32 too
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""
@@ -241,10 +242,12 @@ class Trainer:
     def _full_pass(self) -> float:
         started = time.perf_counter()
         model, windows, judged = self.engine.model, self.windows, self.plan.judged
+        self._judged_reading = None
         with self.gauge.clock.phase("full_pass"), self._judged_weights():
             loss = full_pass(model, windows, judged, self.forward)
             if loss <= self.config.target_loss:  # the figure that counts is the one that others can compute again
-                loss = read(model, windows, judged, self._scores_forward()).loss
+                self._judged_reading = read(model, windows, judged, self._scores_forward())
+                loss = self._judged_reading.loss
         self.progress.schedule.judged(loss)
         self.progress.full_pass_s += time.perf_counter() - started
         return loss
@@ -340,7 +343,15 @@ class Trainer:
         """The scores of the weights that are judged, in the precision in which others can recompute them."""
         self.logger.say("scoring what was memorised")
         plan, forward = self.plan, self._scores_forward()
-        return make_scorecard(self.engine.model, plan.windows, plan.judged, plan.control, forward, floor=plan.floor)
+        return make_scorecard(
+            self.engine.model,
+            plan.windows,
+            plan.judged,
+            plan.control,
+            forward,
+            floor=plan.floor,
+            full=self._judged_reading,
+        )
 
     def _scores_forward(self) -> Forward:
         return replace(self.forward, dtype=scores_dtype(self.engine.scores_precision))
