@@ -97,7 +97,7 @@ def help_text(cls: type, *, program: str, about: str) -> str:
 
 
 def main(command: Callable[[], int]) -> None:
-    """Run command and leave with the status it returns, with 2 and one line for a ConfigError, or 1 for Ctrl-C."""
+    """Run command and leave with its status, with 2 and one line for a ConfigError, 1 for Ctrl-C or a closed pipe."""
     rank = os.environ.get("RANK", "0")
     try:
         status = command()
@@ -112,6 +112,11 @@ def main(command: Callable[[], int]) -> None:
         if rank == "0":
             print("interrupted", file=sys.stderr, flush=True)
         os._exit(1)  # at once: libraries would wait for their servers and threads
+    except BrokenPipeError:
+        # Whoever read the output has left, as head does. Python would try to write what is left of it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("error: nobody reads the output any more", file=sys.stderr, flush=True)
+        status = 1
     sys.exit(status)
 
 

@@ -244,3 +244,11 @@ def test_a_world_that_is_not_torchruns(room):
         done = train(*flags(**TINY), cwd=room, env=env, timeout=60)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith(line)
+
+
+def test_a_reader_that_leaves_is_one_line(tmp_path):
+    """Invariant: train_overfit.py | head ends as other programs do, without a traceback."""
+    program = f"{sys.executable} {REPOSITORY / 'train_overfit.py'} {' '.join(flags(**TINY, log_every=1))}"
+    done = run("bash", "-c", f"{program} | head -n 1; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    assert done.stderr == "error: nobody reads the output any more\n"
