@@ -101,6 +101,7 @@ def main(command: Callable[[], int]) -> None:
     rank = os.environ.get("RANK", "0")
     try:
         status = command()
+        sys.stdout.flush()  # a pipe that is closed is met here at the latest
     except ConfigError as error:
         if rank != "0":
             # The first rank has usually met the same mistake, says so and leaves, and torchrun ends the others within
@@ -115,7 +116,10 @@ def main(command: Callable[[], int]) -> None:
     except BrokenPipeError:
         # Whoever read the output has left, as head does. Python would try to write what is left of it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("error: nobody reads the output any more", file=sys.stderr, flush=True)
+        try:
+            print("error: nobody reads the output any more", file=sys.stderr, flush=True)
+        except BrokenPipeError:  # the same reader
+            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
         status = 1
     sys.exit(status)
 

@@ -65,8 +65,11 @@ class Windows:
     def take(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at starts, each (len(starts), context_length), where the text is."""
         device = self.ids.device
-        window = self.ids[starts.to(device)[:, None] + torch.arange(self.context_length + 1, device=device)]
-        return window[:, :-1], window[:, 1:]
+        if device.type == "cuda":
+            starts = starts.pin_memory()  # else the copy would wait for what the GPU is at
+        starts = starts.to(device, non_blocking=True)
+        window = self.ids[starts[:, None] + torch.arange(self.context_length + 1, device=device)]
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def trained_starts(self) -> Tensor:
         """Every start that training visits sooner or later, ascending."""

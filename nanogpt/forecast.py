@@ -62,8 +62,9 @@ def step_seconds(config: TrainConfig, world: World) -> float:
     micro_batches = -(-share // config.micro_batch_size)
     layers = min(LAYERS, config.n_layer)
     with alone.process_group():
-        without = _timed(config, 0, alone)
-        with_some = _timed(config, layers, alone)
+        graphed = config.engine == "single" and micro_batches == 1
+        without = _timed(config, 0, alone, graphed=graphed)
+        with_some = _timed(config, layers, alone, graphed=graphed)
     torch.set_num_threads(threads)
     pass_s, update_s = (
         none_s + config.n_layer * max(0.0, some_s - none_s) / layers
@@ -72,13 +73,13 @@ def step_seconds(config: TrainConfig, world: World) -> float:
     return turns * (micro_batches * pass_s + update_s)
 
 
-def _timed(config: TrainConfig, n_layer: int, world: World) -> tuple[float, float]:
+def _timed(config: TrainConfig, n_layer: int, world: World, *, graphed: bool) -> tuple[float, float]:
     """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update."""
     model = GPT(replace(model_config(config), n_layer=n_layer))
     window = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context_length + 1))
     idx, targets = (part.to(world.device) for part in (window[:, :-1], window[:, 1:]))
     batch = Batch(idx, targets, targets.numel())
-    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[batch])
+    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[batch] * graphed)
     engine = build_engine("single", model, world, options)
     passes = [_seconds(lambda: engine.forward_backward(batch, is_last=True), world) for _ in range(REPEATS + 1)]
     updates = []

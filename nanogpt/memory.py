@@ -20,7 +20,7 @@ from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
 FP32, BF16 = 4, 2  # bytes
-RUNTIME = {"single": 360e6, "ddp": 420e6, "deepspeed": 600e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+RUNTIME = {"single": 360e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (nanogpt/model.py)
 MEMINFO, CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -34,7 +34,7 @@ class Memory:
     optimizer: int  # Adam's two moments, and from ZeRO 1 on the fp32 masters that it steps
     average: int  # of the weights, from the plateau on (--ema)
     activations: int  # of one micro-batch, kept for its backward
-    logits: int  # of one micro-batch, and what the loss makes of them
+    logits: int  # of one micro-batch, and what losses and scores make of them
     buffers: int  # weights cast to bf16, and what engines communicate through
     checkpoint: int  # the copy that is written in the background; on a GPU it is the host's and not counted
     runtime: int  # Python, torch and other libraries; not on a GPU
@@ -53,8 +53,8 @@ def predict_memory(
     Weights, gradients and moments are 4, 4 and 8 bytes a parameter, shared out as ZeRO's stage says (Rajbhandari et
     al., arXiv 1910.02054, figure 1). For the backward a block keeps 16 values a token and channel, as in Korthikanti et
     al., "Reducing Activation Recomputation" (arXiv 2205.05198), without dropout and with the fp32 residual stream of
-    autocast; the loss holds three times its logits in fp32. On a CPU the engines other than DeepSpeed keep freed memory
-    (nanogpt/world.py), whose gaps were seen to cost as much again as the logits.
+    autocast; the loss holds three times its logits in fp32, on a CPU none of them (nanogpt/model.py), but full passes
+    and scores hold them twice.
     """
     shape, on_cpu = model_config(config), device_type == "cpu"
     with torch.device("meta"):
@@ -73,7 +73,7 @@ def predict_memory(
     if on_cpu and config.context_length <= WRITTEN_OUT:
         scores = FP32 + BF16 if autocast else FP32
     activations = shape.n_layer * tokens * (channel * shape.n_embd + scores * shape.n_head * config.context_length)
-    logits = 3 * FP32 * tokens * shape.vocab_size * (2 if on_cpu and not deepspeed else 1)
+    logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
     checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
 
     buffers = _communication(config.engine, stage, parameters, size, deepspeed)

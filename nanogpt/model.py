@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ROWS = 64  # a multiple that suits a GPU's matrix kernels
+CHUNK = 2**21  # logits whose loss is computed at once: they stay in a CPU's caches
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,33 @@ class LMHead(nn.Linear):
         return F.linear(x, padded)[..., : self.out_features]
 
 
+class SummedCrossEntropy(torch.autograd.Function):
+    """Logits (N, V) and targets (N,) -> the sum of their cross-entropies, nats, (), in fp32.
+
+    Where a gradient is wanted it is made at once and written over the logits, some rows at a time: nothing else of
+    their size is ever there. Torch's own holds three, in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.detach()  # the layer that made them does not need them again
+        loss_sum = torch.zeros((), device=logits.device)
+        rows = max(1, CHUNK // logits.size(1))
+        for part, wanted in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
+            log_p = part.log_softmax(dim=-1, dtype=torch.float32)
+            loss_sum -= log_p.gather(-1, wanted).sum()
+            if ctx.needs_input_grad[0]:
+                part.copy_(log_p.exp_().scatter_add_(-1, wanted, torch.full_like(log_p[:, :1], -1)))
+        ctx.gradient = logits
+        return loss_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None  # a second time there is none
+        return gradient.mul_(scale), None
+
+
 class GPT(nn.Module):
     """A GPT-2 language model whose output layer shares the token embedding's weights."""
 
@@ -182,7 +212,10 @@ class GPT(nn.Module):
         logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
         if targets is None:
             return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        logits, targets = logits.flatten(0, 1), targets.flatten()
+        if logits.device.type != "cpu" or torch.compiler.is_compiling():  # which fuses it
+            return F.cross_entropy(logits.float(), targets, reduction="sum")
+        return SummedCrossEntropy.apply(logits, targets)
 
     def num_parameters(self) -> int:
         """Number of trained values; the weight that wte and lm_head share counts once."""

@@ -117,7 +117,7 @@ class Trainer:
         if checkpoint is not None:
             self.saver.restore(checkpoint)
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
-        self._judged_reading: Reading | None = None  # of the newest full pass, if it was made in fp32 too
+        self._judged_reading: Reading | None = None  # of the newest full pass, if it was made as scores are
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanogpt.model import GPT, GPTConfig, KVCache
+from nanogpt.model import GPT, GPTConfig, KVCache, SummedCrossEntropy
 
 SMALL = GPTConfig(block_size=48, n_layer=3, n_head=4, n_embd=64)
 
@@ -128,3 +128,33 @@ def test_impossible_shapes_are_refused(small):
         GPT(GPTConfig(n_embd=10, n_head=3))
     with pytest.raises(ValueError, match="block_size"):
         KVCache(SMALL, 1, 49, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_the_loss_and_its_gradient_are_the_cross_entropys(monkeypatch, dtype, tolerance):
+    """Reference: torch's, in double precision; 4e-3 is a rounding of bf16. In chunks of 3 rows, the last of one."""
+    monkeypatch.setattr("nanogpt.model.CHUNK", 3 * 101)
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(10, 101, generator=generator)).to(dtype)
+    targets = torch.randint(101, (10,), generator=generator)
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="sum")
+    (expected / 7).backward()
+    given = logits.clone().requires_grad_()
+    found = SummedCrossEntropy.apply(given * 1, targets)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.dtype == torch.float32
+    (found / 7).backward()
+    torch.testing.assert_close(given.grad.double(), exact.grad, atol=tolerance / 7, rtol=tolerance)
+    with torch.no_grad():
+        assert SummedCrossEntropy.apply(logits, targets).item() == found.item()
+    assert torch.equal(logits.double(), exact.detach()), "no gradient, nothing is written over"
+
+
+def test_the_losss_gradient_is_there_once(small):
+    """Invariant: a second backward is refused: the gradient was written over the logits, and scaled there."""
+    loss = small(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
+    loss.backward(retain_graph=True)
+    with pytest.raises(AttributeError):
+        loss.backward()
+    small.zero_grad()

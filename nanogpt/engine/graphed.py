@@ -4,6 +4,7 @@ A step of 16 x 64 tokens keeps a GPU busy for less time than Python takes to lau
 (docs/performance.md).
 """
 
+import warnings
 from collections.abc import Callable
 from math import isfinite
 from typing import Generic, TypeVar
@@ -47,7 +48,8 @@ class Replay(Generic[Result]):
         """On a stream aside: autograd remembers where it ran, and a capture must not wait for the default stream."""
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(aside), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # it will be, next
             result = self._work()
         here.wait_stream(aside)
         return result
