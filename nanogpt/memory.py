@@ -20,7 +20,7 @@ from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
 FP32, BF16 = 4, 2  # bytes
-RUNTIME = {"single": 360e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+RUNTIME = {"single": 420e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (nanogpt/model.py)
 MEMINFO, CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
