@@ -65,9 +65,9 @@ class Windows:
     def take(self, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at starts, each (len(starts), context_length), where the text is."""
         device = self.ids.device
-        if device.type == "cuda":
-            starts = starts.pin_memory()  # else the copy would wait for what the GPU is at
-        starts = starts.to(device, non_blocking=True)
+        if device.type == "cuda":  # pinned, or the copy would wait for what the GPU is at
+            starts = starts.pin_memory().to(device, non_blocking=True)
+        starts = starts.to(device)
         window = self.ids[starts[:, None] + torch.arange(self.context_length + 1, device=device)]
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
