@@ -17,9 +17,10 @@ from nanogpt.errors import ConfigError
 from nanogpt.plan import make_plan
 from nanogpt.world import World
 
-# The loss falls below 1 after 15 steps, where averaging begins: the full pass at the end judges averaged weights.
+# The running loss is below 1 after 23 steps, where averaging begins: the full pass at the end judges averaged weights.
+# At a rate of 1e-2 rounding grew a hundredfold meanwhile, past any tolerance that would tell a mistake.
 OPTIONS = TINY | {
-    "subset_tokens": 40, "learning_rate": 1e-2, "dtype": "fp32", "max_steps": 22, "log_every": 1, "on_plateau": "none",
+    "subset_tokens": 40, "learning_rate": 6e-3, "dtype": "fp32", "max_steps": 26, "log_every": 1, "on_plateau": "none",
     "ema": 0.5, "target_loss": 0.15,
 }  # fmt: skip
 ZERO = {"zero 0": "--zero_stage=0", "zero 1": "--zero_stage=1", "zero 2": "--zero_stage=2", "zero 3": "--zero_stage=3"}
@@ -42,7 +43,7 @@ def ddp(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("ddp")
     done = torchrun(2, *flags(**OPTIONS, out_dir="out"), cwd=cwd)
     assert (cwd / "out" / "report.json").exists(), done.stderr
-    manifest = json.loads((cwd / "out" / "checkpoints" / "step_00000022" / "manifest.json").read_text())
+    manifest = json.loads((cwd / "out" / "checkpoints" / "step_00000026" / "manifest.json").read_text())
     assert manifest["progress"]["average_has_begun"], "else the tests below would compare less than they say"
     return metrics(cwd / "out"), report(cwd / "out"), load_file(cwd / "out" / "model.safetensors")
 
@@ -50,13 +51,14 @@ def ddp(tmp_path_factory):
 def assert_same_run(run_dir, ddp):
     """What a run left is what DDP left, up to the order of fp32 sums.
 
-    That is 1.5e-7 in test_parity; 22 steps at ten times its rate grew it to 1.2e-6 when measured.
+    That is 1.5e-7 in test_parity; 26 steps at six times its rate grew it to 2e-7 (loss), 4.4e-6 (norm) and 1.7e-6
+    (strided loss) when measured.
     """
     rows, told, weights = ddp
     assert report(run_dir)["engine"] == "deepspeed"
     for row, expected in zip(metrics(run_dir), rows, strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-5)
     for key in ("loss", "strided_loss", "random_offset_loss"):
         assert report(run_dir)[key] == pytest.approx(told[key], rel=1e-5), key
     assert_verified(run_dir)
@@ -66,7 +68,7 @@ def assert_same_run(run_dir, ddp):
         assert got[name].dtype == torch.float32
         if name.endswith("c_attn.bias"):  # the keys' third is rounding that Adam scales: softmax ignores it
             continue
-        # Adam moves a weight by up to the rate, 1e-2, a step, whatever its gradient's size: where that is little more
+        # Adam moves a weight by up to the rate, 6e-3, a step, whatever its gradient's size: where that is little more
         # than rounding, a hundredth of one step may differ.
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
 

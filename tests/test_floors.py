@@ -65,4 +65,4 @@ def test_the_model_knows_torch_only():
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
-    assert imported == {"torch", "math", "dataclasses", "collections", "contextlib"}
+    assert imported == {"torch", "math", "dataclasses", "collections", "contextlib", "typing"}
