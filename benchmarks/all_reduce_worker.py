@@ -4,7 +4,6 @@ torchrun --nproc_per_node=2 benchmarks/all_reduce_worker.py --times=20 --out=all
 """
 
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -48,11 +47,7 @@ def work(options: WorkerOptions) -> int:
 
 def _seconds(world: World, values: torch.Tensor) -> float:
     dist.barrier()
-    began = time.perf_counter()
-    dist.all_reduce(values)
-    if world.device.type == "cuda":
-        torch.cuda.synchronize()
-    return world.max(time.perf_counter() - began)[0]
+    return world.max(world.seconds_of(lambda: dist.all_reduce(values)))[0]
 
 
 if __name__ == "__main__":

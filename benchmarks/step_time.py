@@ -12,7 +12,6 @@ the model's shapes, in both dtypes, and copies memory. On a GPU ours runs compil
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -135,15 +134,7 @@ def copied_bytes_per_s(world: World) -> float:
 def _least_s(work: Callable[[], object], world: World) -> float:
     """The least time of three, each of as many times in a row as outlast a GPU's launches."""
     times = 1 if world.device.type == "cpu" else LAUNCHES
-    found = []
-    for _ in range(3):
-        world.wait_for_device()
-        started = time.perf_counter()
-        for _ in range(times):
-            work()
-        world.wait_for_device()
-        found.append((time.perf_counter() - started) / times)
-    return min(found)
+    return min(world.seconds_of(lambda: [work() for _ in range(times)]) for _ in range(3)) / times
 
 
 def table(result: dict[str, Any]) -> str:

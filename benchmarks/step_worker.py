@@ -54,7 +54,8 @@ class WorkerOptions(StepOptions):
 class Turns:
     """Lets a contender take its steps when it is its turn, and times them."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World) -> None:
+        self.world = world
         self._left, self._times, self._began = 0, [], 0.0
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # a trainer may print what it likes
@@ -72,7 +73,8 @@ class Turns:
         self._began = time.perf_counter()
 
     def end_step(self) -> None:
-        """The step is done."""
+        """The step is done once the device has done it."""
+        self.world.wait_for_device()
         self._times.append(time.perf_counter() - self._began)
 
 
@@ -83,7 +85,7 @@ def ours(
 
     It waits for the update, which train_overfit.py lets a GPU make while it goes on.
     """
-    world = World.from_env()
+    world = turns.world
     config = make_plan(TrainConfig(**options.shape, recipe=recipe), world).config
     windows = windows.on(world.device)
 
@@ -102,35 +104,27 @@ def ours(
             loss_sum.item()
             engine.step(config.learning_rate)
             average.update()
-            world.wait_for_device()
             turns.end_step()
             step += 1
 
 
 def plain_loop(options: WorkerOptions, windows: Windows, turns: Turns, *, bf16: bool = False) -> None:
     """transformers' GPT-2 and torch's AdamW as their introductions show them."""
-    world = World.from_env()
-    train_on = plain_steps(gpt2(options.shape, world.device, seed=0), bf16=bf16)
+    device = turns.world.device
+    train_on = plain_steps(gpt2(options.shape, device, seed=0), bf16=bf16)
     step = 0
     while True:
         turns.wait()
         idx, targets = windows.take(windows.global_batch(step, options.batch_size))
-        train_on(idx.to(world.device), targets.to(world.device))
-        world.wait_for_device()
+        train_on(idx.to(device), targets.to(device))
         turns.end_step()
         step += 1
 
 
 def trainer(options: WorkerOptions, windows: Windows, turns: Turns) -> None:
     """transformers' Trainer."""
-    world = World.from_env()
-
-    def end_step() -> None:
-        world.wait_for_device()
-        turns.end_step()
-
-    model = gpt2(options.shape, world.device, seed=0)
-    train_in_trainer(model, windows, options.batch_size, before_step=turns.wait, after_step=end_step)
+    model = gpt2(options.shape, turns.world.device, seed=0)
+    train_in_trainer(model, windows, options.batch_size, before_step=turns.wait, after_step=turns.end_step)
 
 
 COMPILED = "ours, compiled"
@@ -147,7 +141,8 @@ CONTENDERS: dict[str, Callable[[WorkerOptions, Windows, Turns], None]] = {
 def work(options: WorkerOptions) -> int:
     """Train until the input ends."""
     config = TrainConfig(**options.shape, context_length=options.context_length, subset_tokens=options.subset_tokens)
-    CONTENDERS[options.contender](options, make_plan(config, World.from_env()).windows, Turns())
+    world = World.from_env()
+    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns(world))
     return 0
 
 

@@ -5,8 +5,6 @@ logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak))
 """
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -74,24 +72,19 @@ def step_seconds(config: TrainConfig, world: World) -> float:
 
 
 def _timed(config: TrainConfig, n_layer: int, world: World, *, graphed: bool) -> tuple[float, float]:
-    """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update."""
+    """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update.
+
+    graphed: as a run of one micro-batch on one GPU makes them.
+    """
     model = GPT(replace(model_config(config), n_layer=n_layer))
     window = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context_length + 1))
     idx, targets = (part.to(world.device) for part in (window[:, :-1], window[:, 1:]))
     batch = Batch(idx, targets, targets.numel())
-    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[batch] * graphed)
+    options = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[batch] if graphed else [])
     engine = build_engine("single", model, world, options)
-    passes = [_seconds(lambda: engine.forward_backward(batch, is_last=True), world) for _ in range(REPEATS + 1)]
+    passes = [world.seconds_of(lambda: engine.forward_backward(batch, is_last=True)) for _ in range(REPEATS + 1)]
     updates = []
     for _ in range(REPEATS):
         engine.forward_backward(batch, is_last=True)
-        updates.append(_seconds(lambda: engine.step(config.learning_rate), world))
+        updates.append(world.seconds_of(lambda: engine.step(config.learning_rate)))
     return min(passes[1:]), min(updates)
-
-
-def _seconds(work: Callable[[], object], world: World) -> float:
-    world.wait_for_device()
-    started = time.perf_counter()
-    work()
-    world.wait_for_device()
-    return time.perf_counter() - started

@@ -130,7 +130,7 @@ def _matmul(world: World, dtype: str) -> tuple[float, bool]:
     began = time.perf_counter()
     times = []
     while len(times) < MOST_TIMES and time.perf_counter() - began < BUDGET_S:
-        times.append(_seconds(world, lambda: left @ right))
+        times.append(world.seconds_of(lambda: left @ right))
     return 2 * size**3 / median(times) / 1e12, is_exact
 
 
@@ -142,8 +142,8 @@ def _all_reduce(world: World) -> tuple[float, bool]:
     dist.all_reduce(values)  # untimed: the first one may have to connect the ranks
     is_exact = bool((values == world.size * (world.size + 1) / 2).all())
     values.zero_()  # or the sums would grow to infinity
-    seconds = [_seconds(world, lambda: dist.all_reduce(values))]
-    seconds += [_seconds(world, lambda: dist.all_reduce(values)) for _ in range(_more_times(world, seconds[0]))]
+    seconds = [world.seconds_of(lambda: dist.all_reduce(values))]
+    seconds += [world.seconds_of(lambda: dist.all_reduce(values)) for _ in range(_more_times(world, seconds[0]))]
     sent = 2 * (world.size - 1) / world.size * values.nbytes  # of a ring
     return sent / median(seconds) / 1e9, is_exact
 
@@ -169,7 +169,7 @@ def _receive(world: World) -> float:
             if turn(world.rank) == now:
                 dist.send(buffer, after)
             elif turn(before) == now:
-                seconds = _seconds(world, lambda: dist.recv(buffer, before))
+                seconds = world.seconds_of(lambda: dist.recv(buffer, before))
         return seconds
 
     exchange()  # connects each pair of ranks, which takes longer than the link would
@@ -177,14 +177,6 @@ def _receive(world: World) -> float:
     times = [exchange()]
     times += [exchange() for _ in range(_more_times(world, time.perf_counter() - began))]
     return buffer.nbytes / median(times) / 1e9
-
-
-def _seconds(world: World, work: Callable[[], object]) -> float:
-    """How long work takes on the device."""
-    began = time.perf_counter()
-    work()
-    world.wait_for_device()
-    return time.perf_counter() - began
 
 
 def _more_times(world: World, first_s: float) -> int:

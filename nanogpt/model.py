@@ -213,7 +213,8 @@ class GPT(nn.Module):
         if targets is None:
             return logits
         logits, targets = logits.flatten(0, 1), targets.flatten()
-        if logits.device.type != "cpu" or torch.compiler.is_compiling():  # which fuses it
+        # Compiled it is fused; alone on a GPU the chunks have not been measured.
+        if logits.device.type != "cpu" or torch.compiler.is_compiling():
             return F.cross_entropy(logits.float(), targets, reduction="sum")
         return SummedCrossEntropy.apply(logits, targets)
 

@@ -86,11 +86,11 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         )
     elif config.dtype == "auto":
         config = replace(config, dtype=best_dtype(world))
+    if config.compile == "auto":
+        config = replace(config, compile="true" if compiling_pays(config, world) else "false")
     windows = memorised_windows(ids, config)
     floors = Floors(windows.ids.numpy())
     floor = floors.floor_of(config)
-    if config.compile == "auto":
-        config = replace(config, compile="true" if compiling_pays(config, world) else "false")
     warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
     if short := shortage(config, world, deepspeed):
         warnings.append(short)

@@ -11,7 +11,8 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -134,6 +135,14 @@ class World:
         """Until the device has done what it was given, so that a clock can be read."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def seconds_of(self, work: Callable[[], object]) -> float:
+        """How long work takes on the device, and nothing that the device was given before."""
+        self.wait_for_device()
+        began = time.perf_counter()
+        work()
+        self.wait_for_device()
+        return time.perf_counter() - began
 
     def autocast(self, dtype: str) -> AbstractContextManager[object]:
         """The context that computes in dtype ('bf16' or 'fp32') on fp32 weights."""

@@ -1,7 +1,5 @@
 """Engines: one interface to train through, whatever the number of processes and however the state is shared out."""
 
-import os
-
 from nanogpt.engine.base import Batch, Engine, EngineOptions
 from nanogpt.engine.ddp import DDPEngine
 from nanogpt.engine.graphed import GraphedEngine
@@ -17,9 +15,6 @@ __all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 
 def build_engine(name: str, model: GPT, world: World, options: EngineOptions) -> Engine:
     """The engine called name (a key of ENGINES) around model; the process group that it needs must be up."""
-    blocking = (
-        os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
-    )  # somebody looks for a faulty kernel: nothing can be captured
-    if name == "single" and world.device.type == "cuda" and len(options.micro_batches) == 1 and not blocking:
+    if name == SingleEngine.name and GraphedEngine.can_train(world, options):
         return GraphedEngine(model, world, options)
     return ENGINES[name](model, world, options)

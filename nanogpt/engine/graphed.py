@@ -4,6 +4,7 @@ A step of 16 x 64 tokens keeps a GPU busy for less time than Python takes to lau
 (docs/performance.md).
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from math import isfinite
@@ -57,6 +58,12 @@ class Replay(Generic[Result]):
 
 class GraphedEngine(SingleEngine):
     """As SingleEngine, for steps of one micro-batch that all have the shape of the first."""
+
+    @staticmethod
+    def can_train(world: World, options: EngineOptions) -> bool:
+        """Whether a step can be captured; with CUDA_LAUNCH_BLOCKING, by which a faulty kernel is found, none can."""
+        blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
+        return world.device.type == "cuda" and len(options.micro_batches) == 1 and not blocking
 
     def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         super().__init__(model, world, options)
