@@ -11,11 +11,15 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
+from ssl import SSLError
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
@@ -45,7 +49,8 @@ def check_wandb(config: TrainConfig) -> None:
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True, mode="online"))  # whatever WANDB_MODE says
-    with suppress(wandb.Error):  # a server that cannot be reached is no mistake: the run goes on offline
+    # A server that cannot be reached is no mistake: the run goes on offline.
+    with suppress(wandb.Error, OSError, HTTPException):
         if not _has_key(wandb):
             raise ConfigError("--wandb=online needs a key: `wandb login`, or WANDB_API_KEY; or --wandb=offline")
 
@@ -194,8 +199,29 @@ def _reason(error: Exception) -> str:
 
 
 def _has_key(wandb: Any) -> bool:
-    """Whether W&B knows a key, without asking a person for one. Raises what W&B raises when the server refuses it."""
-    return bool(wandb.login(prompt=False, timeout=int(CONNECT_S)))
+    """Whether W&B knows a key, without asking a person for one.
+
+    Raises what W&B raises when the server refuses it, and what _ask raises.
+    """
+    if not wandb.login(prompt=False, verify=False):
+        return False
+    _ask(wandb.setup().settings.base_url)
+    return bool(wandb.login(prompt=False))
+
+
+def _ask(url: str) -> None:
+    """Raises OSError or HTTPException where nothing answers at url in CONNECT_S; W&B itself would try for 25 s.
+
+    What answers, and whether its certificate will do, is for W&B to judge.
+    """
+    try:
+        with urlopen(Request(f"{url}/graphql", method="HEAD"), timeout=CONNECT_S):
+            pass
+    except HTTPError:
+        pass
+    except URLError as error:
+        if not isinstance(error.reason, SSLError):
+            raise
 
 
 def _key(name: str) -> str:
