@@ -9,13 +9,14 @@ Everything that differs between CUDA, MPS and CPU is here; at world size 1 every
 
 import ctypes
 import os
+import re
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -30,6 +31,7 @@ Gathered = TypeVar("Gathered")
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MARGIN = timedelta(minutes=1)
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,10 @@ class World:
         """Most memory that this rank has held: allocated on a GPU, resident on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+        # Not getrusage on Linux: a process starts there with the peak of the one that launched it, a notebook say.
+        if PROCESS_STATUS.exists():
+            return int(re.search(r"VmHWM:\s*(\d+) kB", PROCESS_STATUS.read_text())[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
     def _store(self, timeout: timedelta) -> dist.Store:
         """Where the ranks leave their addresses for each other."""

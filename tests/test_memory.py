@@ -1,6 +1,8 @@
 """Predicted memory against what processes held, and what is said where it does not suffice."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.memory import free_bytes, predict_memory, shortage
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.plan import make_plan
-from nanogpt.world import World
+from nanogpt.world import PROCESS_STATUS, World
 
 CPU = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
@@ -22,6 +24,15 @@ def test_a_run_holds_what_was_predicted(finished):
     predicted = json.loads((run_dir / "config.json").read_text())["predicted_memory_bytes"]
     assert predicted == pytest.approx(report(run_dir)["peak_memory_bytes"][0], rel=0.2)
     assert f"about {predicted / 1e9:.1f} GB of memory a rank" in " ".join(said.split())
+
+
+@pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="the kernel gives no peak of a process's own")
+def test_a_peak_is_not_the_launcher_s():
+    """Invariant: a run's peak does not grow with the memory of the process that launched it."""
+    says = "from nanogpt.world import World; print(World.from_env().peak_memory_bytes())"
+    launcher = f"import subprocess, sys; held = b'x' * 2_000_000_000; subprocess.run([sys.executable, '-c', {says!r}])"
+    said = subprocess.run([sys.executable, "-c", launcher], cwd=REPOSITORY, capture_output=True, check=True)
+    assert 50e6 < int(said.stdout) < 1e9
 
 
 def test_what_is_shared_out_adds_up():
