@@ -19,9 +19,10 @@ import pytest
 from conftest import REPOSITORY, TINY, flags, metrics, report, run
 from nanogpt.checkpoint import newest_intact
 
-# Averages weights from about step 17 on, makes full passes and reaches its target before step 40.
+# Averages weights from about step 22 on, makes full passes and reaches its target about step 40. At a rate of 1e-2 what
+# rounding differs between shapes grew twice as far meanwhile.
 OPTIONS = TINY | {
-    "subset_tokens": 64, "learning_rate": 1e-2, "dtype": "fp32", "log_every": 3, "target_loss": 0.2, "ema": 0.5,
+    "subset_tokens": 64, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 3, "target_loss": 0.2, "ema": 0.5,
     "on_plateau": "none",
 }  # fmt: skip
 CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
@@ -196,9 +197,10 @@ def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, unin
 
 
 def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
-    """Reference: one process throughout, to 1e-5: the last bits grow over the steps (test_deepspeed).
+    """Reference: one process throughout. Rounding grew to 1.7e-6 of a loss and 6e-6 of a norm when measured.
 
-    device_s counts the ranks that each attempt had.
+    The norm follows the weights to first order, the loss near its minimum to second. device_s counts the ranks that
+    each attempt had.
     """
     train_s = device_s = 0.0  # of the newest checkpoint
     shapes = [("single", 4), ("zero 2", 8), ("ddp", 14), ("zero 3 on 4", 20), ("zero 1", 22), ("single", 100)]
@@ -214,11 +216,9 @@ def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
     assert told["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert told["steps"] == expected["steps"]
     for row, wanted in zip(rows, expected_rows, strict=True):
-        for key in ("loss", "grad_norm", "full_pass_loss"):
-            assert row[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=1e-5)), (
-                row["step"],
-                key,
-            )
+        for key, rel in (("loss", 1e-5), ("grad_norm", 5e-5), ("full_pass_loss", 1e-5)):
+            same = row[key] is None if wanted[key] is None else row[key] == pytest.approx(wanted[key], rel=rel)
+            assert same, (row["step"], key, row[key], wanted[key])
 
 
 def test_muon_goes_on_in_another_shape(tmp_path):
@@ -281,7 +281,10 @@ def test_without_an_intact_one_it_is_refused(stopped, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"learning_rate": 1e-4, "seed": 5}, ["--learning_rate=0.0001 (it had 0.01)", "--seed=5 (it had 0)"]),
+        (
+            {"learning_rate": 1e-4, "seed": 5},
+            [f"--learning_rate=0.0001 (it had {OPTIONS['learning_rate']:g})", "--seed=5 (it had 0)"],
+        ),
         ({"data": "text.txt"}, ["--data=", "another text"]),
         ({"resume": "never"}, ["already holds a run"]),
         ({"resume": "nowhere"}, ["--resume=nowhere"]),
@@ -365,7 +368,7 @@ def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     """Invariant: a checkpoint that cannot be written is warned of; the run goes on, and the one before stays usable."""
     assert go(tmp_path, engine, max_steps=4).returncode != 0, "a spent budget"
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = words(engine, checkpoint_every=2, learning_rate=1e-2)
+    command = words(engine, checkpoint_every=2)
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
     wait_for(lambda: (tmp_path / "log").read_text().count("warning: no checkpoint could be saved") >= 2, program)
