@@ -67,24 +67,28 @@ SENT_IN_BF16 = (2.8e-5, 7e-4)
 CELLS += [Cell("ddp", 2, accumulation, "fp32", compression="bf16") for accumulation in (1, 4)]
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory):
-    """The (loss, norm) of every step of every cell."""
-    directory = tmp_path_factory.mktemp("parity")
+def curves(cells, directory):
+    """The (loss, norm) of every step of each of cells, which share ranks and precision.
+
+    DeepSpeed changes its process for good: autocast stays on after bf16, so each precision has processes of its own,
+    and ZeRO 3 replaces torch's linear function, so its cells are the last ones.
+    """
+    ((ranks, precision),) = {(cell.ranks, cell.precision) for cell in cells}
+    cells = sorted(cells, key=lambda cell: cell.engine == "zero 3")
+    native = {"bf16": {"enabled": True}} if precision == "bf16 weights" else {}
     ds_config = directory / "ds_config.json"
-    measured = {}
-    # DeepSpeed changes its process for good: autocast stays on after bf16, so each precision has processes of its own,
-    # and ZeRO 3 replaces torch's linear function, so its cells are the last ones.
-    for ranks, precision in sorted({(cell.ranks, cell.precision) for cell in CELLS}):
-        cells = [cell for cell in CELLS if (cell.ranks, cell.precision) == (ranks, precision)]
-        cells.sort(key=lambda cell: cell.engine == "zero 3")
-        native = {"bf16": {"enabled": True}} if precision == "bf16 weights" else {}
-        ds_config.write_text(json.dumps({"zero_optimization": BUCKETS} | native))
-        (directory / "cells.json").write_text(json.dumps([cell.options(ds_config) for cell in cells]))
-        done = torchrun(ranks, "cells.json", "curves.json", cwd=directory, script=REPOSITORY / "tests/parity_worker.py")
-        assert done.returncode == 0, done.stderr
-        measured |= zip(cells, json.loads((directory / "curves.json").read_text()), strict=True)
-    return measured
+    ds_config.write_text(json.dumps({"zero_optimization": BUCKETS} | native))
+    (directory / "cells.json").write_text(json.dumps([cell.options(ds_config) for cell in cells]))
+    done = torchrun(ranks, "cells.json", "curves.json", cwd=directory, script=REPOSITORY / "tests/parity_worker.py")
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cells, json.loads((directory / "curves.json").read_text()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """What the cells are compared with: {optimizer: its curve}."""
+    found = curves(REFERENCE.values(), tmp_path_factory.mktemp("reference"))
+    return {cell.optimizer: points for cell, points in found.items()}
 
 
 def differences(points, expected):
@@ -95,12 +99,14 @@ def differences(points, expected):
     ]
 
 
-def test_the_matrix(curves):
+@pytest.mark.parametrize(("ranks", "precision"), sorted({(cell.ranks, cell.precision) for cell in CELLS}))
+def test_the_matrix(ranks, precision, reference, tmp_path):
     """Reference: one process, fp32, no accumulation: the loss and gradient norm of each of 20 steps."""
-    assert all(len(points) == STEPS for points in curves.values())
+    cells = [cell for cell in CELLS if (cell.ranks, cell.precision) == (ranks, precision)]
     lines, wrong = [], []
-    for cell in CELLS:
-        found = differences(curves[cell], curves[REFERENCE[cell.optimizer]])
+    for cell, points in curves(cells, tmp_path).items():
+        assert len(points) == STEPS
+        found = differences(points, reference[cell.optimizer])
         allowed = SENT_IN_BF16 if cell.compression == "bf16" else TOLERANCE[cell.precision]
         fits = all(f <= a for f, a in zip(found, allowed, strict=True))
         if not fits:
