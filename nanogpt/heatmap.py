@@ -122,8 +122,9 @@ def headline(data: str, report: dict[str, Any]) -> list[str]:
     outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
     recall, name = report["recall"], Path(data).name
     name = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+    loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
     return [
-        f"{report['subset_tokens']:,} tokens of {name}; {outcome}: full-pass loss {report['loss']:.4f} "
+        f"{report['subset_tokens']:,} tokens of {name}; {outcome}: full-pass loss {loss} "
         f"(target {report['target_loss']:g})",
         f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
         f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; longest "

@@ -2,8 +2,8 @@
 
 page = make_page(card.recited, headline("builtin", report))
 
-What the model said is kept as JSON beside the text, so that pieces which came back alike are one element, and a text of
-some 100,000 tokens stays a page that a browser can scroll.
+What the model said is kept as JSON beside the text, so that pieces which came back alike are one element, and the whole
+of Tiny Shakespeare stays a page that a browser can scroll.
 """
 
 import codecs
