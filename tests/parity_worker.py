@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from nanogpt.cli import main
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, build_engine
 from nanogpt.engine.base import EngineOptions
@@ -48,7 +49,7 @@ def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
     return points
 
 
-def main() -> None:
+def run() -> int:
     """Train the cells of the file that the first word names, write their curves to the second."""
     cells = json.loads(Path(sys.argv[1]).read_text())
     world = World.from_env()
@@ -56,7 +57,8 @@ def main() -> None:
         curves = [curve(TrainConfig(**cell), world) for cell in cells]
     if world.is_first:
         Path(sys.argv[2]).write_text(json.dumps(curves))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    main(run)
