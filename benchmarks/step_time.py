@@ -92,9 +92,11 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
         "copied_bytes_per_s": [],
     }
     with ExitStack() as stack:
-        processes = [Contender(name, words, stack) for name in contenders]
-        for process in processes:
-            process.take(1)  # builds the model and what the first step allocates
+        processes = []
+        for name in contenders:  # one after the other: together they would fight for the cores
+            processes.append(Contender(name, words, stack))
+            (first_s,) = processes[-1].take(1)  # builds the model and what the first step allocates
+            print(f"{name}: first step {_s(first_s)}", file=sys.stderr, flush=True)
         for _ in range(options.rounds):
             for process in processes:
                 result["step_s"][process.name] += process.take(options.steps)
