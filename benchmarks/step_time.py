@@ -32,7 +32,6 @@ from nanogpt.run_dir import installed_version
 from nanogpt.strict_json import write_json
 from nanogpt.world import World
 
-SAME = tuple(f.name for f in fields(StepOptions))
 PLAIN = "plain loop, fp32"
 COPIED_BYTES = 2**28  # beyond any cache
 LAUNCHES = 20  # of a product on a GPU, timed together
@@ -70,17 +69,27 @@ class Contender:
         return json.loads(line)
 
 
+def shape_of(options: StepOptions) -> dict[str, int]:
+    """What a step is made of, by the names of its options."""
+    return {f.name: getattr(options, f.name) for f in fields(StepOptions)}
+
+
+def contenders_here(world: World) -> list[str]:
+    """Those that this machine can run, and that are worth it."""
+    left_out = {name for name in CONTENDERS if "Trainer" in name and not find_spec("accelerate")}
+    if world.device.type == "cpu":
+        left_out.add(COMPILED)  # half a minute for nothing: docs/performance.md
+    return [name for name in CONTENDERS if name not in left_out]
+
+
 def measure(options: BenchmarkOptions) -> dict[str, Any]:
     """Every contender, in turns."""
-    shape = {name: getattr(options, name) for name in SAME}
+    shape = shape_of(options)
     words = [f"--{name}={value}" for name, value in shape.items()]
     model = GPTConfig(**options.shape)
     step_tokens = options.batch_size * options.context_length
     world = World.from_env()
-    left_out = {name for name in CONTENDERS if "Trainer" in name and not find_spec("accelerate")}
-    if world.device.type == "cpu":
-        left_out.add(COMPILED)  # half a minute for nothing: docs/performance.md
-    contenders = [name for name in CONTENDERS if name not in left_out]
+    contenders = contenders_here(world)
     result: dict[str, Any] = {
         "options": shape,
         "device": world.device_name(),

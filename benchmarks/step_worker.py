@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import runs  # noqa: F401, it puts the package on the path
 from contenders import gpt2, plain_steps, train_in_trainer
@@ -20,6 +21,7 @@ from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.optim import WeightAverage
 from nanogpt.plan import make_plan
+from nanogpt.profile import by_own_time, start
 from nanogpt.world import World
 
 
@@ -49,13 +51,20 @@ class WorkerOptions(StepOptions):
     """What to train, and how."""
 
     contender: str = option("ours", f"a key of {__name__}.CONTENDERS")
+    profile: str | None = option(
+        None, "write here, as JSON, where the time of a turn's steps went, over the turn before"
+    )
 
 
 class Turns:
-    """Lets a contender take its steps when it is its turn, and times them."""
+    """Lets a contender take its steps when it is its turn, and times them.
 
-    def __init__(self, world: World) -> None:
+    profile: the file that holds the milliseconds a step of each operator, or of a GPU's kernels, in the newest turn.
+    """
+
+    def __init__(self, world: World, profile: str | None) -> None:
         self.world = world
+        self._profile, self._recording = profile, None
         self._left, self._times, self._began = 0, [], 0.0
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # a trainer may print what it likes
@@ -64,11 +73,13 @@ class Turns:
         """Until the next step may begin. Ends the process with the input."""
         if not self._left:
             if self._times:
+                self._write_profile()
                 print(json.dumps(self._times), file=self._answers, flush=True)
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # out of the middle of another trainer's loop
             self._left, self._times = int(line), []
+            self._recording = start(cuda=self.world.device.type == "cuda") if self._profile else None
         self._left -= 1
         self._began = time.perf_counter()
 
@@ -76,6 +87,13 @@ class Turns:
         """The step is done once the device has done it."""
         self.world.wait_for_device()
         self._times.append(time.perf_counter() - self._began)
+
+    def _write_profile(self) -> None:
+        if self._recording:
+            self._recording.stop()
+            rows, _ = by_own_time(self._recording.key_averages())
+            ms = {event.key: us / 1000 / len(self._times) for us, event in rows}
+            Path(self._profile).write_text(json.dumps(ms))
 
 
 def ours(
@@ -142,7 +160,7 @@ def work(options: WorkerOptions) -> int:
     """Train until the input ends."""
     config = TrainConfig(**options.shape, context_length=options.context_length, subset_tokens=options.subset_tokens)
     world = World.from_env()
-    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns(world))
+    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns(world, options.profile))
     return 0
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch.autograd import DeviceType
-from torch.autograd.profiler_util import EventList
+from torch.autograd.profiler_util import EventList, FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from nanogpt.loggers import Logger
@@ -58,7 +58,7 @@ class Profiler(NullProfiler):
             yield
             return
         if self._profile is None:
-            self._profile = _start(cuda=self._world.device.type == "cuda")
+            self._profile = start(cuda=self._world.device.type == "cuda")
         self._recorded.append(number)
         try:
             yield
@@ -114,10 +114,7 @@ def summary(events: EventList, phases: list[str], steps: list[int]) -> str:
     phase_us = {event.key: event.cpu_time_total for event in events if event.device_type == DeviceType.CPU}
     step_us = sum(phase_us[phase] for phase in phases)
     shares = ", ".join(f"{phase} {phase_us[phase] / step_us:.1%}" for phase in phases)
-    rows, what = [(e.self_device_time_total, e) for e in events if e.device_type != DeviceType.CPU], "kernel"
-    if not rows:  # the processor does the work itself
-        rows, what = [(e.self_cpu_time_total, e) for e in events], "operator"
-    rows = sorted((row for row in rows if not row[1].is_user_annotation), key=lambda row: -row[0])
+    rows, what = by_own_time(events)
     total_us = sum(us for us, _ in rows)
     lines = [
         f"profile of steps {steps[0]} to {steps[-1]} on rank 0, {step_us / len(steps) / 1000:.2f} ms a step",
@@ -132,7 +129,15 @@ def summary(events: EventList, phases: list[str], steps: list[int]) -> str:
     return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines)
 
 
-def _start(*, cuda: bool) -> profile:
+def by_own_time(events: EventList) -> tuple[list[tuple[float, FunctionEventAvg]], str]:
+    """(microseconds, what took them itself), the longest first, and what these are: operators, or a GPU's kernels."""
+    rows, what = [(e.self_device_time_total, e) for e in events if e.device_type != DeviceType.CPU], "kernel"
+    if not rows:  # the processor does the work itself
+        rows, what = [(e.self_cpu_time_total, e) for e in events], "operator"
+    return sorted((row for row in rows if not row[1].is_user_annotation), key=lambda row: -row[0]), what
+
+
+def start(*, cuda: bool) -> profile:
     """A profile that records from now on."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it says on stderr that it starts and stops
     recording = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda)

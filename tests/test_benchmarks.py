@@ -35,6 +35,14 @@ def test_step_time(tmp_path):
     assert result["products_flops"] == 154_979_328 == 6 * (12 * 16**2 + 50257 * 16) * 32
 
 
+def test_step_profile(tmp_path):
+    """Invariant: each contender's step multiplies matrices, and only the fast recipe's stacks of them."""
+    found = benchmark("step_profile.py", tmp_path, **TINY_SHAPE, batch_size=4, steps=1)["ms_per_step"]
+    assert "transformers Trainer, fp32" in found
+    assert all(ms["aten::mm"] > 0 for ms in found.values())
+    assert {name for name, ms in found.items() if "aten::baddbmm" in ms} == {"ours, fast recipe"}
+
+
 def test_scaling(tmp_path):
     """Invariant: ranks 1 and 2 take all their steps, and every size of all-reduce is timed."""
     shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}

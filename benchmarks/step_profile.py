@@ -1,0 +1,92 @@
+"""Where a step's time goes, operator by operator: ours beside what a user would take instead.
+
+python benchmarks/step_profile.py --out=benchmarks/results/step_profile.json
+python benchmarks/step_profile.py --table=benchmarks/results/step_profile.json
+
+The first trains and writes JSON, the second prints it as a Markdown table. The contenders are those of step_time.py,
+one after the other, each in a process of its own that has the machine for itself. Recording takes time too: what a
+step takes is step_time.py's to say.
+"""
+
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import measure_or_print
+from step_time import Contender, contenders_here, shape_of
+from step_worker import StepOptions
+
+from nanogpt.cli import main
+from nanogpt.config import option
+from nanogpt.run_dir import installed_version
+from nanogpt.strict_json import write_json
+from nanogpt.world import World
+
+WARM_UP_STEPS = 2  # which allocate
+TOP = 12  # rows of the table
+
+
+@dataclass(frozen=True)
+class ProfileOptions(StepOptions):
+    """What to record, or which result to print."""
+
+    steps: int = option(3, "recorded of each contender", "steps")
+    out: str = option("benchmarks/results/step_profile.json", "where the result goes")
+    table: str | None = option(None, "print this result as a Markdown table, and record nothing")
+
+
+def measure(options: ProfileOptions) -> dict[str, Any]:
+    """Every contender, one after the other."""
+    world = World.from_env()
+    shape = shape_of(options)
+    result: dict[str, Any] = {
+        "options": shape,
+        "device": world.device_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
+        "steps": options.steps,
+        "ms_per_step": {},
+    }
+    for name in contenders_here(world):
+        print(name, file=sys.stderr, flush=True)
+        with ExitStack() as stack:
+            recorded = Path(stack.enter_context(tempfile.TemporaryDirectory()), "profile.json")
+            words = [f"--{key}={value}" for key, value in shape.items()]
+            process = Contender(name, [*words, f"--profile={recorded}"], stack)
+            process.take(WARM_UP_STEPS)
+            process.take(options.steps)
+            result["ms_per_step"][name] = json.loads(recorded.read_text())
+    write_json(Path(options.out), result)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown: the operators that take most of some contender's step."""
+    shape, found = result["options"], result["ms_per_step"]
+    most = {key: max(of.get(key, 0.0) for of in found.values()) for of in found.values() for key in of}
+    top = sorted(most, key=lambda key: -most[key])[:TOP]
+    lines = [
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
+        f"tokens a step, {result['device']}, {result['threads']} threads, torch {result['versions']['torch']}, "
+        f"transformers {result['versions']['transformers']}; ms a step, mean of {result['steps']} recorded ones:",
+        "",
+        f"| by its own time | {' | '.join(found)} |",
+        f"|---|{'---|' * len(found)}",
+    ]
+    rows = {f"`{key}`": [of.get(key, 0.0) for of in found.values()] for key in top}
+    rows["all others"] = [sum(ms for key, ms in of.items() if key not in top) for of in found.values()]
+    rows["together"] = [sum(of.values()) for of in found.values()]
+    return "\n".join(lines + [f"| {key} | {' | '.join(_ms(ms) for ms in row)} |" for key, row in rows.items()])
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 10 else f"{ms:.2g}" if ms else "-"
+
+
+if __name__ == "__main__":
+    main(lambda: measure_or_print(ProfileOptions, "step_profile.py", __doc__, measure, table))
