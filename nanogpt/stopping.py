@@ -15,6 +15,7 @@ BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes ma
 EARLY, EARLY_BUDGET = 2, 0.25  # the first passes: in a short run waiting for the budget costs more than they do
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
+HOVERS, PATIENCE = 2.5, 6.0  # a loss that stays within this factor of the target for so many rests is judged, too
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
 
 
@@ -29,6 +30,7 @@ class PassSchedule:
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
         self._passes = 0
         self._last_step = 0
+        self._far_step = 0  # the newest at which the estimate was far off
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
     def state(self) -> dict[str, float]:
@@ -62,6 +64,8 @@ class PassSchedule:
         self._steps += 1
         self._sum = MEMORY * self._sum + loss
         self._weight = MEMORY * self._weight + 1
+        if self.estimate > HOVERS * self.target_loss:
+            self._far_step = self._steps
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
@@ -72,7 +76,10 @@ class PassSchedule:
         if rested >= self.cost_steps and self.estimate * self._ratio <= self.target_loss:
             return True
         # The ratio was one noisy moment's: near the target look again now and then, whatever it foretells.
-        return rested >= OVERDUE * self.cost_steps and self.estimate <= WORTHWHILE * self.target_loss
+        if rested >= OVERDUE * self.cost_steps and self.estimate <= WORTHWHILE * self.target_loss:
+            return True
+        # At a hot rate the training loss may never come nearer, while the averaged weights are there.
+        return min(rested, self._steps - self._far_step) >= PATIENCE * self.cost_steps
 
     def judged(self, loss: float) -> None:
         """The loss that a full pass gave at this step."""

@@ -1,10 +1,11 @@
 """The schedule of full passes: within its budget, in time, and the same on every rank."""
 
 from itertools import pairwise
+from math import ceil
 
 import pytest
 
-from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, MEMORY, WORTHWHILE, PassSchedule
+from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, PATIENCE, WORTHWHILE, PassSchedule
 
 
 def falling(step):
@@ -24,9 +25,20 @@ def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
 
 
 def test_no_pass_while_the_target_is_far():
-    """Invariant: above WORTHWHILE times the target no pass is made, below it one is."""
-    assert play([1.01 * WORTHWHILE * 0.099] * 500) == []
-    assert play([0.99 * WORTHWHILE * 0.099] * 500) != []
+    """Invariant: above HOVERS times the target no pass is made; below WORTHWHILE times one is, once affordable."""
+    cost = PassSchedule(0.099, 130, 16).cost_steps
+    assert play([1.01 * HOVERS * 0.099] * 500) == []
+    assert play([0.99 * WORTHWHILE * 0.099] * 500)[0] < cost / EARLY_BUDGET + 1
+
+
+def test_a_loss_that_hovers_above_the_target_is_judged():
+    """Invariant: between the two factors a pass is made each PATIENCE costs, counted from when it came so near."""
+    cost = PassSchedule(0.099, 130, 16).cost_steps
+    far, near = 1.2 * HOVERS * 0.099, 1.2 * WORTHWHILE * 0.099
+    came = next(n for n in range(60) if near + (far - near) * MEMORY ** (n + 1) <= HOVERS * 0.099)
+    passes = play([far] * 300 + [near] * 300, lag=1.0)
+    assert passes[0] == 300 + came + ceil(PATIENCE * cost)
+    assert min(b - a for a, b in pairwise(passes)) >= PATIENCE * cost
 
 
 def test_the_first_pass_comes_before_the_training_loss_is_there():
