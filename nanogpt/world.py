@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -161,9 +162,11 @@ class World:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         # Not getrusage on Linux: a process starts there with the peak of the one that launched it, a notebook say.
-        if PROCESS_STATUS.exists():
-            return int(re.search(r"VmHWM:\s*(\d+) kB", PROCESS_STATUS.read_text())[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        status = PROCESS_STATUS.read_text() if PROCESS_STATUS.exists() else ""
+        if own := re.search(r"VmHWM:\s*(\d+) kB", status):  # not every sandbox's kernel says it
+            return int(own[1]) * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def _store(self, timeout: timedelta) -> dist.Store:
         """Where the ranks leave their addresses for each other."""

@@ -1,6 +1,7 @@
 """Predicted memory against what processes held, and what is said where it does not suffice."""
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -33,6 +34,17 @@ def test_a_peak_is_not_the_launcher_s():
     launcher = f"import subprocess, sys; held = b'x' * 2_000_000_000; subprocess.run([sys.executable, '-c', {says!r}])"
     said = subprocess.run([sys.executable, "-c", launcher], cwd=REPOSITORY, capture_output=True, check=True)
     assert 50e6 < int(said.stdout) < 1e9
+
+
+@pytest.mark.parametrize("says", [None, "Name:\tpython\nVmRSS:\t  100 kB\n"])
+def test_a_kernel_that_gives_no_peak_of_a_process_s_own(says, tmp_path, monkeypatch):
+    """Reference: getrusage's, in bytes; without /proc, and in sandboxes whose /proc says less."""
+    status = tmp_path / "status"
+    if says:
+        status.write_text(says)
+    monkeypatch.setattr("nanogpt.world.PROCESS_STATUS", status)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert CPU.peak_memory_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def test_what_is_shared_out_adds_up():
