@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING
 from itertools import pairwise
 from typing import TypeVar, get_origin
@@ -124,8 +125,9 @@ def main(command: Callable[[], int]) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # At once: gloo's threads outlive destroy_process_group (torch 2.13). On an overloaded machine ranks aborted
         # while Python ended ("terminate called without an active exception"): a verified run would have failed.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody reads it any more
+                stream.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -252,3 +252,17 @@ def test_a_reader_that_leaves_is_one_line(tmp_path):
     done = run("bash", "-c", f"{program} | head -n 1; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, timeout=120)
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert done.stderr == "error: nobody reads the output any more\n"
+
+
+@pytest.mark.parametrize(("ranks", "said"), [("1", "result\nPython ended\n"), ("2", "result\n")])
+def test_a_rank_of_several_leaves_without_python_s_end(ranks, said):
+    """Invariant: output and status are whole; what Python does at its end, where gloo's threads may abort, is not done."""
+    program = """
+import atexit
+from nanogpt.cli import main
+atexit.register(print, "Python ended")
+print("result")
+main(lambda: 3)
+"""
+    done = run(sys.executable, "-c", program, env=os.environ | {"WORLD_SIZE": ranks}, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout) == (3, said)
