@@ -15,7 +15,7 @@ BUDGET = 0.08  # of the training steps, in passes; under the 10 % that passes ma
 EARLY, EARLY_BUDGET = 2, 0.25  # the first passes: in a short run waiting for the budget costs more than they do
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
-HOVERS, PATIENCE = 2.5, 6.0  # a loss that stays within this factor of the target for so many rests is judged, too
+HOVERS = 2.5  # a loss that stays within this factor of the target for as long as earns a pass is judged, too
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
 
 
@@ -79,7 +79,7 @@ class PassSchedule:
         if rested >= OVERDUE * self.cost_steps and self.estimate <= WORTHWHILE * self.target_loss:
             return True
         # At a hot rate the training loss may never come nearer, while the averaged weights are there.
-        return min(rested, self._steps - self._far_step) >= PATIENCE * self.cost_steps
+        return min(rested, self._steps - self._far_step) >= self.cost_steps / BUDGET
 
     def judged(self, loss: float) -> None:
         """The loss that a full pass gave at this step."""

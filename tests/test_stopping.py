@@ -5,7 +5,7 @@ from math import ceil
 
 import pytest
 
-from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, PATIENCE, WORTHWHILE, PassSchedule
+from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, PassSchedule
 
 
 def falling(step):
@@ -32,13 +32,20 @@ def test_no_pass_while_the_target_is_far():
 
 
 def test_a_loss_that_hovers_above_the_target_is_judged():
-    """Invariant: between the two factors a pass is made each PATIENCE costs, counted from when it came so near."""
-    cost = PassSchedule(0.099, 130, 16).cost_steps
+    """Invariant: between the two factors there is a pass each time that one is earned since the loss came so near."""
+    earned = ceil(PassSchedule(0.099, 130, 16).cost_steps / BUDGET)
     far, near = 1.2 * HOVERS * 0.099, 1.2 * WORTHWHILE * 0.099
     came = next(n for n in range(60) if near + (far - near) * MEMORY ** (n + 1) <= HOVERS * 0.099)
-    passes = play([far] * 300 + [near] * 300, lag=1.0)
-    assert passes[0] == 300 + came + ceil(PATIENCE * cost)
-    assert min(b - a for a, b in pairwise(passes)) >= PATIENCE * cost
+    assert play([far] * 300 + [near] * 3 * earned, lag=1.0) == [300 + came + earned * n for n in (1, 2)]
+    assert play(([far] * 20 + [near] * (earned - 10)) * 9, lag=1.0) == []  # never near for so long
+
+
+def test_hovering_spends_no_more_than_it_earns():
+    """Invariant: after long hovering a run that reaches the target is judged as soon as one that came from far off."""
+    for hovering in range(100, 400, 7):
+        reached = 300 + hovering
+        passes = play([0.5] * 300 + [2.2 * 0.099] * hovering + [0.05] * 60, lag=1.0)
+        assert next(step for step in passes if step > reached + 3) <= reached + 10
 
 
 def test_the_first_pass_comes_before_the_training_loss_is_there():
@@ -51,7 +58,7 @@ def test_the_first_pass_comes_before_the_training_loss_is_there():
 @pytest.mark.parametrize("lag", [0.5, 1.0, 1.4])
 def test_passes_stay_within_the_budget(windows, lag):
     """Invariant: at no time have the first two passes, or the later ones, cost more than their share of the steps."""
-    for hovering in (0.1, 0.12):
+    for hovering in (0.1, 0.12, 0.2):
         passes = play([hovering] * 3000, windows=windows, lag=lag)
         cost = PassSchedule(0.099, windows, 16).cost_steps
         assert all((i + 1) * cost <= EARLY_BUDGET * step for i, step in enumerate(passes[:EARLY]))
