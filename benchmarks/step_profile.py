@@ -80,7 +80,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     rows = {f"`{key}`": [of.get(key, 0.0) for of in found.values()] for key in top}
     rows["all others"] = [sum(ms for key, ms in of.items() if key not in top) for of in found.values()]
-    rows["together"] = [sum(of.values()) for of in found.values()]
+    rows["all operators"] = [sum(of.values()) for of in found.values()]
     return "\n".join(lines + [f"| {key} | {' | '.join(_ms(ms) for ms in row)} |" for key, row in rows.items()])
 
 
