@@ -256,7 +256,7 @@ def test_a_reader_that_leaves_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(("ranks", "said"), [("1", "result\nPython ended\n"), ("2", "result\n")])
 def test_a_rank_of_several_leaves_without_python_s_end(ranks, said):
-    """Invariant: output and status are whole; what Python does at its end, where gloo's threads may abort, is not done."""
+    """Invariant: output and status are whole; what Python does at its end, where gloo may abort, is not done."""
     program = """
 import atexit
 from nanogpt.cli import main
