@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from runs import measure_or_print
-from step_time import Contender, contenders_here, shape_of
+from step_time import Contender, circumstances, contenders_here, shape_of, told
 from step_worker import StepOptions
 
 from nanogpt.cli import main
 from nanogpt.config import option
-from nanogpt.run_dir import installed_version
 from nanogpt.strict_json import write_json
 from nanogpt.world import World
 
@@ -45,10 +43,7 @@ def measure(options: ProfileOptions) -> dict[str, Any]:
     world = World.from_env()
     shape = shape_of(options)
     result: dict[str, Any] = {
-        "options": shape,
-        "device": world.device_name(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
+        **circumstances(shape, world),
         "steps": options.steps,
         "ms_per_step": {},
     }
@@ -67,13 +62,11 @@ def measure(options: ProfileOptions) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown: the operators that take most of some contender's step."""
-    shape, found = result["options"], result["ms_per_step"]
+    found = result["ms_per_step"]
     most = {key: max(of.get(key, 0.0) for of in found.values()) for of in found.values() for key in of}
     top = sorted(most, key=lambda key: -most[key])[:TOP]
     lines = [
-        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
-        f"tokens a step, {result['device']}, {result['threads']} threads, torch {result['versions']['torch']}, "
-        f"transformers {result['versions']['transformers']}; ms a step, mean of {result['steps']} recorded ones:",
+        f"{told(result)}; ms a step, mean of {result['steps']} recorded ones:",
         "",
         f"| by its own time | {' | '.join(found)} |",
         f"|---|{'---|' * len(found)}",

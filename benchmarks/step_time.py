@@ -74,6 +74,26 @@ def shape_of(options: StepOptions) -> dict[str, int]:
     return {f.name: getattr(options, f.name) for f in fields(StepOptions)}
 
 
+def circumstances(shape: dict[str, int], world: World) -> dict[str, Any]:
+    """What a step's time depends on."""
+    return {
+        "options": shape,
+        "device": world.device_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
+    }
+
+
+def told(result: dict[str, Any]) -> str:
+    """The circumstances of a result, in words."""
+    shape, versions = result["options"], result["versions"]
+    return (
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
+        f"tokens a step, {result['device']}, {result['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}"
+    )
+
+
 def contenders_here(world: World) -> list[str]:
     """Those that this machine can run, and that are worth it."""
     left_out = {name for name in CONTENDERS if "Trainer" in name and not find_spec("accelerate")}
@@ -91,10 +111,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     world = World.from_env()
     contenders = contenders_here(world)
     result: dict[str, Any] = {
-        "options": shape,
-        "device": world.device_name(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
+        **circumstances(shape, world),
         "products_flops": flops_per_token(model, context_length=0) * step_tokens,  # those with weights
         "step_s": {name: [] for name in contenders},
         "products_s": {dtype: [] for dtype in DTYPES},
@@ -150,13 +167,10 @@ def _least_s(work: Callable[[], object], world: World) -> float:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
-    shape = result["options"]
     plain_s = median(result["step_s"][PLAIN])
     floor_s = median(min(pair) for pair in zip(*result["products_s"].values(), strict=True))
     lines = [
-        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
-        f"tokens a step, {result['device']}, {result['threads']} threads, torch {result['versions']['torch']}, "
-        f"transformers {result['versions']['transformers']}; medians of {len(result['step_s'][PLAIN])} steps:",
+        f"{told(result)}; medians of {len(result['step_s'][PLAIN])} steps:",
         "",
         "| | a step | the plain loop's / this | products alone / this |",
         "|---|---|---|---|",
