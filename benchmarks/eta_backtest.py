@@ -23,7 +23,6 @@ from nanogpt.config import Options, TrainConfig, option
 from nanogpt.eta import Eta
 from nanogpt.optim import with_recipe
 from nanogpt.progress import Progress
-from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
@@ -53,14 +52,12 @@ def forecasts(about: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[dic
     """What each method said at the last row within each share of the run."""
     config = with_recipe(TrainConfig(**about["options"]))
     for share in SHARES:
-        progress = Progress(
-            PassSchedule(config.target_loss, about["judged_windows"], config.batch_size), launched_at=0.0
-        )
+        progress = Progress.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
         for row in rows:
             if row["step"] > share * about["steps"]:
                 break
             for _ in range(row["step"] - progress.step):
-                progress.schedule.observe(row["loss"])  # the ETA reads how many steps it has seen, not their losses
+                progress.schedule.observe(row["loss"])  # of each step only the row's mean is known
             progress.history.append((row["step"], row["loss"]))
             if "full_pass_loss" in row:
                 progress.schedule.judged(row["full_pass_loss"])

@@ -62,16 +62,18 @@ class TrainConfig(Options):
     )
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
     learning_rate: float | None = option(
-        None, "the optimizer's, four times that for AdamW beside Muon; none: the recipe's, 6e-4 or 2e-3 (fast)"
+        None,
+        "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: the "
+        "recipe's, 6e-4 or 1e-3 x sqrt(768 / n_embd) (fast)",
     )
     on_plateau: Literal["decay", "none"] = option(
         "decay",
         "below 8 x target (muon: 4 x; at most 1) let the rate fall with the square root of the loss, or not",
     )
-    ema: float | None = option(
-        None,
-        "full passes judge an average of the weights over 1 / (1 - ema) steps; 0: the last ones; none: the recipe's, "
-        "0.97 (reference) or 0.95 (fast)",
+    ema: float = option(
+        0.97,
+        "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are less than a "
+        "quarter of it; 0: the last ones",
     )
     seed: int = option(0, "seeds weights and window order")
     # When to stop
@@ -136,7 +138,7 @@ class TrainConfig(Options):
                 f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
                 f"one before STOP"
             )
-        if self.ema is not None and not 0 <= self.ema < 1:
+        if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")

@@ -1,4 +1,4 @@
-"""Muon for the blocks' matrices, AdamW for all other weights, as one optimizer.
+"""Muon for the blocks' matrices, AdamW for all other weights, the positions' at a rate of their own, as one optimizer.
 
 optimizer = MuonAdamW(model, world, dtype="bf16")
 
@@ -24,8 +24,9 @@ from torch.optim import AdamW, Optimizer
 from nanogpt.world import World
 
 MOMENTUM, BUFFER = 0.95, "momentum_buffer"  # torch's name for it
-ADAMW_RATE = 4.0  # x Muon's: what is looked up, not multiplied, learns more at once (docs/performance.md)
 MULTIPLE = "lr_multiple"  # of a parameter group
+# x Muon's rate. Hot positions and cool embeddings leave the best memory at the same loss (docs/performance.md)
+POSITIONS, POSITIONS_RATE, ADAMW_RATE = "transformer.wpe.weight", 16.0, 0.6
 # a, b, c of each iteration: in three they bring values from 0.01 to 1 nearest to one, with one per cent to spare (Amsel
 # et al., "The Polar Express", arXiv 2505.16932). More would not do: the least eigenvalues of R, which bf16 leaves a
 # little negative, would grow.
@@ -47,7 +48,7 @@ class Stretch:
 
 
 class MuonAdamW(Optimizer):
-    """Two parameter groups: the matrices of the blocks, and the rest.
+    """Three parameter groups: the matrices of the blocks, the learned positions, and the rest.
 
     An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
     call step.
@@ -55,12 +56,13 @@ class MuonAdamW(Optimizer):
 
     def __init__(self, model: nn.Module, world: World, *, betas: tuple[float, float], dtype: str) -> None:
         """dtype: 'bf16' or 'fp32', what the Newton-Schulz iterations compute in."""
-        named = list(model.named_parameters())
-        self.matrices = [p for name, p in named if is_matrix(name, p)]
-        rest = [p for name, p in named if not is_matrix(name, p)]
-        self._adamw = AdamW(rest, betas=betas, weight_decay=0.0, fused=True)
+        named = dict(model.named_parameters())
+        self.matrices = [named.pop(name) for name, p in list(named.items()) if is_matrix(name, p)]
+        positions = [named.pop(POSITIONS)]
+        groups = [{"params": [*named.values()], MULTIPLE: ADAMW_RATE}, {"params": positions, MULTIPLE: POSITIONS_RATE}]
+        self._adamw = AdamW(groups, betas=betas, weight_decay=0.0, fused=True)
         super().__init__(
-            [self._adamw.param_groups[0] | {MULTIPLE: ADAMW_RATE}, {"params": self.matrices, "orthogonal": True}],
+            [*self._adamw.param_groups, {"params": self.matrices, "orthogonal": True}],
             {"lr": 0.0, "orthogonal": False},
         )
         self._adamw.state = self.state

@@ -1,12 +1,12 @@
 """How far a run has come: what a checkpoint holds of it beside the tensors.
 
-progress = Progress(PassSchedule(0.099, windows=130, batch_size=16), launched_at=time.perf_counter())
+progress = Progress.of(config, judged_windows=130, launched_at=time.perf_counter())
 progress.restore(checkpoint.progress)
 """
 
 import time
 from dataclasses import dataclass, field
-from math import nan
+from math import log, nan
 from typing import Any
 
 from nanogpt.config import TrainConfig
@@ -14,6 +14,8 @@ from nanogpt.eta import Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.metrics import Meter
 from nanogpt.optim import plateau_begins_at
 from nanogpt.stopping import PassSchedule
+
+RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/performance.md)
 
 
 @dataclass
@@ -34,6 +36,18 @@ class Progress:
     grad_norm: float = nan
     meter: Meter = field(default_factory=Meter)
     history: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss) of each logged row
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "Progress":
+        """The beginning of a run of a resolved config, whose full passes read so many windows."""
+        schedule = PassSchedule(
+            config.target_loss,
+            judged_windows,
+            config.batch_size,
+            averages_below=plateau_begins_at(config) if config.ema else 0.0,
+            ripe_steps=log(RIPE) / log(config.ema) if config.ema else 0.0,
+        )
+        return cls(schedule, launched_at)
 
     @property
     def train_s(self) -> float:

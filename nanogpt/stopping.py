@@ -1,11 +1,14 @@
 """When is a full pass worth its cost?
 
-    schedule = PassSchedule(target_loss=0.099, windows=130, batch_size=16)
+    schedule = PassSchedule(target_loss=0.099, windows=130, batch_size=16, averages_below=0.396, ripe_steps=46)
     schedule.observe(step_loss)         # every step
+    if schedule.averaging:
+        average.update()
     if schedule.due():                  # the same answer on every rank
         schedule.judged(full_pass(...))
 
-Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one.
+Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one. A pass judges an
+average of the weights once there is one, and waits until that is ripe: a young one is mostly its first weights.
 """
 
 from math import ceil
@@ -22,9 +25,24 @@ MEMORY = 0.8  # of the running estimate in the next one: the last five steps or 
 class PassSchedule:
     """Counts costs in training steps, not seconds, so that every rank decides alike without being asked."""
 
-    def __init__(self, target_loss: float, windows: int, batch_size: int) -> None:
-        """windows: how many one full pass reads."""
+    def __init__(
+        self,
+        target_loss: float,
+        windows: int,
+        batch_size: int,
+        *,
+        averages_below: float = 0.0,
+        ripe_steps: float = 0.0,
+    ) -> None:
+        """windows: how many one full pass reads.
+
+        averages_below: the estimate, nats/token, from which on weights are averaged. ripe_steps: for how many at least
+        before a pass judges the average.
+        """
         self.target_loss = target_loss
+        self.averages_below = averages_below
+        self.ripe_steps = ripe_steps
+        self._averaged = 0  # steps whose weights are in the average
         self.cost_steps = FORWARD_SHARE * windows / batch_size
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
@@ -47,10 +65,20 @@ class PassSchedule:
         return self._sum / self._weight if self._steps else float("inf")
 
     @property
+    def averaging(self) -> bool:
+        """Whether the weights of now go into an average; once begun, it goes on."""
+        return self._averaged > 0
+
+    @property
     def wait_steps(self) -> int:
         """Steps until the next pass can be made, if the losses call for it; at least 1."""
         earliest = max(self._affordable_at, self._last_step + self.cost_steps)
-        return max(1, ceil(earliest) - self._steps)
+        return max(1, ceil(earliest) - self._steps, self._unripe_steps)
+
+    @property
+    def _unripe_steps(self) -> int:
+        """Steps until the average, where there is one, is ripe."""
+        return max(0, ceil(self.ripe_steps) - self._averaged) if self.averaging else 0
 
     @property
     def _affordable_at(self) -> float:
@@ -66,10 +94,12 @@ class PassSchedule:
         self._weight = MEMORY * self._weight + 1
         if self.estimate > HOVERS * self.target_loss:
             self._far_step = self._steps
+        if self.averaging or self.estimate < self.averages_below:
+            self._averaged += 1
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
-        if self._steps < self._affordable_at:
+        if self._steps < self._affordable_at or self._unripe_steps:
             return False
         # The budget has grown while the loss was far off; spent at once it would be gone before the target is near.
         rested = self._steps - self._last_step

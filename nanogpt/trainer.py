@@ -24,7 +24,7 @@ from nanogpt.hf import load_hf
 from nanogpt.loggers import Logger
 from nanogpt.messages import announce, recite_beginning, tell_recitation, tell_result
 from nanogpt.model import GPT
-from nanogpt.optim import WeightAverage, learning_rate, plateau_begins_at
+from nanogpt.optim import WeightAverage, learning_rate
 from nanogpt.plan import Plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
@@ -36,7 +36,6 @@ from nanogpt.run_dir import REPORT, model_config, save_weights
 from nanogpt.saver import Saver
 from nanogpt.scorecard import Scorecard, make_scorecard, scores_dtype
 from nanogpt.stop_signals import StopSignals
-from nanogpt.stopping import PassSchedule
 from nanogpt.strict_json import write_json
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
@@ -98,8 +97,7 @@ class Trainer:
         if self.engine.compilation.failure:
             self.logger.say(f"warning: {self.engine.compilation.failure}; going on without torch.compile")
         self.average = WeightAverage(self.engine.local_weights(), self.config.ema)
-        schedule = PassSchedule(self.config.target_loss, len(plan.judged), self.config.batch_size)
-        self.progress = Progress(schedule, launched_at=launched)
+        self.progress = Progress.of(self.config, judged_windows=len(plan.judged), launched_at=launched)
         checkpointer = Checkpointer(
             start.out_dir, world, keep=self.config.keep_checkpoints, attempt=str(Attempt.from_env())
         )
@@ -206,8 +204,7 @@ class Trainer:
         if isfinite(loss_sum) and isfinite(progress.grad_norm):
             progress.bad_steps_in_a_row = 0
             progress.schedule.observe(loss_sum / step_tokens)
-            begun = self.average.has_begun or progress.schedule.estimate < plateau_begins_at(self.config)
-            if begun and self.config.ema:
+            if progress.schedule.averaging:
                 self.average.update()
             progress.meter.add(loss_sum, step_tokens, time.perf_counter() - started)
         else:

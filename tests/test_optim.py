@@ -26,8 +26,15 @@ def test_the_rate_falls_with_the_square_root_of_the_loss(loss, share):
 def test_muons_plateau_begins_later():
     """Reference: 0.396 = 4 x 0.099; half the rate at a quarter of that."""
     config = with_recipe(TrainConfig(recipe="fast"))
-    assert learning_rate(config, 0.396) == 2e-3
-    assert learning_rate(config, 0.099) == pytest.approx(2e-3 / 2)
+    assert learning_rate(config, 0.396) == 1e-3
+    assert learning_rate(config, 0.099) == pytest.approx(1e-3 / 2)
+
+
+def test_the_fast_recipes_rate_goes_with_the_width():
+    """Reference: with the root of 768 over the channels; the reference recipe's does not, nor one that is given."""
+    assert with_recipe(TrainConfig(recipe="fast", n_embd=192)).learning_rate == 2e-3
+    assert with_recipe(TrainConfig(recipe="fast", n_embd=192, learning_rate=0.1)).learning_rate == 0.1
+    assert with_recipe(TrainConfig(n_embd=192)).learning_rate == 6e-4
 
 
 def test_a_high_target_does_not_lower_the_rate_early():
@@ -82,10 +89,12 @@ def test_muon_is_torchs(monkeypatch):
     optimizer = build_optimizer(ours, ALONE, name="muon", dtype="fp32")
     matrices = [p for name, p in theirs.named_parameters() if is_matrix(name, p)]
     assert len(matrices) == 8
-    rest = [p for name, p in theirs.named_parameters() if not is_matrix(name, p)]
+    positions = theirs.transformer.wpe.weight
+    rest = [p for name, p in theirs.named_parameters() if not is_matrix(name, p) and p is not positions]
     references = [
         torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW([positions], lr=16e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=0.6e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     before = [p.detach().clone() for p in matrices]
     for step in range(5):

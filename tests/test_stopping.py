@@ -13,9 +13,9 @@ def falling(step):
     return 0.05 + 5 * 0.97**step
 
 
-def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
+def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8, **average):
     """Steps at which passes were made, each finding `lag` times the step's loss."""
-    schedule, passes = PassSchedule(target, windows, batch_size), []
+    schedule, passes = PassSchedule(target, windows, batch_size, **average), []
     for step, loss in enumerate(losses, start=1):
         schedule.observe(loss)
         if schedule.due():
@@ -100,3 +100,21 @@ def test_a_pass_is_made_as_soon_as_it_can_be(windows):
             schedule.judged(0.0495)
     assert made == sorted(foretold)[: len(made)]
     assert len(foretold) <= len(made) + 1
+
+
+def test_an_average_ripens_before_it_is_judged():
+    """Invariant: however low the loss, passes wait, and wait_steps says how long; before it begins they do not."""
+    schedule = PassSchedule(0.099, 10, 16, averages_below=0.396, ripe_steps=100 / 3)
+    for loss in [0.5] * 50 + [0.05] * 40:
+        schedule.observe(loss)
+        if schedule.averaging:
+            break
+        assert not schedule.due()
+    assert schedule.estimate < 0.396
+    assert schedule.wait_steps == 33
+    for left in reversed(range(33)):
+        schedule.observe(0.05)
+        assert schedule.due() == (left == 0)
+    schedule.judged(0.2)
+    assert schedule.averaging, "once begun it goes on"
+    assert play([2.0] * 9, target=3.0, windows=10, averages_below=1.0, ripe_steps=100 / 3)[0] == 1

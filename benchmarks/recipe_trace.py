@@ -1,0 +1,152 @@
+"""What a recipe's rates leave in memory: loss and exact recall of the averaged weights, step after step.
+
+python benchmarks/recipe_trace.py --recipe=fast --positions_rate=8e-3 --out=benchmarks/results/recipe_traces.json
+python benchmarks/recipe_trace.py --table=benchmarks/results/recipe_traces.json
+
+The first trains in one process and adds a trace to the result; the second prints all of them as a Markdown table.
+No full pass ends a trace, so that recipes can be compared at the same loss and at the same step. All figures are of the
+windows that full passes judge, 256 of the default text; a window counts as recalled if its second half comes back
+without a mistake after its first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from runs import measure_or_print
+
+from nanogpt.cli import main
+from nanogpt.config import Options, TrainConfig, option, require_positive
+from nanogpt.data import hop_length
+from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.errors import ConfigError
+from nanogpt.model import GPT
+from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE
+from nanogpt.optim import WeightAverage, learning_rate
+from nanogpt.plan import Plan, make_plan
+from nanogpt.progress import Progress
+from nanogpt.recall import Forward, read
+from nanogpt.run_dir import model_config
+from nanogpt.strict_json import read_json, write_json
+from nanogpt.world import World
+
+REMEMBERED = 0.99  # of the windows: what the reference recipe recalls at its target
+
+
+@dataclass(frozen=True)
+class TraceOptions(Options):
+    """What to trace, or which result to print."""
+
+    recipe: Literal["reference", "fast"] = option("fast", "as train_overfit.py's")
+    learning_rate: float | None = option(None, "as train_overfit.py's")
+    ema: float = option(TrainConfig.ema, "as train_overfit.py's")
+    positions_rate: float | None = option(None, "AdamW's for the learned positions beside Muon; none: the recipe's")
+    rest_rate: float | None = option(None, "AdamW's for all else beside Muon; none: the recipe's")
+    seed: int = option(0, "as train_overfit.py's")
+    n_layer: int = option(6, "transformer blocks", "blocks")
+    n_head: int = option(4, "attention heads", "heads")
+    n_embd: int = option(256, "width of the residual stream", "channels")
+    subset_tokens: int = option(2048, "memorise the first N tokens", "tokens")
+    steps: int = option(120, "length of the trace", "steps")
+    from_step: int = option(60, "read the memory first after this step", "steps")
+    every: int = option(6, "and again after as many", "steps")
+    out: str = option("benchmarks/results/recipe_traces.json", "where the trace is added")
+    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "learning_rate", "positions_rate", "rest_rate", "steps", "from_step", "every")
+        if self.recipe == "reference" and (self.positions_rate or self.rest_rate):
+            raise ConfigError("--positions_rate and --rest_rate mean something beside Muon alone: --recipe=fast")
+
+
+def measure(options: TraceOptions) -> dict[str, Any]:
+    """One trace, added to the others."""
+    same = ("recipe", "learning_rate", "ema", "seed", "n_layer", "n_head", "n_embd", "subset_tokens")
+    world = World.from_env()
+    plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
+    out = Path(options.out)
+    rates = {"learning_rate": plan.config.learning_rate}
+    if plan.config.optimizer == "muon":
+        rates["positions_rate"] = options.positions_rate or POSITIONS_RATE * plan.config.learning_rate
+        rates["rest_rate"] = options.rest_rate or ADAMW_RATE * plan.config.learning_rate
+    told = {name: getattr(plan.config, name) for name in (*same, "dtype", "target_loss")} | rates
+    told |= {"device": world.device_name(), "torch": version("torch")}
+    with world.process_group():
+        rows = list(_rows(plan, world, options, rates))
+    result = read_json(out, of="a result") if out.exists() else {"traces": []}
+    result["traces"].append(told | {"rows": rows})
+    write_json(out, result)
+    return result
+
+
+def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, float]) -> Iterator[dict[str, float]]:
+    config, windows = plan.config, plan.windows.on(world.device)
+    torch.manual_seed(config.seed)
+    engine = build_engine(
+        "single",
+        GPT(model_config(config)),
+        world,
+        EngineOptions(
+            dtype=config.dtype, optimizer=config.optimizer, compile=False, micro_batches=[], deepspeed=None,
+            gradient_compression="none",
+        ),
+    )  # fmt: skip
+    if config.optimizer == "muon":
+        for group, name in zip(engine.optimizer.param_groups, ("rest_rate", "positions_rate"), strict=False):
+            group[MULTIPLE] = rates[name] / config.learning_rate
+    average = WeightAverage(engine.local_weights(), config.ema)
+    schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    forward, hop = Forward(world, config.dtype, config.batch_size), hop_length(config.context_length)
+    step_tokens = config.batch_size * config.context_length
+    for step in range(options.steps):
+        rate = learning_rate(config, schedule.estimate)
+        idx, targets = windows.take(windows.global_batch(step, config.batch_size))
+        loss_sum = engine.forward_backward(Batch(idx, targets, step_tokens), is_last=True)
+        engine.step(rate)
+        schedule.observe(loss_sum.item() / step_tokens)
+        if schedule.averaging:
+            average.update()
+        if step + 1 >= options.from_step and (step + 1 - options.from_step) % options.every == 0:
+            with average.applied():
+                reading = read(engine.model, windows, plan.judged, forward)
+            yield {
+                "step": step + 1,
+                "train_loss": schedule.estimate,
+                "full_pass_loss": reading.loss,
+                "second_half_loss": reading.nll[:, hop:].mean().item(),
+                "exact_recall": reading.right[:, hop:].all(dim=1).float().mean().item(),
+            }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    lines = [
+        "| model | recipe | seed | Muon's rate | AdamW's: positions | the rest | first read below the target: step, "
+        f"exact recall | {REMEMBERED:.0%} recall from step | after the last step: loss, exact recall |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for trace in result["traces"]:
+        rows, rate = trace["rows"], trace["learning_rate"]
+        there = next((row for row in rows if row["full_pass_loss"] <= trace["target_loss"]), None)
+        short = [row["step"] for row in rows if row["exact_recall"] < REMEMBERED]
+        kept = [row["step"] for row in rows if not short or row["step"] > short[-1]]
+        fast = f"{rate:.2g} | {trace['positions_rate']:.2g} | {trace['rest_rate']:.2g}" if "rest_rate" in trace else ""
+        lines.append(
+            f"| {trace['n_layer']} x {trace['n_embd']} | {trace['recipe']} | {trace['seed']} | "
+            f"{fast or f'- | {rate:.2g} | {rate:.2g}'} | {_at(there)} | "
+            f"{kept[0] if kept else 'not by ' + str(rows[-1]['step'])} | "
+            f"{rows[-1]['full_pass_loss']:.3f}, {rows[-1]['exact_recall']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _at(row: dict[str, Any] | None) -> str:
+    return f"{row['step']}, {row['exact_recall']:.1%}" if row else "none"
+
+
+if __name__ == "__main__":
+    main(lambda: measure_or_print(TraceOptions, "recipe_trace.py", __doc__, measure, table))
