@@ -126,7 +126,7 @@ def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
         "| model | recipe | seed | Muon's rate | AdamW's: positions | the rest | first read below the target: step, "
-        f"exact recall | {REMEMBERED:.0%} recall from step | after the last step: loss, exact recall |",
+        f"exact recall | {REMEMBERED:.0%} recall from step | last read: step, loss, exact recall |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for trace in result["traces"]:
@@ -138,8 +138,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"| {trace['n_layer']} x {trace['n_embd']} | {trace['recipe']} | {trace['seed']} | "
             f"{fast or f'- | {rate:.2g} | {rate:.2g}'} | {_at(there)} | "
-            f"{kept[0] if kept else 'not by ' + str(rows[-1]['step'])} | "
-            f"{rows[-1]['full_pass_loss']:.3f}, {rows[-1]['exact_recall']:.1%} |"
+            f"{kept[0] if kept else 'not yet'} | "
+            f"{rows[-1]['step']}, {rows[-1]['full_pass_loss']:.3f}, {rows[-1]['exact_recall']:.1%} |"
         )
     return "\n".join(lines)
 
