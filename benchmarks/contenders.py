@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from nanogpt.data import Windows
-from nanogpt.optim import BETAS, REFERENCE_LR
+from nanogpt.optim import ADAMW_LR, BETAS
 
 
 def gpt2(shape: dict[str, int], device: torch.device, *, seed: int) -> GPT2LMHeadModel:
@@ -34,7 +34,7 @@ def loss_sum(model: GPT2LMHeadModel, idx: Tensor, targets: Tensor, *, bf16: bool
 
 def plain_steps(model: GPT2LMHeadModel, *, bf16: bool) -> Callable[[Tensor, Tensor], float]:
     """torch's AdamW as its introduction shows it -> a step: inputs and targets -> mean loss, nats/token."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=REFERENCE_LR, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=ADAMW_LR, betas=BETAS, weight_decay=0.0)
 
     def step(idx: Tensor, targets: Tensor) -> float:
         loss = loss_sum(model, idx, targets, bf16=bf16) / targets.numel()
@@ -91,7 +91,7 @@ def train_in_trainer(
         arguments = TrainingArguments(
             output_dir=directory, per_device_train_batch_size=batch_size, max_steps=2**31 - 1,
             use_cpu=model.device.type == "cpu",
-            learning_rate=REFERENCE_LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
+            learning_rate=ADAMW_LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", disable_tqdm=True,
             logging_strategy="steps" if after_loss else "no", logging_steps=1,
         )  # fmt: skip

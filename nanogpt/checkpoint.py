@@ -35,7 +35,7 @@ from nanogpt.strict_json import finite, write_json
 from nanogpt.world import World
 
 CHECKPOINTS, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
-FORMAT = 2  # raised with every change of what a checkpoint holds
+FORMAT = 3  # raised with every change of what a checkpoint holds
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class TrainConfig(Options):
     optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
     learning_rate: float | None = option(
         None,
-        "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: the "
-        "recipe's, 6e-4 or 1e-3 x sqrt(768 / n_embd) (fast)",
+        "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: 6e-4 "
+        "(adamw) or 1e-3 x sqrt(768 / n_embd) (muon)",
     )
     on_plateau: Literal["decay", "none"] = option(
         "decay",

@@ -25,7 +25,7 @@ from nanogpt.world import World
 
 MOMENTUM, BUFFER = 0.95, "momentum_buffer"  # torch's name for it
 MULTIPLE = "lr_multiple"  # of a parameter group
-# x Muon's rate. Hot positions and cool embeddings leave the best memory at the same loss (docs/performance.md)
+# x Muon's rate. Hot positions leave more memory at the same loss (docs/performance.md)
 POSITIONS, POSITIONS_RATE, ADAMW_RATE = "transformer.wpe.weight", 16.0, 0.6
 # a, b, c of each iteration: in three they bring values from 0.01 to 1 nearest to one, with one per cent to spare (Amsel
 # et al., "The Polar Express", arXiv 2505.16932). More would not do: the least eigenvalues of R, which bf16 leaves a
@@ -48,7 +48,7 @@ class Stretch:
 
 
 class MuonAdamW(Optimizer):
-    """Three parameter groups: the matrices of the blocks, the learned positions, and the rest.
+    """Three parameter groups: the learned positions, the matrices of the blocks, and before them the rest.
 
     An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
     call step.

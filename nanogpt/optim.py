@@ -18,22 +18,17 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's m and v
 MOMENTS = (*ADAM_MOMENTS, BUFFER)  # all that an optimizer remembers of a weight
 
 
-REFERENCE_LR, FAST_LR = 6e-4, 1e-3
-FAST_WIDTH = 768  # of the model that FAST_LR was found on
+OPTIMIZERS = {"reference": "adamw", "fast": "muon"}
+ADAMW_LR, MUON_LR = 6e-4, 1e-3
+MUON_WIDTH = 768  # of the model that MUON_LR was found on
 
 
 def with_recipe(config: TrainConfig) -> TrainConfig:
     """config with what it leaves to its recipe filled in."""
-    optimizer, rate = {
-        "reference": ("adamw", REFERENCE_LR),
-        # So updates are as large at every width: by singular values those of Muon, by length those of a position.
-        "fast": ("muon", FAST_LR * sqrt(FAST_WIDTH / config.n_embd)),
-    }[config.recipe]
-    return replace(
-        config,
-        optimizer=optimizer if config.optimizer == "auto" else config.optimizer,
-        learning_rate=config.learning_rate or rate,
-    )
+    optimizer = OPTIMIZERS[config.recipe] if config.optimizer == "auto" else config.optimizer
+    # An update's singular values, which go with the root of the width at one rate, are so the same at every width.
+    rate = ADAMW_LR if optimizer == "adamw" else MUON_LR * sqrt(MUON_WIDTH / config.n_embd)
+    return replace(config, optimizer=optimizer, learning_rate=config.learning_rate or rate)
 
 
 def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from nanogpt.config import TrainConfig
 from nanogpt.eta import Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.metrics import Meter
 from nanogpt.optim import plateau_begins_at
-from nanogpt.stopping import PassSchedule
+from nanogpt.stopping import HOVERS, PassSchedule
 
 RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/performance.md)
 
@@ -40,12 +40,11 @@ class Progress:
     @classmethod
     def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "Progress":
         """The beginning of a run of a resolved config, whose full passes read so many windows."""
+        below = plateau_begins_at(config) if config.ema else 0.0
+        # A target so high that passes may come before there is an average is not worth the wait for one.
+        ripe_steps = 1 + log(RIPE) / log(config.ema) if HOVERS * config.target_loss < below else 0.0
         schedule = PassSchedule(
-            config.target_loss,
-            judged_windows,
-            config.batch_size,
-            averages_below=plateau_begins_at(config) if config.ema else 0.0,
-            ripe_steps=log(RIPE) / log(config.ema) if config.ema else 0.0,
+            config.target_loss, judged_windows, config.batch_size, averages_below=below, ripe_steps=ripe_steps
         )
         return cls(schedule, launched_at)
 

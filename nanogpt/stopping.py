@@ -8,7 +8,7 @@
         schedule.judged(full_pass(...))
 
 Only a full pass may end a run; training losses, which lag and are noisy, only say when to make one. A pass judges an
-average of the weights once there is one, and waits until that is ripe: a young one is mostly its first weights.
+average of the weights, and waits until that is ripe: a young one is mostly its first weights.
 """
 
 from math import ceil
@@ -36,8 +36,8 @@ class PassSchedule:
     ) -> None:
         """windows: how many one full pass reads.
 
-        averages_below: the estimate, nats/token, from which on weights are averaged. ripe_steps: for how many at least
-        before a pass judges the average.
+        averages_below: the estimate, nats/token, from which on weights are averaged. ripe_steps: for how many steps'
+        weights a pass waits.
         """
         self.target_loss = target_loss
         self.averages_below = averages_below
@@ -52,8 +52,8 @@ class PassSchedule:
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
     def state(self) -> dict[str, float]:
-        """All that it remembers, as JSON."""
-        return dict(vars(self))
+        """All that it has counted, as JSON."""
+        return {name: value for name, value in vars(self).items() if name.startswith("_")}
 
     def restore(self, state: dict[str, float]) -> None:
         """Go on from state()."""
@@ -77,8 +77,8 @@ class PassSchedule:
 
     @property
     def _unripe_steps(self) -> int:
-        """Steps until the average, where there is one, is ripe."""
-        return max(0, ceil(self.ripe_steps) - self._averaged) if self.averaging else 0
+        """Steps until the average is ripe, at the soonest."""
+        return max(0, ceil(self.ripe_steps) - self._averaged)
 
     @property
     def _affordable_at(self) -> float:

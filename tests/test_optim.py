@@ -30,11 +30,17 @@ def test_muons_plateau_begins_later():
     assert learning_rate(config, 0.099) == pytest.approx(1e-3 / 2)
 
 
-def test_the_fast_recipes_rate_goes_with_the_width():
-    """Reference: with the root of 768 over the channels; the reference recipe's does not, nor one that is given."""
+def test_muons_rate_goes_with_the_width():
+    """Reference: with the root of 768 over the channels; AdamW's does not, nor one that is given."""
     assert with_recipe(TrainConfig(recipe="fast", n_embd=192)).learning_rate == 2e-3
     assert with_recipe(TrainConfig(recipe="fast", n_embd=192, learning_rate=0.1)).learning_rate == 0.1
     assert with_recipe(TrainConfig(n_embd=192)).learning_rate == 6e-4
+
+
+def test_the_rate_is_the_optimizers():
+    """Invariant: a recipe with the other one's optimizer has the other one's rate."""
+    assert with_recipe(TrainConfig(recipe="fast", optimizer="adamw")).learning_rate == 6e-4
+    assert with_recipe(TrainConfig(optimizer="muon")).learning_rate == 1e-3
 
 
 def test_a_high_target_does_not_lower_the_rate_early():

@@ -4,7 +4,11 @@ from itertools import pairwise
 from math import ceil
 
 import pytest
+import torch
 
+from nanogpt.config import TrainConfig
+from nanogpt.optim import WeightAverage, with_recipe
+from nanogpt.progress import Progress
 from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, PassSchedule
 
 
@@ -13,9 +17,9 @@ def falling(step):
     return 0.05 + 5 * 0.97**step
 
 
-def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8, **average):
+def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
     """Steps at which passes were made, each finding `lag` times the step's loss."""
-    schedule, passes = PassSchedule(target, windows, batch_size, **average), []
+    schedule, passes = PassSchedule(target, windows, batch_size), []
     for step, loss in enumerate(losses, start=1):
         schedule.observe(loss)
         if schedule.due():
@@ -103,18 +107,45 @@ def test_a_pass_is_made_as_soon_as_it_can_be(windows):
 
 
 def test_an_average_ripens_before_it_is_judged():
-    """Invariant: however low the loss, passes wait, and wait_steps says how long; before it begins they do not."""
-    schedule = PassSchedule(0.099, 10, 16, averages_below=0.396, ripe_steps=100 / 3)
-    for loss in [0.5] * 50 + [0.05] * 40:
+    """Reference: however low the loss, no pass is due before the first weights are a quarter of a real average.
+
+    wait_steps says how long, also before the average has begun.
+    """
+    schedule = Progress.of(with_recipe(TrainConfig()), judged_windows=10, launched_at=0.0).schedule
+    weight = torch.zeros(1)
+    average = WeightAverage([weight], TrainConfig.ema)
+    begun = 0
+    for loss in [2.0] * 50 + [0.05] * 60:
         schedule.observe(loss)
-        if schedule.averaging:
-            break
-        assert not schedule.due()
-    assert schedule.estimate < 0.396
-    assert schedule.wait_steps == 33
-    for left in reversed(range(33)):
-        schedule.observe(0.05)
-        assert schedule.due() == (left == 0)
-    schedule.judged(0.2)
-    assert schedule.averaging, "once begun it goes on"
-    assert play([2.0] * 9, target=3.0, windows=10, averages_below=1.0, ripe_steps=100 / 3)[0] == 1
+        if not schedule.averaging:
+            assert schedule.wait_steps == 47
+            assert not schedule.due()
+            continue
+        average.update()
+        weight.fill_(1.0)  # of the average, all but the first weights
+        begun += 1
+        first_share = 1 - average.mean[0].item()
+        assert schedule.due() == (first_share <= 0.25)
+        assert schedule.wait_steps == max(1, 47 - begun)
+    assert begun > 47
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.0}, {"target_loss": 3.0}, {"recipe": "fast", "target_loss": 0.45}])
+def test_nobody_waits_for_an_average_that_may_never_be(options):
+    """Invariant: without an average, or where passes may come before one, the first step may be judged."""
+    config = with_recipe(TrainConfig(**options))
+    schedule = Progress.of(config, judged_windows=10, launched_at=0.0).schedule
+    schedule.observe(config.target_loss)
+    assert schedule.due()
+
+
+def test_a_resumed_schedule_goes_on_with_its_counts_alone():
+    """Invariant: what the run's options say is not taken from a checkpoint."""
+    before, after = PassSchedule(0.1, 10, 16, ripe_steps=5.0), PassSchedule(0.2, 20, 16, ripe_steps=7.0)
+    for loss in (3.0, 2.0, 1.0):
+        before.observe(loss)
+    before.judged(1.5)
+    after.restore(before.state())
+    assert (after.target_loss, after.cost_steps, after.ripe_steps) == (0.2, 0.5, 7.0)
+    assert after.estimate == before.estimate
+    assert after.state() == before.state()
