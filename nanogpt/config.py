@@ -72,8 +72,8 @@ class TrainConfig(Options):
     )
     ema: float = option(
         0.97,
-        "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are less than a "
-        "quarter of it; 0: the last ones",
+        "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are down to "
+        "a quarter of it; 0: the last ones",
     )
     seed: int = option(0, "seeds weights and window order")
     # When to stop
