@@ -86,15 +86,8 @@ def measure(options: TraceOptions) -> dict[str, Any]:
 def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, float]) -> Iterator[dict[str, float]]:
     config, windows = plan.config, plan.windows.on(world.device)
     torch.manual_seed(config.seed)
-    engine = build_engine(
-        "single",
-        GPT(model_config(config)),
-        world,
-        EngineOptions(
-            dtype=config.dtype, optimizer=config.optimizer, compile=False, micro_batches=[], deepspeed=None,
-            gradient_compression="none",
-        ),
-    )  # fmt: skip
+    built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
+    engine = build_engine("single", GPT(model_config(config)), world, built)
     if config.optimizer == "muon":
         rest, positions, _ = engine.optimizer.param_groups
         rest[MULTIPLE] = rates["rest_rate"] / config.learning_rate
@@ -103,6 +96,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
     schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     forward, hop = Forward(world, config.dtype, config.batch_size), hop_length(config.context_length)
     step_tokens = config.batch_size * config.context_length
+    reads = range(options.from_step, options.steps + 1, options.every)
     for step in range(options.steps):
         rate = learning_rate(config, schedule.estimate)
         idx, targets = windows.take(windows.global_batch(step, config.batch_size))
@@ -111,7 +105,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
         schedule.observe(loss_sum.item() / step_tokens)
         if schedule.averaging:
             average.update()
-        if step + 1 >= options.from_step and (step + 1 - options.from_step) % options.every == 0:
+        if step + 1 in reads:
             with average.applied():
                 reading = read(engine.model, windows, plan.judged, forward)
             yield {
@@ -135,10 +129,11 @@ def table(result: dict[str, Any]) -> str:
         there = next((row for row in rows if row["full_pass_loss"] <= trace["target_loss"]), None)
         short = [row["step"] for row in rows if row["exact_recall"] < REMEMBERED]
         kept = [row["step"] for row in rows if not short or row["step"] > short[-1]]
-        fast = f"{rate:.2g} | {trace['positions_rate']:.2g} | {trace['rest_rate']:.2g}" if "rest_rate" in trace else ""
+        muon = f"{rate:.2g}" if "rest_rate" in trace else "-"
+        positions, rest = (trace.get(name, rate) for name in ("positions_rate", "rest_rate"))
         lines.append(
             f"| {trace['n_layer']} x {trace['n_embd']} | {trace['recipe']} | {trace['seed']} | "
-            f"{fast or f'- | {rate:.2g} | {rate:.2g}'} | {_at(there)} | "
+            f"{muon} | {positions:.2g} | {rest:.2g} | {_at(there)} | "
             f"{kept[0] if kept else 'not yet'} | {_at(rows[-1])} |"
         )
     return "\n".join(lines)

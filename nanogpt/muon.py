@@ -48,7 +48,7 @@ class Stretch:
 
 
 class MuonAdamW(Optimizer):
-    """Three parameter groups: the learned positions, the matrices of the blocks, and before them the rest.
+    """Three parameter groups: AdamW's weights but for the learned positions, these, and the matrices of the blocks.
 
     An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
     call step.
