@@ -119,11 +119,6 @@ class WeightAverage:
         self._mean = [torch.zeros_like(weight, dtype=torch.float32, requires_grad=False) for weight in self._weights]
         return self._mean
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether any weights have been averaged."""
-        return bool(self._mean)
-
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of now into the average."""

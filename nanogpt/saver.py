@@ -54,10 +54,9 @@ class Saver:
         if self._checkpointer.begun:
             return
         pieces = list(self._engine.pieces())
-        if self._average.has_begun:
+        if self._progress.schedule.averaging:
             pieces += self._engine.pieces_like_weights("mean", self._average.mean)
         state = self._progress.state() | {
-            "average_has_begun": self._average.has_begun,
             "config": asdict(self._plan.config),
             "corpus_sha256": self._plan.corpus.sha256,
             "world_size": self._engine.world.size,
@@ -96,7 +95,7 @@ class Saver:
         before = checkpoint.progress["world_size"]
         progress.other_device_s += checkpoint.progress["train_s"] * (before - self._engine.world.size)
         self._engine.restore(checkpoint, updates=progress.step - progress.bad_steps)
-        if checkpoint.progress["average_has_begun"]:
+        if progress.schedule.averaging:
             self._engine.read_like_weights("mean", self._average.begin(), checkpoint)
         self.newest = checkpoint.step
         self._logger.say(f"resumed from {checkpoint.path.name} of {checkpoint.path.parent.parent}")
