@@ -18,6 +18,10 @@ import pytest
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run
 from nanogpt.checkpoint import newest_intact
+from nanogpt.config import TrainConfig
+from nanogpt.plan import make_plan
+from nanogpt.progress import Progress
+from nanogpt.world import World
 
 # Averages weights from about step 22 on, makes full passes and reaches its target about step 40. At a rate of 1e-2 what
 # rounding differs between shapes grew twice as far meanwhile.
@@ -233,6 +237,30 @@ def test_muon_goes_on_in_another_shape(tmp_path):
         for key in ("loss", "grad_norm"):
             assert row[key] == pytest.approx(wanted[key], rel=1e-5), (row["step"], key)
     assert report(tmp_path / "out")["optimizer"] == "muon"
+
+
+def test_an_average_ripens_over_a_stop(tmp_path):
+    """Reference: a run that was not stopped, bit for bit; of that one, a schedule that is fed with its rows' losses.
+
+    It is stopped while the average ripens: 0.9 ** 14 is the first power below a quarter, so that takes 15 steps.
+    """
+    options = {"ema": 0.9, "log_every": 1, "target_loss": 0.35}
+    (tmp_path / "whole").mkdir()
+    assert go(tmp_path / "whole", **options).returncode == 0
+    rows, told, _ = expected = outcome(tmp_path / "whole")
+    plan = make_plan(TrainConfig(**(OPTIONS | options)), World.from_env())
+    schedule = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    averaged = []
+    for row in rows:
+        schedule.observe(row["loss"])
+        averaged += [row["step"]] * schedule.averaging
+        assert schedule.due() == (row["full_pass_loss"] is not None), row["step"]
+        if schedule.due():
+            schedule.judged(row["full_pass_loss"])
+    assert averaged[14] == told["steps"], "the loss was there sooner: the first pass that may be made ends the run"
+    assert go(tmp_path, **options, max_steps=averaged[6]).returncode == 3
+    assert go(tmp_path, **options).returncode == 0
+    assert_same(tmp_path, expected)
 
 
 def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
