@@ -6,6 +6,7 @@ Where a server answers, it is a stand-in: there is no W&B server to be had in a 
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,17 @@ def test_a_closed_port_is_no_server(tmp_path, env):
     done = train(*flags(**OPTIONS), cwd=tmp_path, env=env | {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": url})
     assert done.returncode == 3, done.stderr
     assert done.stdout.count("warning: W&B") == 1
+    (records,) = wandb_runs(tmp_path / "out")
+    assert_mirrors(rows_of(records), metrics(tmp_path / "out"))
+
+
+def test_a_silent_server_is_no_server(tmp_path, env):
+    """Invariant: as with a closed port, though the kernel takes the connection and nothing is ever said on it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = train(*flags(**OPTIONS), cwd=tmp_path, env=env | {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": url})
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("warning: W&B cannot be reached") == done.stdout.count("warning: W&B") == 1
     (records,) = wandb_runs(tmp_path / "out")
     assert_mirrors(rows_of(records), metrics(tmp_path / "out"))
 
