@@ -12,7 +12,7 @@ from secrets import token_hex
 from nanogpt.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.errors import CheckpointError, ConfigError
-from nanogpt.run_dir import CONFIG, REPORT, check_free, check_writable
+from nanogpt.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
 
 # What may differ from the run that is resumed: who computes it and how long, what is written and where. The text is
 # compared by what it holds.
@@ -55,7 +55,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
         # A run that was killed before its first checkpoint begins again; a finished one without any is not touched.
         if not _was_cut_short(out_dir):
             return Start(_check_free(config.out_dir), fresh=True)
-        return Start(out_dir, **_same_wandb_run(_wandb_run_id(out_dir)))
+        return Start(out_dir, **_same_wandb_run(begun_in(out_dir).get("wandb_run_id")))
     _check_same(config, corpus_sha256, checkpoint)
     return Start(
         out_dir, checkpoint.path, fresh, skipped,
@@ -74,14 +74,6 @@ def _check_free(out_dir: str) -> Path:
 
 def _same_wandb_run(run_id: str | None) -> dict[str, str]:
     return {"wandb_run_id": run_id} if run_id and "WANDB_RUN_ID" not in os.environ else {}
-
-
-def _wandb_run_id(out_dir: Path) -> str | None:
-    """Of the run that was begun in out_dir."""
-    try:
-        return json.loads((out_dir / CONFIG).read_text(encoding="utf-8"))["wandb_run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _at(path: Path) -> tuple[Checkpoint, list[str]]:
@@ -109,8 +101,8 @@ def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: Checkpoint)
         differing.append(f"--data={config.data} (it had another text)")
     if differing:
         raise ConfigError(
-            f"{checkpoint.path} is of another run: {', '.join(differing)}; make them the same, name another --out_dir, "
-            f"or --resume=never"
+            f"{checkpoint.path} is of another run: {', '.join(differing)}; make them the same, or name another "
+            f"--out_dir"
         )
 
 

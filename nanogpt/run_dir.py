@@ -124,6 +124,15 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
+def begun_in(out_dir: Path) -> dict[str, Any]:
+    """What config.json says of the run that was begun in out_dir; empty where there is none that can be read."""
+    try:
+        content = json.loads((out_dir / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def provenance() -> dict[str, Any]:
     """The versions of what computes, and the git commit of this program."""
     packages = {name: installed_version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
