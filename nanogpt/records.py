@@ -52,6 +52,8 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
         return "no run on a fixed grid, or begun with trained weights, is on record"
     if config.optimizer != "adamw":
         return f"no run with --optimizer={config.optimizer} is among those that this is read off"
+    if not config.ema:
+        return "no run with --ema=0, without averaged weights, is among those that this is read off"
     if abs(config.target_loss / RECORDED_TARGET - 1) > NEAR:
         return f"--target_loss={config.target_loss:g} is not the {RECORDED_TARGET:g} of the runs on record"
     if floor > (most := max(run.floor for run in RECORDED)):

@@ -42,6 +42,7 @@ def test_what_is_on_record_is_foretold_and_no_more():
     for changes, why in (
         ({"phase": "fixed"}, "fixed grid"),
         ({"optimizer": "muon"}, "--optimizer=muon"),
+        ({"ema": 0.0}, "--ema=0"),
         ({"target_loss": 0.2}, "--target_loss=0.2"),
         ({"learning_rate": 0.1}, "--learning_rate=0.1 is outside"),
         ({"subset_tokens": 338_025}, "--subset_tokens=338025 is outside"),
