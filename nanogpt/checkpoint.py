@@ -74,11 +74,11 @@ class Checkpointer:
     def begin(self, step: int, pieces: Iterable[Piece], progress: dict[str, Any]) -> None:
         """Copy the pieces, which takes the time of a copy, and write the copy in the background.
 
-        progress: what else the run needs to go on, as JSON; the first rank's counts.
+        progress: what else the run needs to go on, as JSON; the first rank's counts. Copied too: the run counts on.
         """
         assert not self.begun
         copy = {f"{p.name}@{p.start}": p.values.detach().to("cpu", torch.float32, copy=True) for p in pieces}
-        self._step, self._progress, self._result = step, progress, {"failure": "its writer ended early"}
+        self._step, self._progress, self._result = step, finite(progress), {"failure": "its writer ended early"}
         self._thread = Thread(target=self._write, args=(copy,), daemon=True)
         self._thread.start()
 
@@ -119,7 +119,7 @@ class Checkpointer:
             path = self._temporary / name
             if not path.exists() or path.stat().st_size != facts["bytes"]:
                 raise OSError(f"{path} of another rank is not seen from the first: every node needs the same disk")
-        content = {"format": FORMAT, "step": self._step, "files": files, "progress": finite(self._progress)}
+        content = {"format": FORMAT, "step": self._step, "files": files, "progress": self._progress}
         write_json(self._temporary / MANIFEST, content | {"sha256": _digest(content)})
         _sync(self._temporary / MANIFEST)
         _sync(self._temporary)
@@ -207,6 +207,10 @@ class Checkpoint:
         if at < stop:
             raise CheckpointError(f"holds no {name}[{at}:{stop}]")
         return torch.cat(parts)
+
+    def close(self) -> None:
+        """Let go of the files, which keep their room on the disk meanwhile even when they are deleted; read no more."""
+        self._files, self._index = [], {}
 
 
 def newest_intact(out_dir: Path) -> tuple[Checkpoint | None, list[str]]:

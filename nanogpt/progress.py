@@ -1,7 +1,7 @@
 """How far a run has come: what a checkpoint holds of it beside the tensors.
 
 progress = Progress.of(config, judged_windows=130, launched_at=time.perf_counter())
-progress.restore(checkpoint.progress)
+progress.restore(checkpoint.progress, ranks=world.size)
 """
 
 import time
@@ -81,14 +81,15 @@ class Progress:
             "schedule": self.schedule.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from state()."""
+    def restore(self, state: dict[str, Any], *, ranks: int) -> None:
+        """Go on, on as many ranks, from state() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
         self.history = [(step, loss) for step, loss in self.history]
         self.started_at -= state["train_s"]
         self.launched_at -= state["launch_s"]
+        self.other_device_s += state["train_s"] * (state["world_size"] - ranks)
         self.meter.restore(state["meter"])
         self.schedule.restore(state["schedule"])
 

@@ -10,16 +10,19 @@ from nanogpt.progress import Progress
 from nanogpt.run_dir import REPORT, provenance
 from nanogpt.stop_signals import STOP_FILE
 from nanogpt.strict_json import write_json
+from nanogpt.world import World
 
 
 def make_report(
-    reason: str, full_pass_loss: float | None, plan: Plan, progress: Progress, engine: Engine
+    reason: str, full_pass_loss: float | None, plan: Plan, progress: Progress, world: World, engine: Engine | None
 ) -> dict[str, Any]:
     """The report of a run that ends now. Every rank must call.
 
-    The clocks stand when this is called. Where there is a verdict, the scorecard is added to it.
+    The clocks stand when this is called. Where there is a verdict, the scorecard is added to it. engine: None where
+    the run ends before it has one.
     """
-    config, world, train_s = plan.config, engine.world, progress.train_s
+    config, train_s = plan.config, progress.train_s
+    compilation = engine.compilation if engine else None
     return {
         "reached": reason == "target_reached",
         "exit_reason": reason,
@@ -33,13 +36,13 @@ def make_report(
         "train_s": train_s,
         "device_s": train_s * world.size + progress.other_device_s,
         "full_pass_s": progress.full_pass_s,
-        "compile_s": engine.compilation.seconds,
+        "compile_s": compilation.seconds if compilation else 0.0,
         "engine": config.engine,
         "zero_stage": config.zero_stage,
         "world_size": world.size,
         "device": world.device_name(),
         "dtype": config.dtype,
-        "compiled": engine.compilation.compiled,
+        "compiled": bool(compilation and compilation.compiled),
         "peak_memory_bytes": world.gather(world.peak_memory_bytes()),
         "recipe": config.recipe,
         "optimizer": config.optimizer,
@@ -51,7 +54,7 @@ def make_report(
         "corpus_sha256": plan.corpus.sha256,
         **subset_and_windows(config),
         "control_note": None if plan.control else "fewer tokens follow the subset than one window needs",
-        "scores_precision": engine.scores_precision,
+        "scores_precision": engine.scores_precision if engine else None,
         **provenance(),
     }
 

@@ -1,7 +1,7 @@
 """What a checkpoint of a run is made of, and when one is due.
 
 saver.begin()                   # a copy in memory; a thread writes it
-saver.save_and_wait()           # complete when this returns
+saver.save_and_wait()           # complete when this returns, once a step
 """
 
 import time
@@ -77,25 +77,19 @@ class Saver:
             self.newest = self._begun_step
 
     def save_and_wait(self) -> None:
-        """A checkpoint of now, complete when this returns."""
-        self.commit()
-        self.begin()
-        self.commit()
-
-    def save_the_end(self) -> None:
-        """As save_and_wait, unless this very step is saved already."""
+        """A checkpoint of this step, complete when this returns; one that has been begun at it stands for it."""
         self.commit()
         if self._begun_step != self._progress.step:
-            self.save_and_wait()
+            self.begin()
+            self.commit()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from checkpoint, whatever engine wrote it, on however many ranks."""
+        """Go on from checkpoint, whatever engine wrote it, on however many ranks, and close it."""
         progress = self._progress
-        progress.restore(checkpoint.progress)
-        before = checkpoint.progress["world_size"]
-        progress.other_device_s += checkpoint.progress["train_s"] * (before - self._engine.world.size)
+        progress.restore(checkpoint.progress, ranks=self._engine.world.size)
         self._engine.restore(checkpoint, updates=progress.step - progress.bad_steps)
         if progress.schedule.averaging:
             self._engine.read_like_weights("mean", self._average.begin(), checkpoint)
+        checkpoint.close()
         self.newest = checkpoint.step
         self._logger.say(f"resumed from {checkpoint.path.name} of {checkpoint.path.parent.parent}")

@@ -18,7 +18,8 @@ from nanogpt.health import check_health
 from nanogpt.live_plot import LivePlot
 from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
 from nanogpt.plan import Plan, make_plan
-from nanogpt.report import write_stopped
+from nanogpt.progress import Progress
+from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start
 from nanogpt.run_dir import METRICS, claim, held, take_over
 from nanogpt.stop_signals import StopSignals
@@ -82,10 +83,13 @@ def _train(
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
         if any(world.sum(float(asked_to_stop(stop, start.out_dir, world)))):  # before anything is compiled
             logger.say("asked to stop before the first step")
+            progress = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
+            if checkpoint:
+                progress.restore(checkpoint.progress, ranks=world.size)
+            report = make_report("stopped", None, plan, progress, world, None)
             if world.is_first:
-                report = {"reached": False, "exit_reason": "stopped"}
                 write_stopped(start.out_dir, report)
-                logger.result(report, None)
+            logger.result(report, None)
             return stopped_status()
         return Trainer(
             plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak

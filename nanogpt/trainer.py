@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -227,14 +228,14 @@ class Trainer:
 
     def _judge(self, out_of_time: bool) -> tuple[str | None, float | None]:
         """(why the run ends here, if it does; the loss of a full pass, if one was made)."""
-        full_pass_loss = self._full_pass() if self.progress.schedule.due() else None
-        reason = self._reason_to_stop(full_pass_loss, out_of_time)
-        if full_pass_loss is None and reason in ("max_steps", "max_minutes"):
+        budget_is_spent = self._reason_to_stop(None, out_of_time) in ("max_steps", "max_minutes")
+        if budget_is_spent:
             # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
             self._save_and_wait()
-            full_pass_loss = self._full_pass()  # the report says where the run stood
-            reason = self._reason_to_stop(full_pass_loss, out_of_time)
-        return reason, full_pass_loss
+        full_pass_loss = None
+        if self.progress.schedule.due() or budget_is_spent:  # the report says where the run stood
+            full_pass_loss = self._full_pass()
+        return self._reason_to_stop(full_pass_loss, out_of_time), full_pass_loss
 
     def _full_pass(self) -> float:
         started = time.perf_counter()
@@ -244,7 +245,8 @@ class Trainer:
             loss = full_pass(model, windows, judged, self.forward)
             if loss <= self.config.target_loss:  # the figure that counts is the one that others can compute again
                 self._judged_reading = read(model, windows, judged, self._scores_forward())
-                loss = self._judged_reading.loss
+                # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
+                (loss,) = self.world.max(self._judged_reading.loss)
         self.progress.schedule.judged(loss)
         self.progress.full_pass_s += time.perf_counter() - started
         return loss
@@ -257,9 +259,9 @@ class Trainer:
             yield
         self.engine.weights_written()
 
-    def _before_part(self) -> None:
+    def _before_part(self, *, patient: bool = False) -> None:
         """Between the parts of a full pass: raise StopRequested on every rank when any of them was asked to stop."""
-        self.watchdog.at(f"step {self.progress.step}, full pass or scores")
+        self.watchdog.at(f"step {self.progress.step}, full pass or scores", patient=patient)
         if any(self.world.sum(float(asked_to_stop(self.stop, self.out_dir, self.world)))):
             raise StopRequested
 
@@ -285,7 +287,7 @@ class Trainer:
         asked = next(name for name in self.world.gather(self.stop.name) if name)
         self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
         self._save_and_wait()
-        report = make_report("stopped", None, self.plan, self.progress, self.engine)
+        report = make_report("stopped", None, self.plan, self.progress, self.world, self.engine)
         if self.world.is_first:
             write_stopped(self.out_dir, report)
         if self.saver.newest is None:
@@ -301,7 +303,7 @@ class Trainer:
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:
         """Weights, scores and report into the run directory, the result on the terminal -> the exit status."""
         self.profiler.close()
-        report = make_report(reason, full_pass_loss, self.plan, self.progress, self.engine)
+        report = make_report(reason, full_pass_loss, self.plan, self.progress, self.world, self.engine)
         report |= self.gauge.constants()
         self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
         if reason == "target_reached":
@@ -309,7 +311,7 @@ class Trainer:
         if reason == "non_finite":
             self.saver.commit()
         else:
-            self.saver.save_the_end()
+            self._save_and_wait()
         with self._judged_weights():
             if full_pass_loss is not None:
                 started = time.perf_counter()
@@ -351,4 +353,5 @@ class Trainer:
         )
 
     def _scores_forward(self) -> Forward:
-        return replace(self.forward, dtype=scores_dtype(self.engine.scores_precision))
+        dtype = scores_dtype(self.engine.scores_precision)
+        return replace(self.forward, dtype=dtype, before_part=partial(self._before_part, patient=True))

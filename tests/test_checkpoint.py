@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,26 @@ def test_later_steps_are_set_aside_by_a_run_that_goes_back(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "abandoned_step_00000002", "abandoned_step_00000003", "latest", "step_00000001"
     ]  # fmt: skip
+
+
+def test_a_run_counts_on_while_it_is_saved(tmp_path):
+    """Invariant: a checkpoint tells of the moment when it was begun, whatever the run does with its lists after."""
+    writer, history = Checkpointer(tmp_path, ALONE, keep=1), [(1, 3.0)]
+    writer.begin(1, [Piece("weight/a", 0, VALUES)], {"history": history, "meter": {"seconds": history}})
+    history.append((2, 2.0))
+    assert writer.commit() == ""
+    assert newest_intact(tmp_path)[0].progress == {"history": [[1, 3.0]], "meter": {"seconds": [[1, 3.0]]}}
+
+
+def test_a_closed_checkpoint_lets_go_of_its_files(tmp_path):
+    """Reference: what the kernel has mapped. Deleted files that are mapped keep their room on the disk."""
+    save(tmp_path, 1)
+    checkpoint = newest_intact(tmp_path)[0]
+    assert "step_00000001" in Path("/proc/self/maps").read_text()
+    value = checkpoint.read("weight/a", 0, 100)
+    checkpoint.close()
+    assert "step_00000001" not in Path("/proc/self/maps").read_text()
+    assert torch.equal(value, VALUES + 1)
 
 
 def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):

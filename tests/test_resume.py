@@ -242,9 +242,10 @@ def test_muon_goes_on_in_another_shape(tmp_path):
 def test_an_average_ripens_over_a_stop(tmp_path):
     """Reference: a run that was not stopped, bit for bit; of that one, a schedule that is fed with its rows' losses.
 
+    The rate falls meanwhile, and must fall as if there had been no stop.
     It is stopped while the average ripens: 0.9 ** 14 is the first power below a quarter, so that takes 15 steps.
     """
-    options = {"ema": 0.9, "log_every": 1, "target_loss": 0.35}
+    options = {"ema": 0.9, "log_every": 1, "target_loss": 0.35, "on_plateau": "decay"}
     (tmp_path / "whole").mkdir()
     assert go(tmp_path / "whole", **options).returncode == 0
     rows, told, _ = expected = outcome(tmp_path / "whole")
@@ -272,6 +273,33 @@ def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
+def test_a_budget_that_ends_with_a_pass_is_spent_once(tmp_path):
+    """Reference: a run with a larger budget; of this one the last step is one at which a pass is due anyway."""
+    options = {"ema": 0.9, "log_every": 1}
+    (tmp_path / "whole").mkdir()
+    assert go(tmp_path / "whole", **options).returncode == 0
+    expected = outcome(tmp_path / "whole")
+    first, *_, last = (row["step"] for row in expected[0] if row["full_pass_loss"] is not None)
+    assert first < last
+    for _ in range(2):
+        assert go(tmp_path, **options, max_steps=first).returncode == 3
+        assert report(tmp_path / "out")["steps"] == first
+    assert go(tmp_path, **options).returncode == 0
+    assert_same(tmp_path, expected)
+
+
+def test_a_stop_while_a_spent_budget_is_scored_leaves_it_spent(tmp_path, uninterrupted):
+    """Reference: as above; the checkpoint of before the budget's own pass stays the newest."""
+    program = start(tmp_path, max_steps=10)
+    wait_for(lambda: "scoring" in (tmp_path / "log").read_text(), program)
+    program.terminate()
+    assert program.wait(timeout=200) == 4
+    assert go(tmp_path, max_steps=10).returncode == 3
+    assert report(tmp_path / "out")["steps"] == 10
+    assert go(tmp_path).returncode == 0
+    assert_same(tmp_path, uninterrupted("single"))
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The directory of a run of 8 steps, with checkpoints of steps 4 and 8."""
@@ -279,6 +307,21 @@ def stopped(tmp_path_factory):
     assert go(cwd, max_steps=8, checkpoint_every=4).returncode == 3
     assert sorted(os.listdir(cwd / "out" / "checkpoints")) == ["latest", "step_00000004", "step_00000008"]
     return cwd
+
+
+def test_a_stop_before_the_first_step_tells_where_the_run_stands(stopped, tmp_path):
+    """Reference: the report of the attempt before, but for its scores, its clocks and what only an engine knows."""
+    shutil.copytree(stopped / "out", tmp_path / "out")
+    before = report(tmp_path / "out")
+    program = start(tmp_path)
+    wait_for(lambda: catches(program, signal.SIGTERM), program)
+    program.terminate()
+    assert program.wait(timeout=200) == 4
+    told = report(tmp_path / "out")
+    assert (told["exit_reason"], told["reached"], told["loss"], told["steps"]) == ("stopped", False, None, 8)
+    assert told["train_s"] >= before["train_s"] - before["full_pass_s"] > 0
+    others = ("exit_reason", "loss", "scores_precision", "peak_memory_bytes", *CLOCKS)
+    assert {k: v for k, v in told.items() if not k.endswith(others)}.items() <= before.items()
 
 
 def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, uninterrupted):
@@ -326,6 +369,15 @@ def test_another_run_is_refused(stopped, tmp_path, options, said):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     for part in said:
         assert part in done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_another_machine_goes_on_in_the_runs_own_dtype(dtype, tmp_path):
+    """Invariant: whichever of the two is faster here, --dtype=auto is that of the run in out_dir."""
+    assert go(tmp_path, dtype=dtype, max_steps=2).returncode == 3
+    assert go(tmp_path, dtype="auto", max_steps=4).returncode == 3
+    told = report(tmp_path / "out")
+    assert (told["dtype"], told["steps"]) == (dtype, 4)
 
 
 def test_never_does_not_begin_among_old_checkpoints(stopped, tmp_path):
