@@ -94,7 +94,9 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
         positions[MULTIPLE] = rates["positions_rate"] / config.learning_rate
     average = WeightAverage(engine.local_weights(), config.ema)
     schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
-    forward, hop = Forward(world, config.dtype, config.batch_size), hop_length(config.context_length)
+    forward = Forward(world, config.dtype, config.batch_size)
+    prefix, length = hop_length(config.context_length), config.context_length
+    recited = slice(prefix - 1, length - 1)  # targets, of which the first is the second token
     step_tokens = config.batch_size * config.context_length
     reads = range(options.from_step, options.steps + 1, options.every)
     for step in range(options.steps):
@@ -112,8 +114,8 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
                 "step": step + 1,
                 "train_loss": schedule.estimate,
                 "full_pass_loss": reading.loss,
-                "second_half_loss": reading.nll[:, hop:].mean().item(),
-                "exact_recall": reading.right[:, hop:].all(dim=1).float().mean().item(),
+                "second_half_loss": reading.nll[:, recited].mean().item(),
+                "exact_recall": reading.right[:, recited].all(dim=1).float().mean().item(),
             }
 
 

@@ -24,16 +24,17 @@ from runs import REPOSITORY, SHORT_TEXT, launcher, measure_or_print, train
 from nanogpt.cli import main
 from nanogpt.config import Options, option, require_positive
 from nanogpt.errors import ConfigError
-from nanogpt.flops import PEAKS, flops_per_token
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.strict_json import read_json, write_json
 
 GPUS = tuple(2**i for i in range(3, 11))
 STRATEGIES = ("DDP", "ZeRO 1", "ZeRO 2", "ZeRO 3")
-GPU, GPUS_A_NODE, MFU = "H100", 8, 0.4
+GPUS_A_NODE = 8
 WITHIN = Link(alpha_s=5e-6, bytes_per_s=360e9)  # NVLink 4: 450 GB/s a direction, four fifths of it
 BETWEEN = Link(alpha_s=15e-6, bytes_per_s=320e9)  # eight 400 Gb/s adapters a node, each for a ring, four fifths of it
 GPU_WINDOWS, GPU_CONTEXT = 16, 64
+# Of so many on one H200, without CUDA graphs, which several ranks train without: benchmarks/results/gpu_steps_h200.json
+COMPUTE_S = 22.4e-3
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,13 @@ def _fit(measured: dict[int, dict[int, float]], links: dict[int, Link]) -> str:
 
 
 def _prediction() -> str:
-    model = GPTConfig()
     sizes = _sizes({})
-    tokens = GPU_WINDOWS * GPU_CONTEXT
-    flops = flops_per_token(model, context_length=GPU_CONTEXT) * tokens
-    compute_s = flops / (MFU * PEAKS[GPU]["bf16"])
     lines = [
-        f"Predicted for {GPU}s, nothing of it measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens on "
-        f"every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32; "
-        f"{compute_s * 1000:.1f} ms of computing ({MFU:.0%} MFU) and none of it disturbed by communication; "
-        f"{GPUS_A_NODE} GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, "
-        f"nodes at {BETWEEN.bytes_per_s / 1e9:.0f} GB/s (an adapter a GPU, each carrying a ring of its own) and "
+        f"Predicted for H100s, on one GPU alone measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens "
+        f"on every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32; "
+        f"{_ms(COMPUTE_S)} of computing, as one H200 takes, and none of it disturbed by communication; {GPUS_A_NODE} "
+        f"GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, nodes at "
+        f"{BETWEEN.bytes_per_s / 1e9:.0f} GB/s (an adapter a GPU, each carrying a ring of its own) and "
         f"{BETWEEN.alpha_s * 1e6:.0f} us, which beyond one node every message takes; no stragglers. A step, and what "
         f"one GPU alone would take of it:",
         "",
@@ -171,8 +168,8 @@ def _prediction() -> str:
         link = WITHIN if ranks <= GPUS_A_NODE else BETWEEN
         cells = []
         for strategy in STRATEGIES:
-            s = step_s(strategy, **sizes, compute_s=compute_s, ranks=ranks, link=link)
-            cells.append(f"{_ms(s)}, {compute_s / s:.0%}")
+            s = step_s(strategy, **sizes, compute_s=COMPUTE_S, ranks=ranks, link=link)
+            cells.append(f"{_ms(s)}, {COMPUTE_S / s:.0%}")
         lines.append(f"| {ranks:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

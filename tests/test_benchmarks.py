@@ -10,6 +10,9 @@ from conftest import REPOSITORY, flags, report, run, train
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import alpha_beta
 
+from nanogpt.config import TrainConfig
+from nanogpt.optim import plateau_begins_at, with_recipe
+
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
@@ -95,11 +98,34 @@ def test_time_to_target(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["reference", "fast"])
-def test_recipe_trace(tmp_path, recipe):
-    """Reference: train_overfit.py with the same options; rounding aside it must judge the same weights."""
-    same = {"n_layer": 1, "n_head": 2, "n_embd": 16, "subset_tokens": 130, "recipe": recipe}
-    (trace,) = benchmark("recipe_trace.py", tmp_path, **same, steps=6, from_step=2, every=2)["traces"]
-    assert [row["step"] for row in trace["rows"]] == [2, 4, 6]
-    assert train(*flags(**same, max_steps=6, wandb="disabled"), cwd=tmp_path).returncode == 3
-    assert trace["rows"][-1]["full_pass_loss"] == pytest.approx(report(tmp_path / "out")["loss"], rel=1e-5)
+@pytest.mark.parametrize(("recipe", "steps"), [("reference", 36), ("fast", 64)])
+def test_recipe_trace(tmp_path, recipe, steps):
+    """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights."""
+    same = {"recipe": recipe, "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 130, "learning_rate": 6e-3}
+    same |= {"ema": 0.9}
+    (trace,) = benchmark("recipe_trace.py", tmp_path, **same, steps=steps, from_step=steps - 8, every=4)["traces"]
+    assert [row["step"] for row in trace["rows"]] == [steps - 8, steps - 4, steps]
+    below = plateau_begins_at(with_recipe(TrainConfig(recipe=recipe)))
+    assert trace["rows"][-1]["train_loss"] < below, "else nothing would be averaged"
+    assert train(*flags(**same, max_steps=steps, wandb="disabled"), cwd=tmp_path).returncode == 3
+    last, told = trace["rows"][-1], report(tmp_path / "out")
+    assert last["full_pass_loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert last["exact_recall"] == pytest.approx(told["full_pass"]["exact_recall"])
+
+
+def test_a_recipe_trace_at_other_rates(tmp_path):
+    """Invariant: the recipe's own rates by name change nothing, others do; beside AdamW alone they are refused."""
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "subset_tokens": 130, "learning_rate": 1e-2}
+    for rates in ({}, {"positions_rate": 0.16, "rest_rate": 0.006}, {"positions_rate": 0.01}, {"rest_rate": 0.01}):
+        found = benchmark("recipe_trace.py", tmp_path, **shape, **rates, steps=3, from_step=3, every=1)
+    losses = [trace["rows"][0]["full_pass_loss"] for trace in found["traces"]]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len({round(loss, 4) for loss in losses}) == 3
+    done = run(
+        sys.executable,
+        REPOSITORY / "benchmarks" / "recipe_trace.py",
+        "--recipe=reference",
+        "--rest_rate=1e-3",
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
