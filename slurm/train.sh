@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # train_overfit.py on the nodes of a Slurm job, until the target is verified, through time limits, preemption and the
 # loss of nodes:
-#   sbatch --nodes=4 slurm/train.sh [options of train_overfit.py]
-#   ENGINE=deepspeed sbatch --nodes=4 slurm/train.sh --zero_stage=3
+#   sbatch --nodes=4 slurm/train.sh --batch_size=32 [more options of train_overfit.py]     (a window a GPU at least)
+#   ENGINE=deepspeed sbatch --nodes=4 slurm/train.sh --batch_size=32 --zero_stage=3
 #   sbatch --nodes=2 --oversubscribe --gpus-per-node=1 --cpus-per-task=8 slurm/train.sh     (a part of each node)
 # The run directory is runs/JOB_ID, or --out_dir; a requeued job goes on from its newest checkpoint. MAX_RESTARTS
 # (default 20) bounds how often. What a site needs is in slurm/site.env; docs/slurm.md tells the rest.
