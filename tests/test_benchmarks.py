@@ -100,7 +100,10 @@ def test_time_to_target(tmp_path):
 
 @pytest.mark.parametrize(("recipe", "steps"), [("reference", 36), ("fast", 64)])
 def test_recipe_trace(tmp_path, recipe, steps):
-    """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights."""
+    """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights.
+
+    2e-5: the two make the cross-entropy of the same logits, of some 20, in fp32 in two ways; 6e-6 nats when measured.
+    """
     same = {"recipe": recipe, "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 130, "learning_rate": 6e-3}
     same |= {"ema": 0.9}
     (trace,) = benchmark("recipe_trace.py", tmp_path, **same, steps=steps, from_step=steps - 8, every=4)["traces"]
@@ -109,7 +112,7 @@ def test_recipe_trace(tmp_path, recipe, steps):
     assert trace["rows"][-1]["train_loss"] < below, "else nothing would be averaged"
     assert train(*flags(**same, max_steps=steps, wandb="disabled"), cwd=tmp_path).returncode == 3
     last, told = trace["rows"][-1], report(tmp_path / "out")
-    assert last["full_pass_loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert last["full_pass_loss"] == pytest.approx(told["loss"], abs=2e-5)
     assert last["exact_recall"] == pytest.approx(told["full_pass"]["exact_recall"])
 
 
