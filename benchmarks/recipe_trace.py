@@ -46,6 +46,7 @@ class TraceOptions(Options):
     positions_rate: float | None = option(None, "AdamW's for the learned positions beside Muon; none: the recipe's")
     rest_rate: float | None = option(None, "AdamW's for all else beside Muon; none: the recipe's")
     seed: int = option(0, "as train_overfit.py's")
+    dtype: Literal["auto", "bf16", "fp32"] = option("auto", "as train_overfit.py's")
     n_layer: int = option(6, "transformer blocks", "blocks")
     n_head: int = option(4, "attention heads", "heads")
     n_embd: int = option(256, "width of the residual stream", "channels")
@@ -65,7 +66,7 @@ class TraceOptions(Options):
 
 def measure(options: TraceOptions) -> dict[str, Any]:
     """One trace, added to the others."""
-    same = ("recipe", "learning_rate", "ema", "seed", "n_layer", "n_head", "n_embd", "subset_tokens")
+    same = ("recipe", "learning_rate", "ema", "seed", "dtype", "n_layer", "n_head", "n_embd", "subset_tokens")
     world = World.from_env()
     plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
     out = Path(options.out)
@@ -74,7 +75,7 @@ def measure(options: TraceOptions) -> dict[str, Any]:
     if plan.config.optimizer == "muon":
         rates["positions_rate"] = options.positions_rate or POSITIONS_RATE * plan.config.learning_rate
         rates["rest_rate"] = options.rest_rate or ADAMW_RATE * plan.config.learning_rate
-    told = {name: getattr(plan.config, name) for name in (*same, "dtype", "target_loss")} | rates
+    told = {name: getattr(plan.config, name) for name in (*same, "target_loss")} | rates
     told |= {"device": world.device_name(), "torch": version("torch")}
     with world.process_group():
         rows = list(_rows(plan, world, options, rates))
