@@ -22,7 +22,7 @@ from nanogpt.memory import Memory, predict_memory, shortage
 from nanogpt.optim import with_recipe
 from nanogpt.preflight import Floors
 from nanogpt.records import most_steps
-from nanogpt.run_dir import begun_in, model_config
+from nanogpt.run_dir import model_config
 from nanogpt.tokenizer import encode
 from nanogpt.world import World
 
@@ -84,8 +84,8 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
             zero_stage=deepspeed["zero_optimization"]["stage"],
             dtype=dtype_of(deepspeed),
         )
-    else:
-        config = replace(config, dtype=_dtype(config, world))
+    elif config.dtype == "auto":
+        config = replace(config, dtype=best_dtype(world))
     if config.compile == "auto":
         config = replace(config, compile="true" if compiling_pays(config, world) else "false")
     windows = memorised_windows(ids, config)
@@ -133,15 +133,6 @@ def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
     return found
 
 
-def _dtype(config: TrainConfig, world: World) -> str:
-    """What to compute in. 'auto' is what the run in out_dir had, wherever it goes on, else what is faster here."""
-    if config.dtype != "auto":
-        return config.dtype
-    before = begun_in(Path(os.path.expanduser(config.out_dir))).get("config")
-    dtype = before.get("dtype") if isinstance(before, dict) else None
-    return dtype if dtype in ("bf16", "fp32") else best_dtype(world)
-
-
 def _begun_from(config: TrainConfig) -> TrainConfig:
     """config with the shape of the model that --init_from names."""
     if config.init_from is None:
@@ -172,7 +163,7 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         os.path.expanduser(config.ds_config or DEFAULT_PATH),
         zero_stage=config.zero_stage,
         dtype=config.dtype,
-        best_dtype=_dtype(config, world),
+        best_dtype=best_dtype(world),
         micro_batch_size=config.micro_batch_size,
         accumulation_steps=share // config.micro_batch_size,
         device_type=world.device.type,

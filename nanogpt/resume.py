@@ -5,7 +5,7 @@ start = find_start(config, corpus_sha256)       # on the first rank, before anyt
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 
@@ -34,6 +34,14 @@ class Start:
     skipped: list[str] = field(default_factory=list)  # a line for each newer checkpoint that is broken
     finished: bool = False  # the run in out_dir has reached its target: there is nothing to do
     wandb_run_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or token_hex(4))
+
+
+def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
+    """config with the dtype of the run in out_dir, where it would be chosen anew by the machine that it goes on on."""
+    before = begun_in(Path(os.path.expanduser(config.out_dir))).get("config")
+    dtype = before.get("dtype") if isinstance(before, dict) else None
+    goes_on = config.dtype == "auto" and config.resume in ("auto", "must") and dtype in ("bf16", "fp32")
+    return replace(config, dtype=dtype) if goes_on else config
 
 
 def find_start(config: TrainConfig, corpus_sha256: str) -> Start:

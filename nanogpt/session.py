@@ -20,7 +20,7 @@ from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogge
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
 from nanogpt.report import make_report, write_stopped
-from nanogpt.resume import Start, find_start
+from nanogpt.resume import Start, find_start, in_its_own_dtype
 from nanogpt.run_dir import METRICS, claim, held, take_over
 from nanogpt.stop_signals import StopSignals
 from nanogpt.terminal import TerminalLogger
@@ -36,7 +36,7 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     launched: time.perf_counter() when the process began. Raises ConfigError before anything is written.
     """
     world = World.from_env()
-    plan = make_plan(config, world)
+    plan = make_plan(in_its_own_dtype(config), world)
     start = None
     if world.is_first:
         take_over(plan.config.out_dir, Attempt.from_env())

@@ -102,7 +102,7 @@ def test_time_to_target(tmp_path):
 def test_recipe_trace(tmp_path, recipe, steps):
     """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights.
 
-    2e-5: the two make the cross-entropy of the same logits, of some 20, in fp32 in two ways; 6e-6 nats in bf16 when measured.
+    2e-5: the two make the cross-entropy of the same logits, of some 20, in fp32 in two ways; 6e-6 nats from bf16 ones.
     """
     same = {"recipe": recipe, "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 130, "learning_rate": 6e-3}
     same |= {"ema": 0.9, "dtype": "fp32"}  # as scores are
