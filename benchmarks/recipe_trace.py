@@ -20,7 +20,7 @@ from runs import measure_or_print
 
 from nanogpt.cli import main
 from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.data import hop_length
+from nanogpt.data import second_half
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import ConfigError
 from nanogpt.model import GPT
@@ -96,8 +96,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
     average = WeightAverage(engine.local_weights(), config.ema)
     schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
-    prefix, length = hop_length(config.context_length), config.context_length
-    recited = slice(prefix - 1, length - 1)  # targets, of which the first is the second token
+    recited = second_half(config.context_length)
     step_tokens = config.batch_size * config.context_length
     reads = range(options.from_step, options.steps + 1, options.every)
     for step in range(options.steps):

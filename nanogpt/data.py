@@ -102,6 +102,14 @@ def hop_length(context_length: int) -> int:
     return max(1, context_length // 2)
 
 
+def second_half(context_length: int) -> slice:
+    """Of a window's targets (..., context_length), those that are recited after its first half.
+
+    The last target is not among them: it stands one past the context.
+    """
+    return slice(hop_length(context_length) - 1, context_length - 1)  # the first target is the second token
+
+
 def memorised_windows(ids: list[int], config: TrainConfig) -> Windows:
     """The windows of the subset that a run of the resolved config memorises; ids: those of the whole text."""
     return _windows(ids[: config.subset_tokens], config)

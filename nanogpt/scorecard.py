@@ -14,7 +14,7 @@ from math import ceil, exp, inf, log, log1p, log10
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from nanogpt.data import Windows, hop_length
+from nanogpt.data import Windows, hop_length, second_half
 from nanogpt.model import GPT
 from nanogpt.recall import (
     Forward,
@@ -184,9 +184,9 @@ def _extraction(windows: Windows, anywhere: Reading, exactness: "_Exactness") ->
 
     (n, p)-discoverable extraction (Hayes et al., arXiv 2410.19482): n draws give it at least once with probability p.
     """
-    prefix, length = hop_length(windows.context_length), windows.context_length
-    log_p = -anywhere.nll[:, prefix - 1 : length - 1].double().sum(dim=1)
-    slack = exactness.slack(-log_p.mean().item() / (length - prefix)) * (length - prefix)
+    log_p = -anywhere.nll[:, second_half(windows.context_length)].double().sum(dim=1)
+    tokens = windows.context_length - hop_length(windows.context_length)
+    slack = exactness.slack(-log_p.mean().item() / tokens) * tokens
     found = {name: log_p.quantile(q).item() for name, q in QUANTILES.items()}
     prompts = {"median_prompt": "median", "hardest_tenth": "p10", "hardest_prompt": "min"}
     return {
@@ -229,10 +229,9 @@ def _unigram_nats(ids: Tensor) -> float:
 def _share_of_windows(windows: Windows) -> Callable[[Tensor], float]:
     """The share of windows (W, T) whose second half comes back exactly: discoverable extraction.
 
-    Carlini et al., arXiv 2202.07646. The last target stands one past the context: T tokens hold T - prefix to recite.
+    Carlini et al., arXiv 2202.07646.
     """
-    prefix = hop_length(windows.context_length)
-    return lambda right: _mean(right[:, prefix - 1 : windows.context_length - 1].all(dim=1))
+    return lambda right: _mean(right[:, second_half(windows.context_length)].all(dim=1))
 
 
 def _first_break(right: Tensor, prefix: int) -> float:
