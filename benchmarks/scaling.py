@@ -153,7 +153,7 @@ def _fit(measured: dict[int, dict[int, float]], links: dict[int, Link]) -> str:
 def _prediction() -> str:
     sizes = _sizes({})
     lines = [
-        f"Predicted for H100s, on one GPU alone measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens "
+        f"Predicted for H100s; only one GPU was ever measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens "
         f"on every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32; "
         f"{_ms(COMPUTE_S)} of computing, as one H200 takes, and none of it disturbed by communication; {GPUS_A_NODE} "
         f"GPUs a node joined at {WITHIN.bytes_per_s / 1e9:.0f} GB/s and {WITHIN.alpha_s * 1e6:.0f} us, nodes at "

@@ -38,10 +38,11 @@ class Start:
 
 def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
     """config with the dtype of the run in out_dir, where it would be chosen anew by the machine that it goes on on."""
+    if config.dtype != "auto" or config.resume not in ("auto", "must"):
+        return config
     before = begun_in(Path(os.path.expanduser(config.out_dir))).get("config")
     dtype = before.get("dtype") if isinstance(before, dict) else None
-    goes_on = config.dtype == "auto" and config.resume in ("auto", "must") and dtype in ("bf16", "fp32")
-    return replace(config, dtype=dtype) if goes_on else config
+    return replace(config, dtype=dtype) if dtype in ("bf16", "fp32") else config
 
 
 def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
