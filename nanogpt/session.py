@@ -24,7 +24,7 @@ from nanogpt.resume import Start, find_start, in_its_own_dtype
 from nanogpt.run_dir import METRICS, claim, held, take_over
 from nanogpt.stop_signals import StopSignals
 from nanogpt.terminal import TerminalLogger
-from nanogpt.trainer import EXIT_STATUS, Trainer, asked_to_stop, stopped_status
+from nanogpt.trainer import EXIT_STATUS, Trainer, stopped_status
 from nanogpt.wandb_logger import check_wandb, open_wandb
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
@@ -67,6 +67,7 @@ def _train(
         raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
     hosts = sorted(set(world.gather(gethostname())))
     if world.is_first:
+        stop.look_in(start.out_dir)
         claim(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
             corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
@@ -81,7 +82,7 @@ def _train(
             logger.say(f"warning: {line}: skipped")
         if world.is_first and checkpoint and (left := abandon_after(start.out_dir, checkpoint.step)):
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
-        if any(world.sum(float(asked_to_stop(stop, start.out_dir, world)))):  # before anything is compiled
+        if any(world.sum(float(stop.requested))):  # before anything is compiled
             logger.say("asked to stop before the first step")
             progress = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
             if checkpoint:

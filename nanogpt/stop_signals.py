@@ -1,7 +1,9 @@
 """Being asked to stop: by a signal, or by a file STOP in the run directory.
 
 stop = StopSignals()            # early: a signal during the imports must not be lost
-if stop.requested(out_dir): ...
+stop.look_in(out_dir)           # on one rank, to spare a shared disk
+if any(world.sum(float(stop.requested))):
+    raise StopRequested
 """
 
 import signal
@@ -14,18 +16,28 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
 
 
+class StopRequested(Exception):  # noqa: N818, no error
+    """Raised on every rank at the same place: the run was asked to stop."""
+
+
 class StopSignals:
     """Remembers that a signal came. A second Ctrl-C raises KeyboardInterrupt, for who will not wait for the save."""
 
     def __init__(self) -> None:
         self.name = ""  # of the first signal, 'SIGTERM'
         self._came_at = 0.0
+        self._file: Path | None = None
         for number in SIGNALS:
             signal.signal(number, self._remember)
 
-    def requested(self, out_dir: Path | None) -> bool:
-        """Whether this process was asked to stop; out_dir: where to look for the file, None: not by this rank."""
-        if not self.name and out_dir is not None and (out_dir / STOP_FILE).exists():
+    def look_in(self, out_dir: Path) -> None:
+        """Take the file STOP in this directory for a request, too."""
+        self._file = out_dir / STOP_FILE
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        if not self.name and self._file and self._file.exists():
             self.name = f"the file {STOP_FILE}"
         return bool(self.name)
 

@@ -36,21 +36,12 @@ from nanogpt.resume import Start
 from nanogpt.run_dir import REPORT, model_config, save_weights
 from nanogpt.saver import Saver
 from nanogpt.scorecard import Scorecard, make_scorecard, scores_dtype
-from nanogpt.stop_signals import StopSignals
+from nanogpt.stop_signals import StopRequested, StopSignals
 from nanogpt.strict_json import write_json
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
 
 EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "stopped": 4, "non_finite": 1}
-
-
-class StopRequested(Exception):  # noqa: N818, no error
-    """Raised on every rank at the same place: the run was asked to stop."""
-
-
-def asked_to_stop(stop: StopSignals, out_dir: Path, world: World) -> bool:
-    """Whether this rank was asked to stop. One rank looks for the file, to spare a shared disk."""
-    return stop.requested(out_dir if world.is_first else None)
 
 
 def stopped_status() -> int:
@@ -172,7 +163,7 @@ class Trainer:
                 float(self._is_late()),
                 float(self.world.is_first and self.saver.overdue),
                 float(self.saver.writing),
-                float(asked_to_stop(self.stop, self.out_dir, self.world)),
+                float(self.stop.requested),
             )
         self._at("weight average")
         progress.step = number
@@ -262,7 +253,7 @@ class Trainer:
     def _before_part(self, *, patient: bool = False) -> None:
         """Between the parts of a full pass: raise StopRequested on every rank when any of them was asked to stop."""
         self.watchdog.at(f"step {self.progress.step}, full pass or scores", patient=patient)
-        if any(self.world.sum(float(asked_to_stop(self.stop, self.out_dir, self.world)))):
+        if any(self.world.sum(float(self.stop.requested))):
             raise StopRequested
 
     def _reason_to_stop(self, full_pass_loss: float | None, out_of_time: bool) -> str | None:
