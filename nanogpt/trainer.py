@@ -6,10 +6,6 @@ status = Trainer(plan, world, logger, start, launched, stop, watchdog, fence, ch
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -22,6 +18,7 @@ from nanogpt.forecast import outlook
 from nanogpt.gauge import Gauge
 from nanogpt.heatmap import headline
 from nanogpt.hf import load_hf
+from nanogpt.judge import Judge
 from nanogpt.loggers import Logger
 from nanogpt.messages import announce, recite_beginning, tell_recitation, tell_result
 from nanogpt.model import GPT
@@ -29,13 +26,11 @@ from nanogpt.optim import WeightAverage, learning_rate
 from nanogpt.plan import Plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
-from nanogpt.recall import Forward, Reading, full_pass, read
 from nanogpt.recall_plot import save_recall
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start
 from nanogpt.run_dir import REPORT, model_config, save_weights
 from nanogpt.saver import Saver
-from nanogpt.scorecard import Scorecard, make_scorecard, scores_dtype
 from nanogpt.stop_signals import StopRequested, StopSignals
 from nanogpt.strict_json import write_json
 from nanogpt.watchdog import Watchdog
@@ -69,7 +64,6 @@ class Trainer:
         self.plan, self.config, self.world, self.logger, self.out_dir = plan, plan.config, world, logger, start.out_dir
         self.windows = plan.windows.on(world.device)
         self.stop, self.watchdog, self.fence = stop, watchdog, fence
-        self.forward = Forward(world, self.config.dtype, self.config.micro_batch_size, before_part=self._before_part)
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
         model = GPT(model_config(self.config))
         if self.config.init_from and checkpoint is None:
@@ -107,7 +101,7 @@ class Trainer:
         if checkpoint is not None:
             self.saver.restore(checkpoint)
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
-        self._judged_reading: Reading | None = None  # of the newest full pass, if it was made as scores are
+        self.judge = Judge(plan, self.engine, self.average, stop, watchdog)
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""
@@ -230,31 +224,11 @@ class Trainer:
 
     def _full_pass(self) -> float:
         started = time.perf_counter()
-        model, windows, judged = self.engine.model, self.windows, self.plan.judged
-        self._judged_reading = None
-        with self.gauge.clock.phase("full_pass"), self._judged_weights():
-            loss = full_pass(model, windows, judged, self.forward)
-            if loss <= self.config.target_loss:  # the figure that counts is the one that others can compute again
-                self._judged_reading = read(model, windows, judged, self._scores_forward())
-                # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
-                (loss,) = self.world.max(self._judged_reading.loss)
+        with self.gauge.clock.phase("full_pass"):
+            loss = self.judge.full_pass(step=self.progress.step)
         self.progress.schedule.judged(loss)
         self.progress.full_pass_s += time.perf_counter() - started
         return loss
-
-    @contextmanager
-    def _judged_weights(self) -> Iterator[None]:
-        """The average, which full passes judge and which is the run's result, in the model inside."""
-        with self.average.applied():
-            self.engine.weights_written()
-            yield
-        self.engine.weights_written()
-
-    def _before_part(self, *, patient: bool = False) -> None:
-        """Between the parts of a full pass: raise StopRequested on every rank when any of them was asked to stop."""
-        self.watchdog.at(f"step {self.progress.step}, full pass or scores", patient=patient)
-        if any(self.world.sum(float(self.stop.requested))):
-            raise StopRequested
 
     def _reason_to_stop(self, full_pass_loss: float | None, out_of_time: bool) -> str | None:
         if full_pass_loss is not None and full_pass_loss <= self.config.target_loss:
@@ -303,10 +277,11 @@ class Trainer:
             self.saver.commit()
         else:
             self._save_and_wait()
-        with self._judged_weights():
+        with self.judge.weights():
             if full_pass_loss is not None:
                 started = time.perf_counter()
-                card = self._scorecard()
+                self.logger.say("scoring what was memorised")
+                card = self.judge.scorecard(step=self.progress.step)
                 report |= card.values() | {"scores_s": time.perf_counter() - started}
                 self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
             state = self.engine.state_dict()
@@ -328,21 +303,3 @@ class Trainer:
                 )
         self.logger.result(report, recitation)
         return EXIT_STATUS[reason]
-
-    def _scorecard(self) -> Scorecard:
-        """The scores of the weights that are judged, in the precision in which others can recompute them."""
-        self.logger.say("scoring what was memorised")
-        plan, forward = self.plan, self._scores_forward()
-        return make_scorecard(
-            self.engine.model,
-            plan.windows,
-            plan.judged,
-            plan.control,
-            forward,
-            floor=plan.floor,
-            full=self._judged_reading,
-        )
-
-    def _scores_forward(self) -> Forward:
-        dtype = scores_dtype(self.engine.scores_precision)
-        return replace(self.forward, dtype=dtype, before_part=partial(self._before_part, patient=True))

@@ -21,7 +21,7 @@ FLOORS = [
         "curves decode engine plan profile progress resume terminal wandb_logger",
         "forecast gauge plot recall recite report saver",
         "feasibility heatmap messages score_table scorecard",
-        "certificate recall_layout recall_page",
+        "certificate judge recall_layout recall_page",
         "live_plot recall_plot",
         "trainer",
         "session",
