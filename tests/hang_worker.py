@@ -1,21 +1,33 @@
-"""train_overfit.py, but the last rank falls asleep while it fetches its rows of step 8.
+"""train_overfit.py, but the last rank falls asleep: in its rows of step 8 for good, or among its scores for a while.
 
-torchrun --standalone --nproc_per_node=2 tests/hang_worker.py --comm_timeout_s=3
+ASLEEP_IN=batch torchrun --standalone --nproc_per_node=2 tests/hang_worker.py --comm_timeout_s=3
 """
 
+import os
 import time
 
 import train_overfit
+from nanogpt import scorecard
 from nanogpt.data import Windows
 from nanogpt.world import World
 
 if __name__ == "__main__":
-    world, global_batch = World.from_env(), Windows.global_batch
+    world, global_batch, recite_text = World.from_env(), Windows.global_batch, scorecard.recite_text
+    is_last = world.rank == world.size - 1
+    naps_s = [13] if is_last else []
 
     def fetch(self, step, batch_size):
-        if step == 7 and world.rank == world.size - 1:
+        if step == 7 and is_last:
             time.sleep(1000)
         return global_batch(self, step, batch_size)
 
-    Windows.global_batch = fetch
+    def recite(*known):
+        if naps_s:
+            time.sleep(naps_s.pop())
+        return recite_text(*known)
+
+    if os.environ["ASLEEP_IN"] == "batch":
+        Windows.global_batch = fetch
+    else:
+        scorecard.recite_text = recite
     train_overfit.main(train_overfit.run)

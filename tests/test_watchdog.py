@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from conftest import REPOSITORY, TINY, flags, free_port, metrics, torchrun
+from conftest import REPOSITORY, TINY, flags, free_port, metrics, report, torchrun
 from nanogpt.watchdog import who_stopped
 
 OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 6, "target_loss": 1e-6}
+HANGS = REPOSITORY / "tests" / "hang_worker.py"
 
 
 @pytest.fixture
@@ -55,11 +56,19 @@ def test_a_rank_that_does_not_answer_is_named(two_ranks, tmp_path, stopped):
 
 def test_a_rank_that_hangs_in_python_is_named(tmp_path):
     """Invariant: its thread still answers, so the places tell who is behind; under torchrun, which ends the rest."""
-    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=REPOSITORY / "tests" / "hang_worker.py")
+    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "batch"})
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "rank 1 is behind, at step 8, batch (hang_worker.py:" in line
     assert "--comm_timeout_s" in line
+
+
+def test_scores_may_take_longer_than_a_step(tmp_path):
+    """Invariant: a rank whose scores take longer than --comm_timeout_s ends no run that has reached its target."""
+    options = OPTIONS | {"target_loss": 10}  # a few steps
+    done = torchrun(2, *flags(**options), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "scores"})
+    assert done.returncode == 0, done.stderr
+    assert report(tmp_path / "out")["scores_s"] > 13 > 2 * OPTIONS["comm_timeout_s"]
 
 
 def test_a_sleeping_machine_is_no_hang(two_ranks, tmp_path):
