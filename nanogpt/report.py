@@ -43,6 +43,7 @@ def make_report(
         "device": world.device_name(),
         "dtype": config.dtype,
         "compiled": bool(compilation and compilation.compiled),
+        "cuda_graphs": bool(engine and engine.cuda_graphs),
         "peak_memory_bytes": world.gather(world.peak_memory_bytes()),
         "recipe": config.recipe,
         "optimizer": config.optimizer,

@@ -83,11 +83,11 @@ def test_a_resumed_run_goes_on(recipe, tmp_path):
 
 
 def test_a_gpu_reaches_the_target(tmp_path):
-    """Invariant: bf16, the default there, and torch.compile reach a verified target."""
+    """Invariant: bf16, the default there, CUDA graphs and torch.compile reach a verified target."""
     done = train(*flags(**TINY, compile="true", max_steps=600, out_dir="out"), cwd=tmp_path, timeout=600, env=GPUS)
     assert done.returncode == 0, done.stdout + done.stderr
     told = report(tmp_path / "out")
-    assert (told["reached"], told["dtype"], told["compiled"]) == (True, "bf16", True)
+    assert [told[key] for key in ("reached", "dtype", "compiled", "cuda_graphs")] == [True, "bf16", True, True]
 
 
 def test_nccl_ranks_follow_one_process(tmp_path):

@@ -26,7 +26,7 @@ REPORT_KEYS = (
     "reached exit_reason target_loss loss strided_loss floor steps tokens launch_s train_s device_s recall engine "
     "world_size corpus_sha256 full_pass control control_note scores_precision scores_s weights_sha256 data "
     "subset_tokens context_length stride phase judged_grids seed versions git_commit random_offset_loss "
-    "reference_loss memorised_bits bits_per_parameter"
+    "reference_loss memorised_bits bits_per_parameter compiled cuda_graphs"
 )
 
 

@@ -54,6 +54,7 @@ class Engine(ABC):
     world: World
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
+    cuda_graphs = False  # whether a step is launched as a few graphs instead of kernel by kernel
     # The best that model computes in with the weights of state_dict: 'fp32', 'bf16' (autocast), or 'bf16 weights' too.
     scores_precision: str = "fp32"
 

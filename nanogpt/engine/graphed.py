@@ -59,6 +59,8 @@ class Replay(Generic[Result]):
 class GraphedEngine(SingleEngine):
     """As SingleEngine, for steps of one micro-batch that all have the shape of the first."""
 
+    cuda_graphs = True
+
     @staticmethod
     def can_train(world: World, options: EngineOptions) -> bool:
         """Whether a step can be captured; with CUDA_LAUNCH_BLOCKING, by which a faulty kernel is found, none can."""
