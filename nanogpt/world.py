@@ -65,6 +65,9 @@ class World:
         if size > 1 and not ("MASTER_ADDR" in env and env.get("MASTER_PORT", "").isdigit()):
             raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
         device = _pick_device(local_rank, local_size, size)
+        # NVIDIA's images let products of fp32 run in TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE): what is reported as fp32,
+        # scores and MFU, must be that.
+        torch.set_float32_matmul_precision("highest")
         return cls(rank=rank, local_rank=local_rank, size=size, device=device, local_size=local_size)
 
     @property

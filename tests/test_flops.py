@@ -1,12 +1,13 @@
 """What a token costs, and what share of the device's peak a run reaches."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import TINY, flags, metrics, report, torchrun, train
+from conftest import TINY, flags, metrics, report, run, torchrun, train
 from nanogpt.flops import PEAKS, best_dtype, flops_per_token, table_peak
 from nanogpt.metrics import PHASES
 from nanogpt.model import GPT, GPTConfig
@@ -40,6 +41,16 @@ def test_flops_are_those_that_torch_counts(context_length):
 def test_a_device_is_found_by_its_name(name, found):
     """Reference: the table; a longer name counts before a shorter one that it contains."""
     assert table_peak(name, "bf16") == PEAKS[found]["bf16"]
+
+
+def test_fp32_is_fp32(tmp_path):
+    """Invariant: not TF32, where the environment would have it, as it does in NVIDIA's images."""
+    code = (
+        "import torch; print(torch.get_float32_matmul_precision()); from nanogpt.world import World; World.from_env();"
+        "print(torch.get_float32_matmul_precision())"
+    )
+    done = run(sys.executable, "-c", code, cwd=tmp_path, env={"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
+    assert done.stdout.split() == ["high", "highest"], done.stderr
 
 
 def test_an_unknown_device_has_no_peak():
