@@ -87,7 +87,7 @@ def best_dtype(world: World) -> str:
 
 def table_peak(device_name: str, dtype: str) -> float | None:
     """The data sheet's FLOP/s of a device called device_name; None for one that is not in the table."""
-    if re.search(r"\b(MIG|Laptop|Max-Q|4090 D)\b", device_name):  # a part of a device, or a slower one of its name
+    if re.search(r"\b(MIG|Laptop|Max-Q|4090 D|Ti)\b", device_name):  # a part of a device, or another of its name
         return None
     return next((peaks.get(dtype) for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 

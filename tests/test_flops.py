@@ -57,7 +57,7 @@ def test_an_unknown_device_has_no_peak():
     """Invariant: no guess, neither for a name nor for a precision that a device lacks."""
     for name in ("Some GPU of 2031", "NVIDIA RTX A4000", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GB200"):
         assert table_peak(name, "bf16") is None
-    for name in ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"):
+    for name in ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3090 Ti"):
         assert table_peak(name, "bf16") is None
     assert table_peak("Tesla V100-SXM2-16GB", "bf16") is None
 
