@@ -125,7 +125,8 @@ def _of_text(
     reference, parameters = _unigram_nats(windows.ids), model_parameters(model)
     gained = reference - nll.sum().item()
     # Never below 0: a model that predicts worse than token frequencies holds nothing of the text.
-    bits, unsure = max(0.0, gained) / log(2), exactness.slack(nll.mean().item()) * len(nll) / log(2)
+    # In this order NaN, of a model that is broken, stays NaN.
+    bits, unsure = max(gained, 0.0) / log(2), exactness.slack(nll.mean().item()) * len(nll) / log(2)
     return {
         "strided_loss": exactness.nats(nll.mean().item()),
         "random_offset_loss": exactness.nats(anywhere.loss),
