@@ -55,7 +55,7 @@ def repeat(options: RepeatOptions) -> int:
         raise ConfigError("repeat starts its runs itself, each one process: leave torchrun out")
     if not PROGRAM.exists():
         raise ConfigError(f"{PROGRAM} is missing: start from the repository, or install with pip install -e")
-    out_dir = Path(options.out_dir)
+    out_dir = Path(options.out_dir).expanduser()  # as the runs themselves take it
     asked = {
         f.name: value
         for f in fields(TrainConfig)
@@ -206,14 +206,15 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if status == 2 and not (directory / "config.json").exists():
+    if status == 2:  # the command line is wrong, or a run that an earlier repeat has left is still going on
         line = (directory / OUTPUT).read_text(errors="replace").strip().splitlines()[-1:]
-        (directory / OUTPUT).unlink()
-        with suppress(OSError):
-            directory.rmdir()
-            if begun:
-                (out_dir / RESULT).unlink()
-                out_dir.rmdir()
+        if not (directory / "config.json").exists():
+            (directory / OUTPUT).unlink()
+            with suppress(OSError):
+                directory.rmdir()
+                if begun:
+                    (out_dir / RESULT).unlink()
+                    out_dir.rmdir()
         raise ConfigError("".join(line).removeprefix("error: "))
     return status, bool(signals)
 
