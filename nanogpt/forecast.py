@@ -1,7 +1,7 @@
 """How long a run may take, before it begins: a step timed on this device, the steps of runs that are on record.
 
 step_s = step_seconds(plan.config, world)
-logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak))
+logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak, device_type="cpu"))
 """
 
 import os
@@ -22,10 +22,12 @@ LAYERS = 2  # of the models that are timed
 REPEATS = 3  # of each timed part, of which the fastest counts
 
 
-def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None) -> str:
+def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str) -> str:
     """What a run can say at its start without timing anything: a step's least time, and steps to the target.
 
-    The least is that of the step's matrix products at the peak of all ranks, nothing else counted.
+    The least is that of the step's matrix products at the peak of all ranks, nothing else counted. On a CPU a step
+    takes some 1.2 times as long, so that it tells something of the time to the target; on a GPU 2 to 10 times
+    (docs/performance.md).
     """
     parts = []
     least_s = None
@@ -39,8 +41,9 @@ def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None
         parts.append(steps)
     else:
         low, high = steps
-        time = f", {duration(low * least_s)} to {duration(high * least_s)} at that pace" if least_s else ""
-        parts.append(f"to the target {low:,} to {high:,} steps by the runs on record{time}")
+        parts.append(f"to the target {low:,} to {high:,} steps by the runs on record")
+        if least_s and device_type == "cpu":
+            parts[-1] += f", {duration(low * least_s)} to {duration(high * least_s)} at that pace"
     return "; ".join(parts)
 
 

@@ -70,7 +70,9 @@ class Trainer:
             load_hf(model, Path(self.config.init_from))
         announce(plan, world, logger, parameters=model.num_parameters())
         if checkpoint is None:
-            logger.say(outlook(self.config, plan.floor, peak_flops_per_s=peak_flops_per_s))
+            logger.say(
+                outlook(self.config, plan.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type)
+            )
         options = EngineOptions(
             dtype=self.config.dtype,
             optimizer=self.config.optimizer,

@@ -54,14 +54,18 @@ def test_what_is_on_record_is_foretold_and_no_more():
 def test_a_run_says_what_is_known_at_its_start():
     """Reference: by hand, 920,498,688 FLOP a token (flops.py's formula) times 1,024 tokens at 1 TFLOP/s."""
     config = make_plan(TrainConfig(dtype="fp32"), CPU).config
-    told = outlook(config, 0.036, peak_flops_per_s=1e12)
+    told = outlook(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert told.startswith(
         "a step takes 0.94 s at least, for its matrix products alone; to the target 169 to 884 steps"
     )
-    assert outlook(config, 0.036, peak_flops_per_s=None).startswith("to the target 169 to 884 steps by the runs on rec")
-    assert "time to target: never" in outlook(config, 0.1, peak_flops_per_s=1e12)
+    assert told.endswith("by the runs on record, 3 min to 14 min at that pace")
+    on_gpu = outlook(config, 0.036, peak_flops_per_s=1e12, device_type="cuda")
+    assert on_gpu.endswith("by the runs on record"), "a GPU's step is so far from its least that it foretells no time"
+    unknown = outlook(config, 0.036, peak_flops_per_s=None, device_type="cpu")
+    assert unknown == "to the target 169 to 884 steps by the runs on record"
+    assert "time to target: never" in outlook(config, 0.1, peak_flops_per_s=1e12, device_type="cpu")
     muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), CPU).config
-    assert "time to target: unknown: no run" in outlook(muon, 0.036, peak_flops_per_s=1e12)
+    assert "time to target: unknown: no run" in outlook(muon, 0.036, peak_flops_per_s=1e12, device_type="cpu")
 
 
 def test_a_step_is_scaled_by_depth(monkeypatch):
