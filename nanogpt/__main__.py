@@ -240,6 +240,8 @@ class ExportOptions(Options):
 
 def export(options: ExportOptions) -> int:
     """The model of a finished run for other software; train_overfit.py --init_from=OUT goes on from it."""
+    from safetensors import SafetensorError
+
     from nanogpt.hf import write_hf
     from nanogpt.run_dir import load_run
 
@@ -247,9 +249,15 @@ def export(options: ExportOptions) -> int:
     try:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty: name another directory")
-        write_hf(run.model, out)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
+    try:
+        write_hf(run.model, out)
+    except (OSError, SafetensorError) as error:
+        for part in out.iterdir():  # the directory was empty: the next attempt shall find it so
+            part.unlink()
+        raise ConfigError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     print(f"{out}: for transformers.AutoModelForCausalLM and AutoTokenizer, and for --init_from")
     return 0
 

@@ -28,8 +28,10 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def write_hf(model: GPT, directory: Path) -> None:
-    """The model with GPT-2's tokenizer into directory, which is made; files of another export there are replaced."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """The model with GPT-2's tokenizer into directory; files of another export there are replaced.
+
+    Raises OSError or SafetensorError when there is no room.
+    """
     save_file(
         {n: p.detach().t().contiguous() if n.endswith(CONV1D) else p.detach() for n, p in model.named_parameters()},
         directory / WEIGHTS,

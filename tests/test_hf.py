@@ -1,6 +1,7 @@
 """transformers loads what is exported, offline, and gives the same numbers; a run begins from such a directory."""
 
 import json
+import shlex
 import shutil
 import sys
 from itertools import islice
@@ -105,6 +106,16 @@ def test_a_run_is_exported_and_gone_on_from(finished, tmp_path):
     done = train(*options, "--init_from=hf", "--max_steps=1", cwd=tmp_path)
     assert metrics(tmp_path / "again")[0]["loss"] < 0.2, done.stderr
     assert json.loads((tmp_path / "again" / "config.json").read_text())["config"]["n_embd"] == TINY["n_embd"]
+
+
+def test_a_full_disk_leaves_no_half_export(finished, tmp_path):
+    """Invariant: one line and status 2; with room again the same command writes everything."""
+    export = ("-m", "nanogpt", "export", finished[0], "hf")
+    limited = f"ulimit -f 1000; exec {shlex.join(map(str, (sys.executable, *export)))}"
+    done = run("bash", "-c", limited, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "hf cannot be written" in done.stderr
+    assert run(sys.executable, *export, cwd=tmp_path).returncode == 0
 
 
 def test_a_run_begins_with_a_gpt2_of_another_size(tmp_path):
