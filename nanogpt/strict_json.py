@@ -21,7 +21,9 @@ def finite(value: Any) -> Any:
 def read_json(path: Path, *, of: str) -> dict[str, Any]:
     """What path holds, a file of what `of` says. Raises ConfigError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+            return content
+        raise ValueError("it holds no JSON object")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: is {path.parent} {of}?") from None
     except (OSError, ValueError) as error:
