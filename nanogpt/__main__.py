@@ -58,7 +58,9 @@ def recite(options: ReciteOptions) -> int:
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
     said = b""
     print(prompt, end="", flush=True)
-    for piece in islice(continue_text(run.model, prompt, context_length=run.config.context_length), options.max_tokens):
+    # Not the tokens that only say the end of the prompt again.
+    pieces = filter(None, continue_text(run.model, prompt, context_length=run.config.context_length))
+    for piece in islice(pieces, options.max_tokens):
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))

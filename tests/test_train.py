@@ -101,6 +101,14 @@ def test_recite_continues_the_text(finished):
     assert "verbatim" in done.stderr
 
 
+def test_recite_says_as_many_tokens_as_asked(finished):
+    """Invariant: the token that says the end of the prompt again, as " me" could be longer, is none of them."""
+    prompt = "First Citizen:\nBefore we proceed any further, hear me"
+    recite = (sys.executable, "-m", "nanogpt", "recite", finished[0], f"--prompt={prompt}", "--max_tokens=1")
+    done = run(*recite, cwd=finished[0])
+    assert (done.stdout, done.stderr) == (f"{prompt} speak\n", "[verbatim: all 6 bytes]\n")
+
+
 def test_recite_begins_at_the_beginning(finished):
     """Invariant: without a prompt, the first half window of the memorised text is the prompt."""
     out_dir, _ = finished
