@@ -62,6 +62,9 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
         values, value = [getattr(run, name) for run in RECORDED], getattr(config, name)
         if not min(values) <= value <= max(values):
             return f"--{name}={value:g} is outside the {min(values):g} to {max(values):g} of the runs on record"
+    # AdamW's rate may be the higher the narrower the model (Yang et al., "Tensor Programs V", arXiv 2203.03466).
+    if config.learning_rate * config.n_embd > max(run.learning_rate * run.n_embd for run in RECORDED):
+        return f"--learning_rate={config.learning_rate:g} is hotter than any on record for --n_embd={config.n_embd}"
     return _steps(min(run.passes for run in RECORDED), config), most_steps(config)
 
 

@@ -45,6 +45,7 @@ def test_what_is_on_record_is_foretold_and_no_more():
         ({"ema": 0.0}, "--ema=0"),
         ({"target_loss": 0.2}, "--target_loss=0.2"),
         ({"learning_rate": 0.1}, "--learning_rate=0.1 is outside"),
+        ({"learning_rate": 3e-3}, "hotter than any on record for --n_embd=768"),
         ({"subset_tokens": 338_025}, "--subset_tokens=338025 is outside"),
     ):
         assert why in steps_on_record(TrainConfig(**(vars(config) | changes)), 0.036)
