@@ -207,7 +207,7 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
         for number, handler in before.items():
             signal.signal(number, handler)
     if status == 2:  # the command line is wrong, or a run that an earlier repeat has left is still going on
-        line = (directory / OUTPUT).read_text(errors="replace").strip().splitlines()[-1:]
+        said = (directory / OUTPUT).read_text(errors="replace").splitlines()
         if not (directory / "config.json").exists():
             (directory / OUTPUT).unlink()
             with suppress(OSError):
@@ -215,7 +215,7 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
                 if begun:
                     (out_dir / RESULT).unlink()
                     out_dir.rmdir()
-        raise ConfigError("".join(line).removeprefix("error: "))
+        raise ConfigError([line for line in said if line.startswith("error: ")][-1].removeprefix("error: "))
     return status, bool(signals)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -22,7 +23,7 @@ QUICK = {
 
 
 def repeat(*words, cwd):
-    return run(sys.executable, "-m", "nanogpt", "repeat", *words, cwd=cwd)
+    return run(sys.executable, "-m", "nanogpt", "repeat", *words, cwd=cwd, env={"HOME": str(cwd)})
 
 
 @pytest.mark.parametrize(("degrees", "t"), [(1, 12.7062), (2, 4.30265), (7, 2.36462), (30, 2.04227)])
@@ -78,7 +79,7 @@ def test_seeds_are_run_once(tmp_path):
 
 def test_a_run_that_fails_is_counted(tmp_path):
     """Invariant: exit status 3, the failure in the JSON and the table, no mean."""
-    done = repeat("--seeds=1", *flags(**QUICK | {"max_steps": 2}), "--out_dir=few", cwd=tmp_path)
+    done = repeat("--seeds=1", *flags(**QUICK | {"max_steps": 2}), "--out_dir=~/few", cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     result = json.loads((tmp_path / "few" / "repeat.json").read_text())
     assert (result["failed"], result["runs"][0]["exit_reason"], result["steps"]["mean"]) == (1, "max_steps", None)
@@ -100,18 +101,42 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     assert list(tmp_path.glob("runs/*")) == []
 
 
-def test_a_signal_stops_the_run_and_the_rest(tmp_path):
-    """Invariant: status 4 after the run has left, nothing counted; the same command goes on."""
-    words = [sys.executable, "-m", "nanogpt", "repeat", "--seeds=1", *flags(**QUICK | {"target_loss": 1e-6})]
+@contextmanager
+def repeating(cwd):
+    """A repeat in the midst of its first run, which would not end: its process, killed at the end, and its words."""
+    words = ["--seeds=1", *flags(**QUICK | {"target_loss": 1e-6, "max_steps": 100_000})]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    words[-1] = "--max_steps=100000"
-    with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        rows, give_up = tmp_path / "runs/repeat/seed_0/metrics.jsonl", time.monotonic() + 120
+    command = [sys.executable, "-m", "nanogpt", "repeat", *words]
+    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        rows, give_up = cwd / "runs/repeat/seed_0/metrics.jsonl", time.monotonic() + 120
         while not (rows.exists() and rows.stat().st_size) and time.monotonic() < give_up:
             time.sleep(0.2)
+        yield process, words
+        process.kill()
+
+
+def test_a_signal_stops_the_run_and_the_rest(tmp_path):
+    """Invariant: status 4 after the run has left, nothing counted; the same command goes on."""
+    with repeating(tmp_path) as (process, _):
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 4, said
     assert "the same command goes on" in said
     assert json.loads((tmp_path / "runs/repeat/seed_0/report.json").read_text())["exit_reason"] == "stopped"
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
+
+
+def test_a_run_that_was_left_behind_is_no_failure(tmp_path):
+    """Invariant: while the run of a killed repeat goes on, another is refused in one line, and counts nothing."""
+    with repeating(tmp_path) as (process, words):
+        process.kill()
+        again = repeat(*words, cwd=tmp_path)
+    directory = tmp_path / "runs/repeat/seed_0"
+    (directory / "STOP").touch()
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1), again.stderr
+    assert "is being written" in again.stderr
+    assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
+    give_up = time.monotonic() + 60
+    while not (directory / "report.json").exists():
+        assert time.monotonic() < give_up, "the run went on, and left at our word"
+        time.sleep(0.2)
