@@ -1,6 +1,6 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
-judge = Judge(plan, engine, average, stop, watchdog)
+judge = Judge(plan, plan.windows.on(world.device), engine, average, stop, watchdog)
 loss = judge.full_pass(step=120)
 with judge.weights():
     card = judge.scorecard(step=120)
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from nanogpt.data import Windows
 from nanogpt.engine import Engine
 from nanogpt.optim import WeightAverage
 from nanogpt.plan import Plan
@@ -23,9 +24,16 @@ class Judge:
     """One rank's. Every rank must call every method, and gets the same; StopRequested can end each."""
 
     def __init__(
-        self, plan: Plan, engine: Engine, average: WeightAverage, stop: StopSignals, watchdog: Watchdog
+        self,
+        plan: Plan,
+        windows: Windows,
+        engine: Engine,
+        average: WeightAverage,
+        stop: StopSignals,
+        watchdog: Watchdog,
     ) -> None:
-        self._plan, self._engine, self._average = plan, engine, average
+        """windows: the plan's, where the model is."""
+        self._plan, self._windows, self._engine, self._average = plan, windows, engine, average
         self._stop, self._watchdog = stop, watchdog
         self._reading: Reading | None = None  # of the newest full pass, if it was made as scores are
 
@@ -42,12 +50,12 @@ class Judge:
 
         One that reaches the target is the one that others can compute again.
         """
-        plan, model = self._plan, self._engine.model
+        plan, windows, model = self._plan, self._windows, self._engine.model
         self._reading = None
         with self.weights():
-            loss = full_pass(model, plan.windows, plan.judged, self._forward(plan.config.dtype, step))
+            loss = full_pass(model, windows, plan.judged, self._forward(plan.config.dtype, step))
             if loss <= plan.config.target_loss:
-                self._reading = read(model, plan.windows, plan.judged, self._scores_forward(step))
+                self._reading = read(model, windows, plan.judged, self._scores_forward(step))
                 # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
                 (loss,) = self._engine.world.max(self._reading.loss)
         return loss

@@ -103,7 +103,7 @@ class Trainer:
         if checkpoint is not None:
             self.saver.restore(checkpoint)
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
-        self.judge = Judge(plan, self.engine, self.average, stop, watchdog)
+        self.judge = Judge(plan, self.windows, self.engine, self.average, stop, watchdog)
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""
