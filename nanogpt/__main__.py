@@ -252,13 +252,13 @@ def export(options: ExportOptions) -> int:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty: name another directory")
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}") from None
-    try:
-        write_hf(run.model, out)
+        try:
+            write_hf(run.model, out)
+        except (OSError, SafetensorError):
+            for part in out.iterdir():  # the directory was empty: the next attempt shall find it so
+                part.unlink()
+            raise
     except (OSError, SafetensorError) as error:
-        for part in out.iterdir():  # the directory was empty: the next attempt shall find it so
-            part.unlink()
         raise ConfigError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     print(f"{out}: for transformers.AutoModelForCausalLM and AutoTokenizer, and for --init_from")
     return 0
