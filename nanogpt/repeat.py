@@ -215,7 +215,8 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
                 if begun:
                     (out_dir / RESULT).unlink()
                     out_dir.rmdir()
-        raise ConfigError([line for line in said if line.startswith("error: ")][-1].removeprefix("error: "))
+        errors = [line for line in said if line.startswith("error: ")] or said
+        raise ConfigError("".join(errors[-1:]).removeprefix("error: "))
     return status, bool(signals)
 
 

@@ -109,7 +109,8 @@ def repeating(cwd):
     command = [sys.executable, "-m", "nanogpt", "repeat", *words]
     with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
         rows, give_up = cwd / "runs/repeat/seed_0/metrics.jsonl", time.monotonic() + 120
-        while not (rows.exists() and rows.stat().st_size) and time.monotonic() < give_up:
+        while not (rows.exists() and rows.stat().st_size):
+            assert time.monotonic() < give_up, "no row in two minutes"
             time.sleep(0.2)
         yield process, words
         process.kill()
