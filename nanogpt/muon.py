@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
+from nanogpt.eager import AdamW, Optimizer
 from nanogpt.world import World
 
 MOMENTUM, BUFFER = 0.95, "momentum_buffer"  # torch's name for it

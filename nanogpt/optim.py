@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.config import TrainConfig
+from nanogpt.eager import AdamW
 from nanogpt.muon import BUFFER, MULTIPLE, MuonAdamW
 from nanogpt.world import World
 
@@ -35,7 +36,7 @@ def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) ->
     """'adamw' or 'muon' (with AdamW beside it), without weight decay, AdamW's update fused into one kernel."""
     if name == "muon":
         return MuonAdamW(model, world, betas=BETAS, dtype=dtype)
-    return torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
+    return AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

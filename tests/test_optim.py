@@ -1,8 +1,11 @@
 """The recipe: AdamW as torch's own loop has it, the rate on the plateau, the average that is judged."""
 
+import sys
+
 import pytest
 import torch
 
+from conftest import REPOSITORY, run
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
@@ -11,6 +14,38 @@ from nanogpt.optim import WeightAverage, build_optimizer, gradient_norm, learnin
 from nanogpt.world import World
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+
+
+WITHOUT_COMPILER = """
+import sys, torch
+from nanogpt.model import GPT, GPTConfig
+from nanogpt.optim import BETAS, build_optimizer, set_learning_rate
+from nanogpt.world import World
+
+def trained(build):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=2, n_embd=16))
+    optimizer = build(model)
+    set_learning_rate(optimizer, 1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.arange(8)[None], torch.arange(1, 9)[None]).backward()
+        optimizer.step()
+    return [*model.parameters()]
+
+for name in ("muon", "adamw"):
+    ours = trained(lambda model: build_optimizer(model, World.from_env(), name=name, dtype="fp32"))
+assert "torch._dynamo" not in sys.modules
+torchs = trained(lambda model: torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True))
+assert "torch._dynamo" in sys.modules, "else nothing is to be gained"
+assert all(map(torch.equal, ours, torchs))
+"""
+
+
+def test_adamw_without_torchs_compiler():
+    """Reference: torch.optim.AdamW, bit for bit; ours leaves torch's compiler, a second of a start, where it is."""
+    done = run(sys.executable, "-c", WITHOUT_COMPILER, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
