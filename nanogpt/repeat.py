@@ -24,7 +24,7 @@ import numpy as np
 
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
-from nanogpt.stop_signals import SIGNALS
+from nanogpt.stop_signals import mute_lost_terminal, signals_to_heed
 from nanogpt.strict_json import read_json, write_json
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train_overfit.py"
@@ -131,7 +131,8 @@ def table(result: dict[str, Any]) -> str:
             _figure(run["train_s"], 1),
             _figure(run["launch_s"], 1),
         )
-        lines.append(f"| {run['seed']} | {run['exit_reason'].replace('_', ' ')} | {' | '.join(figures)} |")
+        outcome = run["exit_reason"].replace("_", " ") + ", resumed" * run.get("resumed", False)
+        lines.append(f"| {run['seed']} | {outcome} | {' | '.join(figures)} |")
     for name, low_or_high in (("mean", "mean"), ("95 % interval, from", "low"), ("to", "high"), ("median", "median")):
         figures = [_figure(result[figure][low_or_high], 1) for figure in MEASURED]
         lines.append(f"| {name} | | | {' | '.join(figures)} |")
@@ -143,6 +144,8 @@ def table(result: dict[str, Any]) -> str:
         else f"fewer than {TRIMMED_FROM} runs: none is dropped"
     )
     lines += ["", dropped + (f"; {failed} did not reach the target and count as slower than any" if failed else "")]
+    if any(run.get("resumed") for run in runs):
+        lines.append("resumed: stopped or killed on its way; what was lost by that is on none of its clocks")
     if result["differing"]:
         lines.append(f"warning: the runs differ in {', '.join(result['differing'])}: they are no one sample")
     return "\n".join(lines)
@@ -188,10 +191,12 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         signals.append(number)
+        if number == signal.SIGHUP:
+            mute_lost_terminal()
         for child in children:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in signals_to_heed()}
     try:
         with output:
             # A session of its own: a terminal's Ctrl-C comes through this process alone, and once.
@@ -227,6 +232,7 @@ def _outcome(seed: int, directory: Path, status: int) -> dict[str, Any]:
         return {"seed": seed, "reached": False, "exit_reason": f"died with status {status}", **nothing}
     report, config = (read_json(directory / name, of="a run") for name in ("report.json", "config.json"))
     kept = {name: report.get(name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
+    kept |= {"resumed": config.get("resumed_from") is not None}
     return {"seed": seed} | kept | {name: report.get(name, config.get(name)) for name in ALIKE}
 
 

@@ -6,13 +6,17 @@ if any(world.sum(float(stop.requested))):
     raise StopRequested
 """
 
+import os
 import signal
+import stat
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 STOP_FILE = "STOP"
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
 
 
@@ -27,7 +31,7 @@ class StopSignals:
         self.name = ""  # of the first signal, 'SIGTERM'
         self._came_at = 0.0
         self._file: Path | None = None
-        for number in SIGNALS:
+        for number in signals_to_heed():
             signal.signal(number, self._remember)
 
     def look_in(self, out_dir: Path) -> None:
@@ -44,5 +48,22 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name == "SIGINT" and time.monotonic() - self._came_at > ECHO_S:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            mute_lost_terminal()
         if not self.name:
             self.name, self._came_at = signal.Signals(number).name, time.monotonic()
+
+
+def signals_to_heed() -> list[signal.Signals]:
+    """Those that ask this process to stop. A hang-up does not under nohup, which has it ignored."""
+    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+
+def mute_lost_terminal() -> None:
+    """Let what is printed go nowhere, where it went to a terminal that has hung up: a write to that is an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed
+            descriptor = stream.fileno()
+            # A terminal that is gone says no longer that it is one.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

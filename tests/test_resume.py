@@ -3,7 +3,9 @@
 Signals, kills, damaged files and the file-size limit are real.
 """
 
+import json
 import os
+import pty
 import random
 import re
 import resource
@@ -86,9 +88,16 @@ def wait_for(condition, process, seconds=240):
         time.sleep(0.02)
 
 
-def has_trained(cwd):
-    """Whether a run has logged its first step."""
-    return lambda: (cwd / "out" / "metrics.jsonl").exists() and (cwd / "out" / "metrics.jsonl").stat().st_size > 0
+def has_trained(cwd, beyond=0):
+    """Whether a run has logged a step later than this one."""
+    rows = cwd / "out" / "metrics.jsonl"
+    # Only whole lines: the newest may be being written.
+    return lambda: (
+        rows.exists()
+        and any(
+            json.loads(row)["step"] > beyond for row in rows.read_text().splitlines(keepends=True) if row.endswith("\n")
+        )
+    )
 
 
 def names(directory):
@@ -124,19 +133,22 @@ def uninterrupted(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "STOP"])
-def test_asked_to_stop_it_saves_and_goes_on(how, tmp_path, uninterrupted):
-    """Reference: a run that was not stopped: the same rows, report and weights, bit for bit. Exit status 4."""
-    program = start(tmp_path)
-    wait_for(has_trained(tmp_path), program)
-    if how == "STOP":
-        (tmp_path / "out" / "STOP").touch()
-    else:
-        program.send_signal(getattr(signal, how))
-    assert program.wait(timeout=200) == 4
-    assert report(tmp_path / "out")["exit_reason"] == "stopped"
-    assert 0 < report(tmp_path / "out")["steps"] < uninterrupted("single")[1]["steps"]
-    assert how in (tmp_path / "log").read_text()
+def test_asked_to_stop_it_saves_and_goes_on(tmp_path, uninterrupted):
+    """Reference: a run that was not stopped: the same rows, report and weights, bit for bit. Exit status 4 each."""
+    steps = 0
+    for how in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "STOP"):
+        program = start(tmp_path)
+        wait_for(has_trained(tmp_path, beyond=steps), program)
+        if how == "STOP":
+            (tmp_path / "out" / "STOP").touch()
+        else:
+            program.send_signal(getattr(signal, how))
+        assert program.wait(timeout=200) == 4
+        told = report(tmp_path / "out")
+        assert told["exit_reason"] == "stopped"
+        assert steps < told["steps"] < uninterrupted("single")[1]["steps"]
+        steps = told["steps"]
+        assert re.search(rf"asked to stop by .*{how} at step {steps}: saving", (tmp_path / "log").read_text())
     assert go(tmp_path).returncode == 0
     assert_same(tmp_path, uninterrupted("single"))
 
@@ -151,6 +163,30 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
     assert program.wait(timeout=10) == 1
     assert (tmp_path / "log").read_text().endswith("interrupted\n")
     assert not names(tmp_path / "out" / "checkpoints")
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_hangs_up(nohup, tmp_path, uninterrupted):
+    """Invariant: the run saves and leaves, though its lines find no reader; under nohup it goes on to its end."""
+    program, terminal = pty.fork()
+    if not program:  # the child, whose terminal it is
+        os.chdir(tmp_path)
+        os.environ |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        command = ["nohup"] * nohup + words()
+        os.execvp(command[0], command)
+    give_up = time.monotonic() + 240
+    while not has_trained(tmp_path)():
+        assert time.monotonic() < give_up, "timed out"
+        time.sleep(0.02)
+    os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    told = report(tmp_path / "out")
+    if nohup:
+        assert status == 0
+        assert_same(tmp_path, uninterrupted("single"))
+    else:
+        assert (status, told["exit_reason"]) == (4, "stopped")
+        assert newest_intact(tmp_path / "out")[0].step == told["steps"]
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
