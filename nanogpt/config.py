@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nanogpt.errors import ConfigError
 
+LARGEST = 2**31 - 1  # of an option that is a number: its products still fit 64 bits
 DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
 
 
@@ -212,8 +213,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def require_positive(options: Options, *names: str) -> None:
-    """Raise ConfigError for the first of these options that is a number, but not a positive and finite one."""
+    """Raise ConfigError for the first of these options that is a number, but not a positive one up to LARGEST."""
     for name in names:
         value = getattr(options, name)
         if isinstance(value, int | float) and not (value > 0 and isfinite(value)):
             raise ConfigError(f"--{name}={value} must be a positive number")
+        if isinstance(value, int | float) and value > LARGEST:
+            raise ConfigError(f"--{name}={value} must be at most {LARGEST}")

@@ -9,13 +9,13 @@ docs/preflight.md has this formula beside measured peaks.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nanogpt.config import TrainConfig
-from nanogpt.model import GPT
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
@@ -57,8 +57,7 @@ def predict_memory(
     and scores hold them twice.
     """
     shape, on_cpu = model_config(config), device_type == "cpu"
-    with torch.device("meta"):
-        parameters = GPT(shape).num_parameters()
+    parameters = shape.num_parameters
     in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
     size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
     stage = config.zero_stage or 0
@@ -126,7 +125,9 @@ def shortage(config: TrainConfig, world: World, deepspeed: Mapping[str, Any] | N
     if free is None or ranks * a_rank <= free:
         return ""
     share = -(-config.batch_size // world.size)
-    smaller = (m for m in range(config.micro_batch_size - 1, 0, -1) if share % m == 0)
+    some = [m for m in range(1, isqrt(share) + 1) if share % m == 0]
+    divisors = some + [share // m for m in reversed(some)]
+    smaller = (m for m in reversed(divisors) if m < config.micro_batch_size)
     fits = next((m for m in smaller if ranks * need(m).total <= free), None)
     mend = (
         "no --micro_batch_size makes it fit: a smaller model, or more devices to share ZeRO's stages out over"

@@ -35,6 +35,12 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0  # memorising wants none
 
+    @property
+    def num_parameters(self) -> int:
+        """What GPT.num_parameters counts, before there is a model."""
+        block = 12 * self.n_embd**2 + 13 * self.n_embd  # matrices; their biases 9, two norms 4
+        return (self.vocab_size + self.block_size + 2) * self.n_embd + self.n_layer * block
+
 
 class KVCache:
     """Keys and values of the positions that a model has already read, for decoding one token at a time.

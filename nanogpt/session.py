@@ -17,6 +17,7 @@ from nanogpt.flops import peak_flops_per_s
 from nanogpt.health import check_health
 from nanogpt.live_plot import LivePlot
 from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.memory import free_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
 from nanogpt.report import make_report, write_stopped
@@ -37,6 +38,7 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     """
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
+    _require_room(plan, world)
     start = None
     if world.is_first:
         take_over(plan.config.out_dir, Attempt.from_env())
@@ -114,6 +116,19 @@ def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Ch
     wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
     plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
     return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
+
+
+def _require_room(plan: Plan, world: World) -> None:
+    """Refuse a model whose weights alone are more than is free; what activations would need is foreseen, not known.
+
+    ZeRO 3 may keep them elsewhere.
+    """
+    free, ranks = free_bytes(world), world.local_size if world.device.type == "cpu" else 1
+    if free is not None and plan.config.zero_stage != 3 and (need := ranks * plan.memory.weights) > free:
+        raise ConfigError(
+            f"the weights alone are {gigabytes(need)} and {gigabytes(free)} are free here: a smaller model, or ZeRO 3 "
+            f"on more devices"
+        )
 
 
 def _agree(plan: Plan, world: World) -> None:

@@ -1,7 +1,9 @@
 """Bad input gets one line and status 2, and leaves no trace."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +32,8 @@ REFUSED = [
     (["--learning_rate=inf"], "--learning_rate=inf must be a positive number"),
     (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
     (["--batch_size=0"], "--batch_size=0 must be a positive number"),
+    (["--batch_size=2147483648"], "--batch_size=2147483648 must be at most 2147483647"),
+    (["--comm_timeout_s=1e300"], "--comm_timeout_s=1e+300 must be at most 2147483647"),
     (["--ema=1"], "--ema=1.0 must be from 0 to less than 1"),
     (["--profile_steps=13:10"], "--profile_steps=13:10 must be START:STOP with 1 <= START < STOP"),
     (["--seed=-1"], "--seed=-1 must be from 0 to"),
@@ -44,6 +48,7 @@ REFUSED = [
     (["--target_loss=0"], "--target_loss=0.0 must be a positive number"),
     (["--target_loss=0.01", "--preflight=strict"], "--preflight=strict: --target_loss=0.01 is below the entropy"),
     (["--n_layer=96", "--n_embd=12288", "--preflight=strict"], "--preflight=strict: about "),
+    (["--n_layer=2147483647"], "the weights alone are 60884357"),
     (["--engine=ddp"], "--engine=ddp needs several processes"),
     (["--data=missing.txt"], "--data=missing.txt: no such file"),
     (["--data=."], "--data=. is a directory"),
@@ -59,6 +64,25 @@ REFUSED = [
     (["--out_dir=a/b/" + "x" * 300], "--out_dir=a/b/xxx"),
     (["--data=" + "x" * 300], "--data='xxx"),
 ]
+
+FORKING = """
+import json, os, sys, tempfile
+import nanogpt.session, train_overfit
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        if not (child := os.fork()):
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.argv[1:] = json.loads(line)
+            try:
+                train_overfit.main(train_overfit.run)
+            except SystemExit as end:
+                sys.stdout.flush()
+                os._exit(end.code)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0), err.seek(0)
+        print(json.dumps([status, out.read(), err.read()]), flush=True)
+"""
 
 
 @pytest.fixture
@@ -77,15 +101,26 @@ def listing(directory):
 
 
 def test_every_refusal_is_one_line_and_leaves_no_trace(room):
-    """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was."""
+    """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was.
+
+    Each is a process that is forked from one that has imported torch already.
+    """
     before = listing(room)
-    for words, line in REFUSED:
-        done = train(*words, cwd=room)
-        assert done.returncode == 2, (words, done.stdout, done.stderr)
-        assert done.stdout == ""
-        assert done.stderr.startswith(f"error: {line}"), words
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert listing(room) == before, words
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(
+        command, cwd=room, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        for words, line in REFUSED:
+            server.stdin.write(json.dumps(words) + "\n")
+            server.stdin.flush()
+            status, out, err = json.loads(server.stdout.readline())
+            assert (status, out) == (2, ""), (words, out, err)
+            assert err.startswith(f"error: {line}"), (words, err)
+            assert err.count("\n") == 1, err
+            assert listing(room) == before, words
+        server.stdin.close()
+        assert server.wait(timeout=60) == 0
 
 
 def test_a_download_without_a_network(room):

@@ -49,7 +49,9 @@ def test_a_kernel_that_gives_no_peak_of_a_process_s_own(says, tmp_path, monkeypa
 
 def test_what_is_shared_out_adds_up():
     """Reference: ZeRO's own count (arXiv 1910.02054): 16 bytes a parameter, a 4-byte master where it is sharded."""
-    parameters = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64)).num_parameters()
+    shape = GPTConfig(n_layer=2, n_head=2, n_embd=64)
+    parameters = GPT(shape).num_parameters()
+    assert shape.num_parameters == parameters
     sums = {}
     for stage in (0, 1, 2, 3):
         config = TrainConfig(n_layer=2, n_head=2, n_embd=64, engine="deepspeed", zero_stage=stage, dtype="fp32")
@@ -80,6 +82,10 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_built(tmp_path, monkeypa
         return predict_memory(config, world_size=1, device_type="cpu", deepspeed=None).total
 
     assert need(fitting) <= free < need(2 * fitting)
+    odd = TrainConfig(**(vars(wide.config) | {"batch_size": 3**10, "micro_batch_size": 3**10}))
+    fitting = int(shortage(odd, CPU, None).split("--micro_batch_size=")[1].split()[0])
+    assert 3**10 % fitting == 0
+    assert need(fitting) <= free < need(3 * fitting)
 
 
 def test_every_measured_cell_is_within_a_quarter():
