@@ -105,7 +105,11 @@ def score(options: ScoreOptions) -> int:
     if options.html is not None and not Path(options.html).parent.is_dir():  # known before anything is computed
         raise ConfigError(f"--html={options.html} cannot be written: {Path(options.html).parent} is no directory")
     if options.line is None:
-        print(score_table(run.report), end="")
+        try:
+            table = score_table(run.report)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{options.run_dir} was scored by another version, or edited: {error!r}") from None
+        print(table, end="")
     else:
         _tell_shortest_prompt(run, options.line)
     if options.html is not None:

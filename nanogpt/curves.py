@@ -6,17 +6,16 @@ name_differences(curves)        # ['learning_rate=0.0006', 'learning_rate=0.001'
 A run need not have ended to be read.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 from nanogpt.errors import ConfigError
 from nanogpt.loggers import duration
 from nanogpt.run_dir import CONFIG, FINISHED, METRICS, REPORT
-from nanogpt.strict_json import read_json
+from nanogpt.strict_json import parse_json, read_json
 
 # Options that leave the curve as it is; those of W&B, known by their first word, do so too.
 SILENT = {
@@ -35,6 +34,7 @@ class Curve:
     wall_s: list[float]  # in training, over all attempts
     loss: list[float]  # nats/token, mean over the steps since the row before
     full_pass_loss: list[float]  # nats/token
+    text: str  # '2,048 tokens of builtin'
     target: float
     floor: float
     outcome: str  # 'target reached: step 364, 10 min'
@@ -59,11 +59,12 @@ def read_curve(run_dir: str) -> Curve:
             wall_s=wall_s,
             loss=[_or_nan(row["loss"]) for row in rows],
             full_pass_loss=[_or_nan(row["full_pass_loss"]) for row in rows],
-            target=float(options["target_loss"]),
+            text=f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}",
+            target=_positive(options["target_loss"]),
             floor=float(stored["floor"]),
             outcome=f"{reason}: step {steps[-1]:,}, {duration(wall_s[-1])}" if rows else "",
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{run_dir} holds something else than a run: {error!r}") from None
 
 
@@ -92,7 +93,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             if line.endswith("\n"):
                 raise ConfigError(f"{path} is damaged at line {number}") from None
@@ -105,6 +106,12 @@ def _is_silent(option: str) -> bool:
 
 def _or_nan(figure: float | None) -> float:
     return nan if figure is None else float(figure)
+
+
+def _positive(figure: float) -> float:
+    if not 0 < figure < inf:
+        raise ValueError(f"{figure} on a logarithmic axis")
+    return float(figure)
 
 
 def _short(value: Any) -> str:

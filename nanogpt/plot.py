@@ -57,8 +57,7 @@ def draw(curves: Sequence[Curve]) -> "Figure":
     passes.set_label("full pass")
     panels[1].legend(handles=[training, passes, *lines], loc="upper right", fontsize="small")
     if len(curves) == 1:
-        options = curves[0].options
-        title = f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}; {curves[0].outcome}"
+        title = f"{curves[0].text}; {curves[0].outcome}"
         texts = [figure.suptitle(textwrap.fill(title, TITLE_WIDTH), fontsize="medium")]
     else:
         runs = [Line2D([], [], color=c, linestyle=dash, label=n) for n, (c, dash) in zip(names, styles, strict=True)]

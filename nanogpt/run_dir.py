@@ -198,8 +198,8 @@ def load_run(out_dir: str) -> Run:
         config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
-    model = GPT(model_config(config))
     try:
+        model = GPT(model_config(config))
         state = load_file(path / WEIGHTS)
         state[TIED] = state["transformer.wte.weight"]
         model.load_state_dict(state)

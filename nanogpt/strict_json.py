@@ -18,10 +18,15 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def parse_json(text: str) -> Any:
+    """What text holds. Raises ValueError where it is no JSON; NaN and Infinity are none, though Python reads them."""
+    return json.loads(text, parse_constant=_refuse)
+
+
 def read_json(path: Path, *, of: str) -> dict[str, Any]:
     """What path holds, a file of what `of` says. Raises ConfigError when it is missing or damaged."""
     try:
-        if isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+        if isinstance(content := parse_json(path.read_text(encoding="utf-8")), dict):
             return content
         raise ValueError("it holds no JSON object")
     except FileNotFoundError:
@@ -48,3 +53,7 @@ def write_json(path: Path, content: dict[str, Any], *, exclusive: bool = False) 
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

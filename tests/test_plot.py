@@ -19,6 +19,8 @@ from nanogpt.plot import COLOURS, draw, save
 
 ROW = {"step": 10, "wall_s": 20.0, "loss": 3.0, "full_pass_loss": None}
 
+NO_TARGET = '{"config": {"subset_tokens": 100, "data": "builtin", "target_loss": 0}, "floor": 0.1}'
+
 
 def write_run(path, rows=(ROW,), ranks=1, floor=0.03, **options):
     """The files of a run that goes on, with these options and rows -> its directory."""
@@ -185,11 +187,18 @@ def test_figures_that_cannot_be_shown(tmp_path):
         ("config.json", None, r"config.json: no such file"),
         ("config.json", "{", r"config.json cannot be read"),
         ("config.json", "[]", r"config.json cannot be read: it holds no JSON object"),
-        ("config.json", '{"config": {}, "floor": 0.1}', r"holds something else than a run: KeyError\('target_loss'\)"),
+        (
+            "config.json",
+            '{"config": {}, "floor": 0.1}',
+            r"something else than a run: KeyError\('subset_tokens'\)",
+        ),
+        ("config.json", NO_TARGET, r"holds something else than a run: ValueError\('0 on a logarithmic axis'\)"),
         ("metrics.jsonl", None, r"metrics.jsonl: no such file"),
         ("metrics.jsonl", '{"step": 1\n' + json.dumps(ROW) + "\n", r"metrics.jsonl is damaged at line 1$"),
         ("metrics.jsonl", "[1]\n", r"holds something else than a run"),
         ("metrics.jsonl", '{"step": null}\n', r"holds something else than a run"),
+        ("metrics.jsonl", '{"step": Infinity}\n', r"metrics.jsonl is damaged at line 1$"),
+        ("metrics.jsonl", '{"step": 1e999}\n', r"holds something else than a run"),
         ("report.json", "", r"report.json cannot be read"),
         ("report.json", "{}", r"holds something else than a run: KeyError\('exit_reason'\)"),
     ],
