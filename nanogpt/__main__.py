@@ -13,6 +13,8 @@ python -m nanogpt repeat --seeds=10 --out_dir=runs/repeat
 
 import codecs
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -105,16 +107,23 @@ def score(options: ScoreOptions) -> int:
     if options.html is not None and not Path(options.html).parent.is_dir():  # known before anything is computed
         raise ConfigError(f"--html={options.html} cannot be written: {Path(options.html).parent} is no directory")
     if options.line is None:
-        try:
+        with _as_reported(options.run_dir):
             table = score_table(run.report)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{options.run_dir} was scored by another version, or edited: {error!r}") from None
         print(table, end="")
     else:
         _tell_shortest_prompt(run, options.line)
     if options.html is not None:
-        _write_page(run, options.html)
+        _write_page(run, options)
     return 0
+
+
+@contextmanager
+def _as_reported(run_dir: str) -> Iterator[None]:
+    """Read scores within it. Raises ConfigError where report.json has others than this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{run_dir} was scored by another version, or edited: {error!r}") from None
 
 
 def _tell_shortest_prompt(run: "Run", line: str) -> None:
@@ -136,17 +145,19 @@ def _tell_shortest_prompt(run: "Run", line: str) -> None:
         print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
 
 
-def _write_page(run: "Run", to: str) -> None:
+def _write_page(run: "Run", options: ScoreOptions) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
     from nanogpt.certificate import one_process, score_run
     from nanogpt.heatmap import headline
     from nanogpt.recall_page import make_page
 
+    to = options.html
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
         raise ConfigError(f"--html={to} cannot be made: {why_not}")
     card = score_run(run, ids, one_process())
-    page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
+    with _as_reported(options.run_dir):
+        page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
     try:
         Path(to).write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:

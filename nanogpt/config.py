@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nanogpt.errors import ConfigError
 
-LARGEST = 2**31 - 1  # of an option that is a number: its products still fit 64 bits
+LARGEST = 2**31 - 1  # of an option that is a number; beyond it is a slip, and torch's integers end
+MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
 DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
 
 
@@ -141,6 +142,8 @@ class TrainConfig(Options):
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
+        if self.batch_size > MOST_WINDOWS:
+            raise ConfigError(f"--batch_size={self.batch_size} must be at most {MOST_WINDOWS}")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
         if self.n_embd % self.n_head:

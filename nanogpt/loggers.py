@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nanogpt.stop_signals import despite_lost_terminal
 from nanogpt.strict_json import finite
 
 
@@ -127,10 +128,11 @@ class PlainLogger(Logger):
     """A line a row, for logs and pipes."""
 
     def row(self, row: Row) -> None:
-        print(describe(row), flush=True)
+        self.say(describe(row))
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        with despite_lost_terminal():
+            print(text, flush=True)
 
     def close(self) -> None:
         pass

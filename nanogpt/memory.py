@@ -144,13 +144,12 @@ def gigabytes(count: float) -> str:
 
 
 def free_bytes(world: World) -> int | None:
-    """What this rank's device has left for this rank and the others on it; None where nobody says.
+    """What this rank's device has left for this rank and the others on it; None where nobody says."""
+    return torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else free_host_bytes()
 
-    On a CPU the kernel's MemAvailable, or less where a control group, such as a batch system's or a container's, allows
-    less.
-    """
-    if world.device.type == "cuda":
-        return torch.cuda.mem_get_info(world.device)[0]
+
+def free_host_bytes() -> int | None:
+    """The kernel's MemAvailable, or less where a control group, a batch system's or a container's, allows less."""
     found = []
     with suppress(OSError, StopIteration, ValueError):
         line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))

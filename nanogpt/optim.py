@@ -32,11 +32,13 @@ def with_recipe(config: TrainConfig) -> TrainConfig:
     return replace(config, optimizer=optimizer, learning_rate=config.learning_rate or rate)
 
 
-def build_optimizer(model: nn.Module, world: World, *, name: str, dtype: str) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, world: World, *, name: str, dtype: str, adamw: type[torch.optim.AdamW] = AdamW
+) -> torch.optim.Optimizer:
     """'adamw' or 'muon' (with AdamW beside it), without weight decay, AdamW's update fused into one kernel."""
     if name == "muon":
         return MuonAdamW(model, world, betas=BETAS, dtype=dtype)
-    return AdamW(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
+    return adamw(model.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
-from nanogpt.stop_signals import mute_lost_terminal, signals_to_heed
+from nanogpt.stop_signals import despite_lost_terminal, signals_to_heed
 from nanogpt.strict_json import read_json, write_json
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train_overfit.py"
@@ -66,20 +66,20 @@ def repeat(options: RepeatOptions) -> int:
     for seed in range(options.seed, options.seed + options.seeds):
         directory = out_dir / f"seed_{seed}"
         if not _is_finished(directory):
-            print(f"seed {seed}: running, its output in {directory / OUTPUT}", flush=True)
+            _say(f"seed {seed}: running, its output in {directory / OUTPUT}")
             words = [f"--{name}={value}" for name, value in (asked | {"seed": seed, "out_dir": directory}).items()]
             status, signalled = _train(words, out_dir, directory, {"options": asked, "runs": runs})
             if signalled or (status == 4 and not _is_finished(directory)):
-                print(f"asked to stop at seed {seed}: the same command goes on", flush=True)
+                _say(f"asked to stop at seed {seed}: the same command goes on")
                 return 4
             runs.append(_outcome(seed, directory, status))
         else:
             runs.append(_outcome(seed, directory, 0))
-        print(_line(runs[-1]), flush=True)
+        _say(_line(runs[-1]))
         result = {"options": asked, "runs": runs, **_statistics(runs)}
         write_json(out_dir / RESULT, result)
         (out_dir / TABLE).write_text(table(result) + "\n")
-    print(table(result), flush=True)
+    _say(table(result))
     return 0 if all(run["reached"] for run in runs) else 3
 
 
@@ -182,6 +182,7 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
     try:
         directory.mkdir(parents=True, exist_ok=True)
         output = (directory / OUTPUT).open("ab")
+        said_before = output.tell()
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
     if not (out_dir / RESULT).exists():
@@ -191,8 +192,6 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         signals.append(number)
-        if number == signal.SIGHUP:
-            mute_lost_terminal()
         for child in children:
             child.send_signal(number)
 
@@ -212,7 +211,7 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
         for number, handler in before.items():
             signal.signal(number, handler)
     if status == 2:  # the command line is wrong, or a run that an earlier repeat has left is still going on
-        said = (directory / OUTPUT).read_text(errors="replace").splitlines()
+        said = (directory / OUTPUT).read_bytes()[said_before:].decode(errors="replace").splitlines()
         if not (directory / "config.json").exists():
             (directory / OUTPUT).unlink()
             with suppress(OSError):
@@ -220,8 +219,8 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
                 if begun:
                     (out_dir / RESULT).unlink()
                     out_dir.rmdir()
-        errors = [line for line in said if line.startswith("error: ")] or said
-        raise ConfigError("".join(errors[-1:]).removeprefix("error: "))
+        errors = [line for line in said if line.startswith("error: ")] or said or ["a run left with status 2, silently"]
+        raise ConfigError(errors[-1].removeprefix("error: "))
     return status, bool(signals)
 
 
@@ -234,6 +233,11 @@ def _outcome(seed: int, directory: Path, status: int) -> dict[str, Any]:
     kept = {name: report.get(name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
     kept |= {"resumed": config.get("resumed_from") is not None}
     return {"seed": seed} | kept | {name: report.get(name, config.get(name)) for name in ALIKE}
+
+
+def _say(text: str) -> None:
+    with despite_lost_terminal():
+        print(text, flush=True)
 
 
 def _line(run: dict[str, Any]) -> str:

@@ -198,10 +198,14 @@ def load_run(out_dir: str) -> Run:
         config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
+    shape = model_config(config)
     try:
-        model = GPT(model_config(config))
         state = load_file(path / WEIGHTS)
+        stored = sum(weight.numel() for weight in state.values())
+        if stored != shape.num_parameters:  # before a model is built of what config.json says
+            raise RuntimeError(f"{stored:,} values, {shape.num_parameters:,} by {CONFIG}")
         state[TIED] = state["transformer.wte.weight"]
+        model = GPT(shape)
         model.load_state_dict(state)
     except FileNotFoundError:
         raise ConfigError(f"{path / WEIGHTS}: no such file: has the run ended?") from None

@@ -17,12 +17,12 @@ from nanogpt.flops import peak_flops_per_s
 from nanogpt.health import check_health
 from nanogpt.live_plot import LivePlot
 from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
-from nanogpt.memory import free_bytes, gigabytes
+from nanogpt.memory import FP32, free_host_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start, in_its_own_dtype
-from nanogpt.run_dir import METRICS, claim, held, take_over
+from nanogpt.run_dir import METRICS, claim, held, model_config, take_over
 from nanogpt.stop_signals import StopSignals
 from nanogpt.terminal import TerminalLogger
 from nanogpt.trainer import EXIT_STATUS, Trainer, stopped_status
@@ -38,7 +38,6 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     """
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
-    _require_room(plan, world)
     start = None
     if world.is_first:
         take_over(plan.config.out_dir, Attempt.from_env())
@@ -55,6 +54,7 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
             if world.is_first:
                 print(f"{start.out_dir} has reached its target already: nothing to do")
             return EXIT_STATUS["target_reached"]
+        _require_room(plan, world)
         _examine(plan.config, world)
         with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
             return _train(plan, world, start, launched, stop, watchdog, fence)
@@ -119,15 +119,14 @@ def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Ch
 
 
 def _require_room(plan: Plan, world: World) -> None:
-    """Refuse a model whose weights alone are more than is free; what activations would need is foreseen, not known.
+    """Refuse weights that this machine has no room for: whatever the engine, every rank builds the whole model.
 
-    ZeRO 3 may keep them elsewhere.
+    What is needed beyond them is foreseen, not known, and warned of (nanogpt/memory.py).
     """
-    free, ranks = free_bytes(world), world.local_size if world.device.type == "cpu" else 1
-    if free is not None and plan.config.zero_stage != 3 and (need := ranks * plan.memory.weights) > free:
+    need, free = world.local_size * model_config(plan.config).num_parameters * FP32, free_host_bytes()
+    if free is not None and need > free:
         raise ConfigError(
-            f"the weights alone are {gigabytes(need)} and {gigabytes(free)} are free here: a smaller model, or ZeRO 3 "
-            f"on more devices"
+            f"the weights alone are {gigabytes(need)} on {world.local_size} ranks, {gigabytes(free)} are free here"
         )
 
 

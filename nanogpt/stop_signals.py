@@ -6,12 +6,14 @@ if any(world.sum(float(stop.requested))):
     raise StopRequested
 """
 
+import errno
 import os
 import signal
 import stat
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -48,8 +50,6 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name == "SIGINT" and time.monotonic() - self._came_at > ECHO_S:
             raise KeyboardInterrupt
-        if number == signal.SIGHUP:
-            mute_lost_terminal()
         if not self.name:
             self.name, self._came_at = signal.Signals(number).name, time.monotonic()
 
@@ -59,8 +59,19 @@ def signals_to_heed() -> list[signal.Signals]:
     return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
 
+@contextmanager
+def despite_lost_terminal() -> Iterator[None]:
+    """Print within it: where the terminal has gone, with a SIGHUP or without, that goes nowhere and is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        mute_lost_terminal()
+
+
 def mute_lost_terminal() -> None:
-    """Let what is printed go nowhere, where it went to a terminal that has hung up: a write to that is an error."""
+    """Let what is printed go nowhere from now on, where it went to a terminal that has hung up."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed
             descriptor = stream.fileno()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,15 +25,19 @@ def flags(**options):
     return [f"--{name}={value}" for name, value in options.items()]
 
 
+def environment(**more):
+    """This process's, without what launchers leave there."""
+    launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    inherited = {name: value for name, value in os.environ.items() if name not in launchers}
+    # The suite compares CPU runs, on a machine with GPUs too; tests/test_gpu.py shows them.
+    return inherited | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | more
+
+
 def run(*words, cwd, timeout=300, env=None):
     """Run a program to its end -> CompletedProcess with text output."""
-    launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launchers}
-    # The suite compares CPU runs, on a machine with GPUs too; tests/test_gpu.py shows them.
-    environment |= {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
     return subprocess.run(
-        [*map(str, words)], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=timeout, check=False,
+        [*map(str, words)], cwd=cwd, env=environment(**(env or {})), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=timeout, check=False,
     )  # fmt: skip
 
 
@@ -92,6 +97,7 @@ def finished(tmp_path_factory):
     said = shared / "finished.txt"
     with FileLock(shared / "finished.lock"):
         if not said.exists():
+            shutil.rmtree(shared / "finished", ignore_errors=True)  # of a worker that died
             options = TINY | {"batch_size": 8, "dtype": "fp32", "max_steps": 600, "out_dir": "finished"}
             done = train(*flags(**options), cwd=shared)
             assert done.returncode == 0, done.stdout + done.stderr

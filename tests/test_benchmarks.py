@@ -4,17 +4,25 @@ import json
 import sys
 
 import pytest
+import torch
 
 from conftest import REPOSITORY, flags, report, run, train
 
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-import alpha_beta
-
-from nanogpt.config import TrainConfig
-from nanogpt.optim import plateau_begins_at, with_recipe
-
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import alpha_beta
+import plain_loop
+from contenders import gpt2
+
+from nanogpt.config import TrainConfig
+from nanogpt.hf import load_hf, read_hf_shape
+from nanogpt.model import GPT
+from nanogpt.optim import plateau_begins_at, with_recipe
+from nanogpt.plan import make_plan
+from nanogpt.recall import Forward, full_pass
+from nanogpt.world import World
+
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
 
@@ -96,6 +104,33 @@ def test_time_to_target(tmp_path):
         ("plain loop, bf16 autocast", False, 5),
         ("transformers Trainer, fp32", False, 5),
     ]
+
+
+@pytest.mark.parametrize("loop", ["fp32", "bf16", "trainer"])
+def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path):
+    """Invariant: by the first of its passes, one each 10 steps, that is at the target."""
+    script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"
+    options = flags(**TINY_SHAPE, loop=loop, target_loss=10.0)
+    done = run(sys.executable, script, f"--out={out}", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(out.read_text())
+    *before, last = told["passes"]
+    assert [one["step"] for one in told["passes"]] == [*range(10, told["steps"] + 1, 10)]
+    assert last["loss"] == told["loss"] <= 10.0 < min(one["loss"] for one in before)
+    assert told["reached"]
+
+
+def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
+    """Reference: recall.full_pass of the same weights, 3e-7 away when measured: two programs' sums in fp32."""
+    config = TrainConfig(**TINY_SHAPE)
+    plan = make_plan(config, World.from_env())
+    plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, torch.device("cpu"), seed=0)
+    plain.save_pretrained(tmp_path)
+    model = GPT(read_hf_shape(tmp_path))
+    load_hf(model, tmp_path)
+    ours = full_pass(model, plan.windows, plan.judged, Forward(World.from_env(), "fp32", 5))
+    assert plain_loop.full_pass(plain, plan, bf16=False) == pytest.approx(ours, rel=1e-6)
+    assert plain.training
 
 
 @pytest.mark.parametrize(("recipe", "steps"), [("reference", 36), ("fast", 64)])

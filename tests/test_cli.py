@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import REPOSITORY, TINY, flags, run, torchrun, train
+from conftest import REPOSITORY, TINY, environment, flags, run, torchrun, train
 from nanogpt.config import TrainConfig, option_types
 
 REFUSED = [
@@ -33,6 +33,7 @@ REFUSED = [
     (["--max_minutes=-1"], "--max_minutes=-1.0 must be a positive number"),
     (["--batch_size=0"], "--batch_size=0 must be a positive number"),
     (["--batch_size=2147483648"], "--batch_size=2147483648 must be at most 2147483647"),
+    (["--batch_size=1048577"], "--batch_size=1048577 must be at most 1048576"),
     (["--comm_timeout_s=1e300"], "--comm_timeout_s=1e+300 must be at most 2147483647"),
     (["--ema=1"], "--ema=1.0 must be from 0 to less than 1"),
     (["--profile_steps=13:10"], "--profile_steps=13:10 must be START:STOP with 1 <= START < STOP"),
@@ -66,7 +67,7 @@ REFUSED = [
 ]
 
 FORKING = """
-import json, os, sys, tempfile
+import json, os, signal, sys, tempfile
 import nanogpt.session, train_overfit
 for line in sys.stdin:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -74,6 +75,7 @@ for line in sys.stdin:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.argv[1:] = json.loads(line)
+            signal.alarm(120)
             try:
                 train_overfit.main(train_overfit.run)
             except SystemExit as end:
@@ -106,11 +108,8 @@ def test_every_refusal_is_one_line_and_leaves_no_trace(room):
     Each is a process that is forked from one that has imported torch already.
     """
     before = listing(room)
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", FORKING]
-    with subprocess.Popen(
-        command, cwd=room, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKING], cwd=room, env=environment(), **pipes) as server:
         for words, line in REFUSED:
             server.stdin.write(json.dumps(words) + "\n")
             server.stdin.flush()

@@ -109,11 +109,14 @@ def repeating(cwd):
     command = [sys.executable, "-m", "nanogpt", "repeat", *words]
     with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
         rows, give_up = cwd / "runs/repeat/seed_0/metrics.jsonl", time.monotonic() + 120
-        while not (rows.exists() and rows.stat().st_size):
-            assert time.monotonic() < give_up, "no row in two minutes"
-            time.sleep(0.2)
-        yield process, words
-        process.kill()
+        try:
+            while not (rows.exists() and rows.stat().st_size):
+                assert time.monotonic() < give_up, "no row in two minutes"
+                time.sleep(0.2)
+            yield process, words
+        finally:
+            (cwd / "runs/repeat/seed_0/STOP").touch()  # to the run, which outlives a killed repeat
+            process.kill()
 
 
 def test_a_signal_stops_the_run_and_the_rest(tmp_path):

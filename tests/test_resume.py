@@ -3,6 +3,7 @@
 Signals, kills, damaged files and the file-size limit are real.
 """
 
+import fcntl
 import json
 import os
 import pty
@@ -13,12 +14,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, run
+from conftest import REPOSITORY, TINY, environment, flags, metrics, report, run
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.plan import make_plan
@@ -57,8 +60,8 @@ def go(cwd, engine="single", **options):
 
 def start(cwd, engine="single", **options):
     """A run in the background."""
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with (cwd / "log").open("a") as log:
+        env = environment(OMP_NUM_THREADS="1")
         return subprocess.Popen(words(engine, **options), cwd=cwd, env=env, stdout=log, stderr=log)
 
 
@@ -165,28 +168,36 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
     assert not names(tmp_path / "out" / "checkpoints")
 
 
-@pytest.mark.parametrize("nohup", [False, True])
-def test_a_terminal_that_hangs_up(nohup, tmp_path, uninterrupted):
-    """Invariant: the run saves and leaves, though its lines find no reader; under nohup it goes on to its end."""
-    program, terminal = pty.fork()
-    if not program:  # the child, whose terminal it is
-        os.chdir(tmp_path)
-        os.environ |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        command = ["nohup"] * nohup + words()
-        os.execvp(command[0], command)
-    give_up = time.monotonic() + 240
-    while not has_trained(tmp_path)():
-        assert time.monotonic() < give_up, "timed out"
-        time.sleep(0.02)
-    os.close(terminal)
-    status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+@pytest.mark.parametrize(
+    ("how", "status", "reason"),
+    [
+        ("hangs up", 4, "stopped"),
+        ("says so first", 4, "stopped"),
+        ("just goes", 3, "max_steps"),
+        ("nohup", 3, "max_steps"),
+    ],
+)
+def test_a_terminal_that_is_lost(how, status, reason, tmp_path):
+    """Invariant: with a SIGHUP, before it is gone or because of it, the run saves and leaves; else it goes on."""
+    terminal, theirs = pty.openpty()
+    command = ["nohup"] * (how == "nohup") + words(max_steps=6 if status == 3 else 1000)
+    environ = environment(TERM="xterm", OMP_NUM_THREADS="1")
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0) if how in ("hangs up", "nohup") else None,
+    ) as program:  # fmt: skip
+        os.close(theirs)
+        try:
+            wait_for(has_trained(tmp_path), program)
+            if how == "says so first":
+                program.send_signal(signal.SIGHUP)
+            os.close(terminal)
+            assert program.wait(timeout=200) == status
+        finally:
+            program.kill()
     told = report(tmp_path / "out")
-    if nohup:
-        assert status == 0
-        assert_same(tmp_path, uninterrupted("single"))
-    else:
-        assert (status, told["exit_reason"]) == (4, "stopped")
-        assert newest_intact(tmp_path / "out")[0].step == told["steps"]
+    assert told["exit_reason"] == reason
+    assert newest_intact(tmp_path / "out")[0].step == told["steps"]
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
@@ -470,7 +481,7 @@ def limited():
 
 def test_no_room_for_the_weights_is_one_line(tmp_path):
     """Invariant: a run that cannot write its result says so, with status 1, and leaves no report of it."""
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = environment(OMP_NUM_THREADS="1")
     done = subprocess.run(
         words(max_steps=2), cwd=tmp_path, preexec_fn=limited, env=env, capture_output=True, text=True, timeout=200
     )
@@ -483,7 +494,7 @@ def test_no_room_for_the_weights_is_one_line(tmp_path):
 def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     """Invariant: a checkpoint that cannot be written is warned of; the run goes on, and the one before stays usable."""
     assert go(tmp_path, engine, max_steps=4).returncode != 0, "a spent budget"
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = environment(OMP_NUM_THREADS="1")
     command = words(engine, checkpoint_every=2)
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
@@ -507,7 +518,7 @@ def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
     options = flags(**OPTIONS, checkpoint_every=2, out_dir="out")
     script = str(REPOSITORY / "train_overfit.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = environment(OMP_NUM_THREADS="1")
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen([*launcher, script, *options], cwd=tmp_path, env=env, stdout=log, stderr=log)
     wait_for(lambda: list((tmp_path / "out" / "checkpoints").glob("step_*")), program)

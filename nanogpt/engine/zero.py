@@ -46,7 +46,10 @@ class DeepSpeedEngine(Engine):
             deepspeed.utils.logging.set_log_level_from_string("info")  # what these print is of that level
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=self.compilation.forward,
-            optimizer=build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype),
+            # By its very type DeepSpeed knows an optimizer that it was tested with.
+            optimizer=build_optimizer(
+                self.model, world, name=options.optimizer, dtype=options.dtype, adamw=torch.optim.AdamW
+            ),
             config=dict(options.deepspeed),
         )
         if self.stage > 0 and isinstance(self.optimizer.optimizer, MuonAdamW):
