@@ -16,7 +16,6 @@ import subprocess
 import sys
 import termios
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -182,9 +181,15 @@ def test_a_terminal_that_is_lost(how, status, reason, tmp_path):
     terminal, theirs = pty.openpty()
     command = ["nohup"] * (how == "nohup") + words(max_steps=6 if status == 3 else 1000)
     environ = environment(TERM="xterm", OMP_NUM_THREADS="1")
+
+    def in_its_session():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # this suite itself may run under nohup
+        if how in ("hangs up", "nohup"):
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)  # its terminal's end is told
+
     with subprocess.Popen(
         command, cwd=tmp_path, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0) if how in ("hangs up", "nohup") else None,
+        preexec_fn=in_its_session,
     ) as program:  # fmt: skip
         os.close(theirs)
         try:
