@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nanogpt.errors import ConfigError
 
-LARGEST = 2**31 - 1  # of an option that is a number; beyond it is a slip, and torch's integers end
+LARGEST = 2**31 - 1  # of a count, and of seconds: beyond it is a slip, and sizes and clocks overflow
 MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
 DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
 
@@ -144,6 +144,8 @@ class TrainConfig(Options):
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         if self.batch_size > MOST_WINDOWS:
             raise ConfigError(f"--batch_size={self.batch_size} must be at most {MOST_WINDOWS}")
+        if self.comm_timeout_s > LARGEST:
+            raise ConfigError(f"--comm_timeout_s={self.comm_timeout_s} must be at most {LARGEST}")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
         if self.n_embd % self.n_head:
@@ -216,10 +218,13 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
 
 
 def require_positive(options: Options, *names: str) -> None:
-    """Raise ConfigError for the first of these options that is a number, but not a positive one up to LARGEST."""
+    """Raise ConfigError for the first of these options that is a number, but not a positive and finite one.
+
+    A count is LARGEST at most.
+    """
     for name in names:
         value = getattr(options, name)
         if isinstance(value, int | float) and not (value > 0 and isfinite(value)):
             raise ConfigError(f"--{name}={value} must be a positive number")
-        if isinstance(value, int | float) and value > LARGEST:
+        if isinstance(value, int) and value > LARGEST:
             raise ConfigError(f"--{name}={value} must be at most {LARGEST}")

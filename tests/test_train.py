@@ -77,10 +77,10 @@ def test_the_run_directory_is_a_contract(finished):
 
 
 def test_the_rows_add_up(finished):
-    """Invariant: steps rise, tokens are steps x 16 x 32, clocks are consistent, the last full pass is the report's."""
+    """Invariant: steps rise, tokens are steps x 8 x 32, clocks are consistent, the last full pass is the report's."""
     rows, told = metrics(finished[0]), report(finished[0])
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
-    assert all(row["tokens"] == row["step"] * 16 * 32 for row in rows)
+    assert all(row["tokens"] == row["step"] * 8 * 32 for row in rows)
     assert rows[-1]["step"] == told["steps"]
     assert rows[-1]["full_pass_loss"] == told["loss"]
     assert all(row["lr"] > 0 and row["grad_norm"] > 0 and row["memory_bytes"] > 0 for row in rows)
