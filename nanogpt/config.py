@@ -142,10 +142,9 @@ class TrainConfig(Options):
             )
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
-        if self.batch_size > MOST_WINDOWS:
-            raise ConfigError(f"--batch_size={self.batch_size} must be at most {MOST_WINDOWS}")
-        if self.comm_timeout_s > LARGEST:
-            raise ConfigError(f"--comm_timeout_s={self.comm_timeout_s} must be at most {LARGEST}")
+        for name, most in (("batch_size", MOST_WINDOWS), ("comm_timeout_s", LARGEST)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"--{name}={getattr(self, name)} must be at most {most}")
         if self.context_length < 2:
             raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
         if self.n_embd % self.n_head:

@@ -59,8 +59,8 @@ def read_curve(run_dir: str) -> Curve:
             wall_s=wall_s,
             loss=[_or_nan(row["loss"]) for row in rows],
             full_pass_loss=[_or_nan(row["full_pass_loss"]) for row in rows],
-            text=f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}",
             target=_positive(options["target_loss"]),
+            text=f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}",
             floor=float(stored["floor"]),
             outcome=f"{reason}: step {steps[-1]:,}, {duration(wall_s[-1])}" if rows else "",
         )

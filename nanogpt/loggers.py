@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanogpt.stop_signals import despite_lost_terminal
+from nanogpt.lost_terminal import say
 from nanogpt.strict_json import finite
 
 
@@ -128,11 +128,10 @@ class PlainLogger(Logger):
     """A line a row, for logs and pipes."""
 
     def row(self, row: Row) -> None:
-        self.say(describe(row))
+        say(describe(row))
 
     def say(self, text: str) -> None:
-        with despite_lost_terminal():
-            print(text, flush=True)
+        say(text)
 
     def close(self) -> None:
         pass

@@ -24,7 +24,8 @@ import numpy as np
 
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
-from nanogpt.stop_signals import despite_lost_terminal, signals_to_heed
+from nanogpt.lost_terminal import say
+from nanogpt.stop_signals import signals_to_heed
 from nanogpt.strict_json import read_json, write_json
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train_overfit.py"
@@ -66,20 +67,20 @@ def repeat(options: RepeatOptions) -> int:
     for seed in range(options.seed, options.seed + options.seeds):
         directory = out_dir / f"seed_{seed}"
         if not _is_finished(directory):
-            _say(f"seed {seed}: running, its output in {directory / OUTPUT}")
+            say(f"seed {seed}: running, its output in {directory / OUTPUT}")
             words = [f"--{name}={value}" for name, value in (asked | {"seed": seed, "out_dir": directory}).items()]
             status, signalled = _train(words, out_dir, directory, {"options": asked, "runs": runs})
             if signalled or (status == 4 and not _is_finished(directory)):
-                _say(f"asked to stop at seed {seed}: the same command goes on")
+                say(f"asked to stop at seed {seed}: the same command goes on")
                 return 4
             runs.append(_outcome(seed, directory, status))
         else:
             runs.append(_outcome(seed, directory, 0))
-        _say(_line(runs[-1]))
+        say(_line(runs[-1]))
         result = {"options": asked, "runs": runs, **_statistics(runs)}
         write_json(out_dir / RESULT, result)
         (out_dir / TABLE).write_text(table(result) + "\n")
-    _say(table(result))
+    say(table(result))
     return 0 if all(run["reached"] for run in runs) else 3
 
 
@@ -233,11 +234,6 @@ def _outcome(seed: int, directory: Path, status: int) -> dict[str, Any]:
     kept = {name: report.get(name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
     kept |= {"resumed": config.get("resumed_from") is not None}
     return {"seed": seed} | kept | {name: report.get(name, config.get(name)) for name in ALIKE}
-
-
-def _say(text: str) -> None:
-    with despite_lost_terminal():
-        print(text, flush=True)
 
 
 def _line(run: dict[str, Any]) -> str:

@@ -201,9 +201,9 @@ def load_run(out_dir: str) -> Run:
     shape = model_config(config)
     try:
         state = load_file(path / WEIGHTS)
-        stored = sum(weight.numel() for weight in state.values())
-        if stored != shape.num_parameters:  # before a model is built of what config.json says
-            raise RuntimeError(f"{stored:,} values, {shape.num_parameters:,} by {CONFIG}")
+        values = sum(weight.numel() for weight in state.values())
+        if values != shape.num_parameters:  # before a model is built of what config.json says
+            raise RuntimeError(f"{values:,} values, {shape.num_parameters:,} by {CONFIG}")
         state[TIED] = state["transformer.wte.weight"]
         model = GPT(shape)
         model.load_state_dict(state)

@@ -6,14 +6,8 @@ if any(world.sum(float(stop.requested))):
     raise StopRequested
 """
 
-import errno
-import os
 import signal
-import stat
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -57,24 +51,3 @@ class StopSignals:
 def signals_to_heed() -> list[signal.Signals]:
     """Those that ask this process to stop. A hang-up does not under nohup, which has it ignored."""
     return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-
-
-@contextmanager
-def despite_lost_terminal() -> Iterator[None]:
-    """Print within it: where the terminal has gone, with a SIGHUP or without, that goes nowhere and is no error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        mute_lost_terminal()
-
-
-def mute_lost_terminal() -> None:
-    """Let what is printed go nowhere from now on, where it went to a terminal that has hung up."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed
-            descriptor = stream.fileno()
-            # A terminal that is gone says no longer that it is one.
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogpt.loggers import Logger, Row, describe_eta
-from nanogpt.stop_signals import despite_lost_terminal
+from nanogpt.lost_terminal import despite_lost_terminal
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 32  # columns of the curve

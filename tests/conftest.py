@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def torchrun(ranks, *words, cwd, timeout=300, env=None, script=REPOSITORY / "tra
     """torchrun --nproc_per_node=RANKS SCRIPT WORDS, on a free port"""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}")
     return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
+
+
+def wait_for(condition, process=None, seconds=240):
+    """Wait until condition() holds or the process ends."""
+    give_up = time.monotonic() + seconds
+    while not condition() and (process is None or process.poll() is None):
+        assert time.monotonic() < give_up, "timed out"
+        time.sleep(0.02)
 
 
 def free_port():

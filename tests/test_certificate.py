@@ -108,9 +108,9 @@ def test_score_shows_what_the_report_states(copy):
     assert 1 <= int(count) <= 32
     assert f"{ast.literal_eval(prompt)}We know't, we know't." in TEXT.read_text()
     older = {name: value for name, value in told.items() if name != "memorised_bits"}
-    for words, content in (("--line=Lo, a zebra", told), ("--html=page.html", told | {"recall": 1}), ("", older)):
+    for words, content in ((["--line=Lo, a zebra"], told), (["--html=page.html"], told | {"recall": 1}), ([], older)):
         (copy / "report.json").write_text(json.dumps(content))
-        done = run(*score, *filter(None, [words]), cwd=copy)
+        done = run(*score, *words, cwd=copy)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 

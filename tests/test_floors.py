@@ -11,7 +11,7 @@ FLOORS = [
     {"nanogpt." + name for name in floor.split()}
     for floor in (
         "errors",
-        "config digest eager fence model stop_signals strict_json tokenizer world",
+        "config digest eager fence lost_terminal model stop_signals strict_json tokenizer world",
         """
         checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon records repeat run_dir stopping
         watchdog

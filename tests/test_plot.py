@@ -187,11 +187,7 @@ def test_figures_that_cannot_be_shown(tmp_path):
         ("config.json", None, r"config.json: no such file"),
         ("config.json", "{", r"config.json cannot be read"),
         ("config.json", "[]", r"config.json cannot be read: it holds no JSON object"),
-        (
-            "config.json",
-            '{"config": {}, "floor": 0.1}',
-            r"something else than a run: KeyError\('subset_tokens'\)",
-        ),
+        ("config.json", '{"config": {}, "floor": 0.1}', r"holds something else than a run: KeyError\('target_loss'\)"),
         ("config.json", NO_TARGET, r"holds something else than a run: ValueError\('0 on a logarithmic axis'\)"),
         ("metrics.jsonl", None, r"metrics.jsonl: no such file"),
         ("metrics.jsonl", '{"step": 1\n' + json.dumps(ROW) + "\n", r"metrics.jsonl is damaged at line 1$"),

@@ -1,18 +1,16 @@
 """Many seeds: real runs, what is dropped, what a failure does, and going on."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from math import sqrt
 from statistics import fmean, stdev
 
 import pytest
 
-from conftest import REPOSITORY, flags, run
+from conftest import environment, flags, run, wait_for
 from nanogpt.repeat import summarise, t_quantile
 
 # Some 60 steps; a loss of 0.5 does for a run that only has to end.
@@ -105,18 +103,17 @@ def test_what_cannot_be_done_is_refused(tmp_path):
 def repeating(cwd):
     """A repeat in the midst of its first run, which would not end: its process, killed at the end, and its words."""
     words = ["--seeds=1", *flags(**QUICK | {"target_loss": 1e-6, "max_steps": 100_000})]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "nanogpt", "repeat", *words]
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        rows, give_up = cwd / "runs/repeat/seed_0/metrics.jsonl", time.monotonic() + 120
+    with subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        directory = cwd / "runs/repeat/seed_0"
+        rows = directory / "metrics.jsonl"
         try:
-            while not (rows.exists() and rows.stat().st_size):
-                assert time.monotonic() < give_up, "no row in two minutes"
-                time.sleep(0.2)
+            wait_for(lambda: rows.exists() and rows.stat().st_size, process, seconds=120)
             yield process, words
         finally:
-            (cwd / "runs/repeat/seed_0/STOP").touch()  # to the run, which outlives a killed repeat
             process.kill()
+            if directory.exists():
+                (directory / "STOP").touch()  # to the run, which outlives a killed repeat
 
 
 def test_a_signal_stops_the_run_and_the_rest(tmp_path):
@@ -136,11 +133,7 @@ def test_a_run_that_was_left_behind_is_no_failure(tmp_path):
         process.kill()
         again = repeat(*words, cwd=tmp_path)
     directory = tmp_path / "runs/repeat/seed_0"
-    (directory / "STOP").touch()
     assert (again.returncode, again.stderr.count("\n")) == (2, 1), again.stderr
     assert "is being written" in again.stderr
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
-    give_up = time.monotonic() + 60
-    while not (directory / "report.json").exists():
-        assert time.monotonic() < give_up, "the run went on, and left at our word"
-        time.sleep(0.2)
+    wait_for((directory / "report.json").exists, seconds=60)  # the run went on, and left at our word

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, TINY, environment, flags, metrics, report, run
+from conftest import REPOSITORY, TINY, environment, flags, metrics, report, run, wait_for
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.plan import make_plan
@@ -80,14 +80,6 @@ def catches(program, number):
     """Whether a process has set a handler for a signal: the bit mask that Linux keeps."""
     status = Path(f"/proc/{program.pid}/status").read_text()
     return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
-
-
-def wait_for(condition, process, seconds=240):
-    """Wait until condition() holds or the process ends."""
-    give_up = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < give_up, "timed out"
-        time.sleep(0.02)
 
 
 def has_trained(cwd, beyond=0):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, run, train
+from conftest import REPOSITORY, TINY, environment, flags, metrics, report, run, train
 from nanogpt.corpus import read_corpus
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.tokenizer import encode
@@ -224,7 +224,7 @@ def test_a_terminal_sees_one_display(tmp_path):
     """Invariant: on a real pseudo-terminal the display runs, and the run ends as it does without one."""
     words = [sys.executable, str(REPOSITORY / "train_overfit.py"), *flags(**TINY, max_steps=12, out_dir="out")]
     ours, theirs = pty.openpty()
-    env = os.environ | {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    env = environment(TERM="xterm")
     give_up = time.monotonic() + 120
     with subprocess.Popen(words, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as program:
         os.close(theirs)
