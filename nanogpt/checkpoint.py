@@ -19,6 +19,7 @@ import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -26,12 +27,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt.digest import file_sha256
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.strict_json import finite, write_json
+from nanogpt.tensor_file import save_tensors
 from nanogpt.world import World
 
 CHECKPOINTS, LATEST, MANIFEST = "checkpoints", "latest", "manifest.json"
@@ -108,7 +109,7 @@ class Checkpointer:
         path = self._temporary / name
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
-            save_file(copy, path)
+            save_tensors(copy, path)
             _sync(path)
             self._result = {"name": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         except Exception as error:  # a full disk, above all; nothing that happens here may end the run
@@ -130,11 +131,7 @@ class Checkpointer:
             os.replace(final, old)
         os.replace(self._temporary, final)
         shutil.rmtree(old, ignore_errors=True)
-        latest = self._directory / f".{LATEST}.tmp"
-        latest.write_text(final.name + "\n")
-        _sync(latest)
-        os.replace(latest, self._directory / LATEST)
-        _sync(self._directory)
+        _name_latest(self._directory, final.name)
         for _, old in _newest_first(self._directory)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -144,14 +141,20 @@ def abandon_after(out_dir: Path, step: int) -> list[str]:
 
     They are broken or of a course that the run leaves; "newest" would still mean them.
     """
-    directory, names = out_dir / CHECKPOINTS, []
-    for name, path in _newest_first(directory):
-        if name > f"step_{step:08d}":
-            aside = directory / f"abandoned_{name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
-            names.append(name)
-    return names
+    directory = out_dir / CHECKPOINTS
+    later = [(name, path) for name, path in _newest_first(directory) if name > f"step_{step:08d}"]
+    if not later:
+        return []
+    (directory / LATEST).unlink(missing_ok=True)  # first of all: it must not name what is gone
+    for name, path in later:
+        aside = directory / f"abandoned_{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    left = next((name for name, path in _newest_first(directory) if path.name == name), None)
+    if left:
+        with suppress(OSError):  # a full disk; the next save names itself
+            _name_latest(directory, left)
+    return [name for name, _ in later]
 
 
 class Checkpoint:
@@ -249,6 +252,15 @@ def _newest_first(directory: Path) -> list[tuple[str, Path]]:
     # A run that was killed while it put one in the place of another of the same step left that one here.
     replaced = {name[1:-4]: directory / name for name in found if re.fullmatch(r"\.step_\d{8,}\.old", name)}
     return sorted((replaced | named).items(), reverse=True)
+
+
+def _name_latest(directory: Path, name: str) -> None:
+    """Write into `latest` which checkpoint is the newest, for other programs."""
+    latest = directory / f".{LATEST}.tmp"
+    latest.write_text(name + "\n")
+    _sync(latest)
+    os.replace(latest, directory / LATEST)
+    _sync(directory)
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt.errors import ConfigError
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.strict_json import read_json, write_json
+from nanogpt.tensor_file import save_tensors
 from nanogpt.tokenizer import VOCAB_SIZE, encoding
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -32,10 +32,9 @@ def write_hf(model: GPT, directory: Path) -> None:
 
     Raises OSError or SafetensorError when there is no room.
     """
-    save_file(
+    save_tensors(
         {n: p.detach().t().contiguous() if n.endswith(CONV1D) else p.detach() for n, p in model.named_parameters()},
         directory / WEIGHTS,
-        metadata={"format": "pt"},
     )
     shape, ends = model.config, {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
     write_json(

@@ -19,7 +19,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
@@ -28,6 +28,7 @@ from nanogpt.errors import ConfigError
 from nanogpt.fence import Attempt, Fence
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.strict_json import read_json, write_json
+from nanogpt.tensor_file import save_tensors
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
 RECALL_PNG = "recall.png"
@@ -164,7 +165,7 @@ def save_weights(out_dir: Path, state: dict[str, Tensor]) -> str:
     """
     temporary = out_dir / (WEIGHTS + ".tmp")
     try:
-        save_file(state, temporary, metadata={"format": "pt"})
+        save_tensors(state, temporary)
         os.replace(temporary, out_dir / WEIGHTS)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -1,16 +1,18 @@
 """Checkpoint files: whole or refused, whatever happens to them, and readable in any cut."""
 
+import hashlib
 import json
 import os
 import shutil
-import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import free_port, run
+from conftest import free_port
 from nanogpt.checkpoint import Checkpoint, Checkpointer, Piece, abandon_after, newest_intact
+from nanogpt.digest import file_sha256
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.world import World
 
@@ -55,8 +57,12 @@ def test_later_steps_are_set_aside_by_a_run_that_goes_back(tmp_path):
     """Invariant: what is saved from then on is the newest and is kept; what was there before is still on the disk."""
     for step in (2, 3):
         save(tmp_path, step, keep=2)
-    assert abandon_after(tmp_path, 1) == ["step_00000003", "step_00000002"]
+    latest = tmp_path / "checkpoints" / "latest"
+    assert abandon_after(tmp_path, 2) == ["step_00000003"]
+    assert latest.read_text() == "step_00000002\n"
+    assert abandon_after(tmp_path, 1) == ["step_00000002"]
     assert newest_intact(tmp_path) == (None, [])
+    assert not latest.exists()
     save(tmp_path, 1, keep=1)
     save(tmp_path, 1, keep=1)  # the same step again
     assert newest_intact(tmp_path)[0].step == 1
@@ -96,7 +102,7 @@ def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):
     def out_of_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("nanogpt.checkpoint.save_file", out_of_memory)
+    monkeypatch.setattr("nanogpt.checkpoint.save_tensors", out_of_memory)
     writer.begin(2, cuts, {})
     assert writer.commit() == "MemoryError"
     assert newest_intact(tmp_path)[0].step == 1
@@ -140,7 +146,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_the_newest_intact_one_is_used(tmp_path, damage):
+def test_the_newest_intact_one_is_used(tmp_path, damage, forked):
     """Invariant: a broken checkpoint is named and passed over; with no other there is none."""
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -149,11 +155,21 @@ def test_the_newest_intact_one_is_used(tmp_path, damage):
     assert checkpoint.step == 1
     assert len(skipped) == 1
     assert skipped[0].startswith("step_00000002 ")
-    told = run(sys.executable, "-m", "nanogpt", "checkpoint", "verify", tmp_path, cwd=tmp_path)
+    told = forked(tmp_path, "nanogpt", "checkpoint", "verify", tmp_path)
     assert told.returncode == 1
     assert told.stdout.splitlines()[1] == "step_00000001 is intact"
     damage(tmp_path / "checkpoints" / "step_00000001")
     assert newest_intact(tmp_path)[0] is None
+
+
+def test_verify_says_what_is_there(tmp_path, forked):
+    """Invariant: status 0 where all are intact; a directory without any is one line and status 2."""
+    told = forked(tmp_path, "nanogpt", "checkpoint", "verify", tmp_path)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "holds no checkpoint" in told.stderr
+    save(tmp_path, 1)
+    told = forked(tmp_path, "nanogpt", "checkpoint", "verify", tmp_path)
+    assert (told.returncode, told.stdout) == (0, "step_00000001 is intact\n")
 
 
 def test_a_half_written_one_is_none(tmp_path):
@@ -229,9 +245,30 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path):
     assert newest_intact(tmp_path)[0].step == 1
 
 
+class Touch:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __reduce__(self):
+        return Path.touch, (self._path,)
+
+
 def test_reading_executes_nothing(tmp_path):
-    """Invariant: no file of a checkpoint is a pickle; safetensors and JSON hold data alone."""
+    """Invariant: a pickle in a shard's place, with the manifest made to fit it, is refused and not run."""
     save(tmp_path, 1)
-    files = sorted(p.name for p in (tmp_path / "checkpoints" / "step_00000001").iterdir())
-    assert files == ["manifest.json", "rank_00000.safetensors"]
-    assert isinstance(Checkpoint(tmp_path / "checkpoints" / "step_00000001"), Checkpoint)
+    directory = tmp_path / "checkpoints" / "step_00000001"
+    shard, manifest = directory / "rank_00000.safetensors", directory / "manifest.json"
+    assert set(directory.iterdir()) == {shard, manifest}
+    torch.save(Touch(tmp_path / "was here"), shard)
+    content = json.loads(manifest.read_text())
+    content["files"][shard.name] = {"bytes": shard.stat().st_size, "sha256": file_sha256(shard)}
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps(content | {"sha256": digest}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Checkpoint(directory)
+    assert not (tmp_path / "was here").exists()
+    torch.load(BytesIO(shard.read_bytes()), weights_only=False)
+    assert (tmp_path / "was here").exists(), "it would have been run"

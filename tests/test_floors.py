@@ -11,7 +11,7 @@ FLOORS = [
     {"nanogpt." + name for name in floor.split()}
     for floor in (
         "errors",
-        "config digest eager fence lost_terminal model stop_signals strict_json tokenizer world",
+        "config digest eager fence lost_terminal model stop_signals strict_json tensor_file tokenizer world",
         """
         checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon records repeat run_dir stopping
         watchdog
@@ -61,8 +61,9 @@ def test_the_model_knows_torch_only():
     """Invariant: model.py imports nothing but torch and the standard library."""
     tree = ast.parse((REPOSITORY / "nanogpt" / "model.py").read_text())
     imported = {
-        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        name.split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
     }
     assert imported == {"torch", "math", "dataclasses", "collections", "contextlib", "typing"}
