@@ -50,6 +50,7 @@ class TraceOptions(Options):
     n_layer: int = option(6, "transformer blocks", "blocks")
     n_head: int = option(4, "attention heads", "heads")
     n_embd: int = option(256, "width of the residual stream", "channels")
+    context_length: int = option(64, "length of a training window", "tokens")
     subset_tokens: int = option(2048, "memorise the first N tokens", "tokens")
     steps: int = option(120, "length of the trace", "steps")
     from_step: int = option(60, "read the memory first after this step", "steps")
@@ -66,7 +67,8 @@ class TraceOptions(Options):
 
 def measure(options: TraceOptions) -> dict[str, Any]:
     """One trace, added to the others."""
-    same = ("recipe", "learning_rate", "ema", "seed", "dtype", "n_layer", "n_head", "n_embd", "subset_tokens")
+    shape = ("n_layer", "n_head", "n_embd", "context_length", "subset_tokens")
+    same = ("recipe", "learning_rate", "ema", "seed", "dtype", *shape)
     world = World.from_env()
     plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
     out = Path(options.out)

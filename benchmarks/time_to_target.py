@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import inf
+from math import floor, inf, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,16 +110,17 @@ def table(result: dict[str, Any]) -> str:
         more = "> " if stopped else ""
         launch, recall = "not measured", "not measured"
         if name in RECIPES.values():
-            launch = f"{more}{_s(_typical(found, 'launch_s')[0])}"
+            launch = f"{more}{_s(_typical(found, 'launch_s')[0], at_least=stopped)}"
             recall = f"{median(run['exact_recall'] for run in found):.1%}"
         ratio = "-"
         if PLAIN in by_contender:
             plain_s, plain_stopped = _typical(by_contender[PLAIN], "train_s")
             if not stopped or name == PLAIN:  # of two lower bounds there is no ratio
-                ratio = f"{'> ' if plain_stopped and not stopped else ''}{plain_s / seconds:.3g}"
+                bound = plain_stopped and not stopped
+                ratio = f"{'> ' if bound else ''}{_three_digits(plain_s / seconds, at_least=bound)}"
         lines.append(
             f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | {more}{steps:g} | "
-            f"{more}{_s(seconds)} | {launch} | {ratio} | {recall} |"
+            f"{more}{_s(seconds, at_least=stopped)} | {launch} | {ratio} | {recall} |"
         )
     return "\n".join(lines)
 
@@ -130,8 +131,16 @@ def _typical(runs: list[dict[str, Any]], key: str) -> tuple[float, bool]:
     return (found, False) if found < inf else (median(run[key] for run in runs), True)
 
 
-def _s(seconds: float) -> str:
-    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
+def _s(seconds: float, *, at_least: bool) -> str:
+    if seconds < 100:
+        return _three_digits(seconds, at_least=at_least)
+    return f"{floor(seconds) if at_least else round(seconds):,}"
+
+
+def _three_digits(figure: float, *, at_least: bool) -> str:
+    """A positive figure, rounded down where it is but a lower bound."""
+    unit = 10.0 ** (floor(log10(figure)) - 2)
+    return f"{floor(figure / unit) * unit if at_least else figure:.3g}"
 
 
 if __name__ == "__main__":
