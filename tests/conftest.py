@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN = REPOSITORY / "train_overfit.py"
 TINY_SHAKESPEARE = Path(
     os.environ.get("TINY_SHAKESPEARE", REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt")
 )
 os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/test_wandb.py shows it
 # Seconds on one core; trains to 0.099 in about 150 steps.
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
+SHORT = TINY | {"subset_tokens": 40, "batch_size": 4}  # for a few steps whose scores nobody reads
 
 
 def flags(**options):
@@ -44,10 +47,10 @@ def run(*words, cwd, timeout=300, env=None):
 
 def train(*words, cwd, timeout=300, env=None):
     """python train_overfit.py WORDS"""
-    return run(sys.executable, REPOSITORY / "train_overfit.py", *words, cwd=cwd, timeout=timeout, env=env)
+    return run(sys.executable, TRAIN, *words, cwd=cwd, timeout=timeout, env=env)
 
 
-def torchrun(ranks, *words, cwd, timeout=300, env=None, script=REPOSITORY / "train_overfit.py"):
+def torchrun(ranks, *words, cwd, timeout=300, env=None, script=TRAIN):
     """torchrun --nproc_per_node=RANKS SCRIPT WORDS, on a free port"""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}")
     return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
@@ -87,6 +90,27 @@ def assert_verified(run_dir):
     checks = list(verify(loaded, Path(run_dir), read_corpus(loaded.config.data)))
     assert len(checks) > 40
     assert [check for check in checks if not check.fits] == []
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """forked(cwd, PROGRAM, WORDS) runs a script or module to its end on one thread -> CompletedProcess, as run() does.
+
+    It is a fork of forking_server.py, with what that has imported: for programs that are to refuse or to print.
+    """
+    server = [sys.executable, REPOSITORY / "tests" / "forking_server.py"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(server, env=environment(OMP_NUM_THREADS="1"), **pipes) as process:
+
+        def ask(cwd, *words):
+            print(json.dumps([*map(str, (cwd, *words))]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            assert answer, f"forking_server.py ended: {process.wait()}"
+            done = subprocess.CompletedProcess(words, *json.loads(answer))
+            assert done.returncode != -signal.SIGALRM, f"timed out: {words}"
+            return done
+
+        yield ask
 
 
 @pytest.fixture(scope="session")

@@ -26,38 +26,45 @@ from nanogpt.world import World
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
 
-def benchmark(name, tmp_path, **options):
-    """A round of it -> its JSON. The table that is printed is the one that --table prints."""
-    script, out = REPOSITORY / "benchmarks" / name, tmp_path / "result.json"
-    done = run(sys.executable, script, f"--out={out}", *flags(**options), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    again = run(sys.executable, script, f"--table={out}", cwd=tmp_path)
-    assert done.stdout == again.stdout
-    assert sum(line.startswith("|") for line in done.stdout.splitlines()) > 2, "at least a row under the head"
-    return json.loads(out.read_text())
+@pytest.fixture
+def benchmark(tmp_path, forked):
+    """benchmark(SCRIPT, OPTIONS) is the JSON of a round of it. The table that is printed is the one of --table."""
+
+    def of(name, **options):
+        script, out = REPOSITORY / "benchmarks" / name, tmp_path / "result.json"
+        done = run(sys.executable, script, f"--out={out}", *flags(**options), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        again = forked(tmp_path, script, f"--table={out}")
+        assert done.stdout == again.stdout, again.stderr
+        assert sum(line.startswith("|") for line in done.stdout.splitlines()) > 2, "at least a row under the head"
+        return json.loads(out.read_text())
+
+    return of
 
 
-def test_step_time(tmp_path):
+def test_step_time(benchmark):
     """Invariant: every contender takes all its steps, and none is timed by another's clock."""
-    result = benchmark("step_time.py", tmp_path, **TINY_SHAPE, rounds=2, steps=3, batch_size=4)
+    result = benchmark("step_time.py", **TINY_SHAPE, rounds=2, steps=3, batch_size=4)
     assert {len(times) for times in result["step_s"].values()} == {6}
+    assert min(seconds for times in result["step_s"].values() for seconds in times) > 0
+    assert len({tuple(times) for times in result["step_s"].values()}) == len(result["step_s"])
     assert "transformers Trainer, fp32" in result["step_s"]
     # 6 x (12 x 16^2 + 50257 x 16) x 32 tokens
     assert result["products_flops"] == 154_979_328 == 6 * (12 * 16**2 + 50257 * 16) * 32
 
 
-def test_step_profile(tmp_path):
+def test_step_profile(benchmark):
     """Invariant: each contender's step multiplies matrices, and only the fast recipe's stacks of them."""
-    found = benchmark("step_profile.py", tmp_path, **TINY_SHAPE, batch_size=4, steps=1)["ms_per_step"]
+    found = benchmark("step_profile.py", **TINY_SHAPE, batch_size=4, steps=1)["ms_per_step"]
     assert "transformers Trainer, fp32" in found
     assert all(ms["aten::mm"] > 0 for ms in found.values())
     assert {name for name, ms in found.items() if "aten::baddbmm" in ms} == {"ours, fast recipe"}
 
 
-def test_scaling(tmp_path):
+def test_scaling(benchmark):
     """Invariant: ranks 1 and 2 take all their steps, and every size of all-reduce is timed."""
     shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}
-    result = benchmark("scaling.py", tmp_path, **shape, ranks="1,2", rounds=1, steps=3, times=2)
+    result = benchmark("scaling.py", **shape, ranks="1,2", rounds=1, steps=3, times=2)
     assert [len(times) for times in result["step_s"].values()] == [2, 2]
     assert [len(shares) for shares in result["communication_share"].values()] == [2, 2]
     assert list(result["all_reduce_s"]) == ["2"]
@@ -94,9 +101,9 @@ def test_a_predicted_step_hides_what_it_can():
     assert step_s("DDP", 0.0, slow) == pytest.approx(32 * 4)
 
 
-def test_time_to_target(tmp_path):
+def test_time_to_target(benchmark):
     """Invariant: each contender is ended by a full pass at the target, or by max_steps."""
-    result = benchmark("time_to_target.py", tmp_path, **TINY_SHAPE, seeds=1, max_steps=5)
+    result = benchmark("time_to_target.py", **TINY_SHAPE, seeds=1, max_steps=5)
     assert [(one["contender"], one["reached"], one["steps"]) for one in result["runs"]] == [
         ("ours", False, 5),
         ("ours, fast recipe", False, 5),
@@ -107,11 +114,11 @@ def test_time_to_target(tmp_path):
 
 
 @pytest.mark.parametrize("loop", ["fp32", "bf16", "trainer"])
-def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path):
+def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path, forked):
     """Invariant: by the first of its passes, one each 10 steps, that is at the target."""
     script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"
     options = flags(**TINY_SHAPE, loop=loop, target_loss=10.0)
-    done = run(sys.executable, script, f"--out={out}", *options, cwd=tmp_path)
+    done = forked(tmp_path, script, f"--out={out}", *options)
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
     *before, last = told["passes"]
@@ -134,14 +141,14 @@ def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
 
 
 @pytest.mark.parametrize(("recipe", "steps"), [("reference", 36), ("fast", 64)])
-def test_recipe_trace(tmp_path, recipe, steps):
+def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights.
 
     2e-5: the two make the cross-entropy of the same logits, of some 20, in fp32 in two ways; 6e-6 nats from bf16 ones.
     """
     same = {"recipe": recipe, "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 130, "learning_rate": 6e-3}
-    same |= {"ema": 0.9, "dtype": "fp32"}  # as scores are
-    (trace,) = benchmark("recipe_trace.py", tmp_path, **same, steps=steps, from_step=steps - 8, every=4)["traces"]
+    same |= {"context_length": 16, "ema": 0.9, "dtype": "fp32"}  # as scores are
+    (trace,) = benchmark("recipe_trace.py", **same, steps=steps, from_step=steps - 8, every=4)["traces"]
     assert [row["step"] for row in trace["rows"]] == [steps - 8, steps - 4, steps]
     below = plateau_begins_at(with_recipe(TrainConfig(recipe=recipe)))
     assert trace["rows"][-1]["train_loss"] < below, "else nothing would be averaged"
@@ -149,21 +156,17 @@ def test_recipe_trace(tmp_path, recipe, steps):
     last, told = trace["rows"][-1], report(tmp_path / "out")
     assert last["full_pass_loss"] == pytest.approx(told["loss"], abs=2e-5)
     assert last["exact_recall"] == pytest.approx(told["full_pass"]["exact_recall"])
+    assert last["exact_recall"] > 0
 
 
-def test_a_recipe_trace_at_other_rates(tmp_path):
+def test_a_recipe_trace_at_other_rates(tmp_path, benchmark, forked):
     """Invariant: the recipe's own rates by name change nothing, others do; beside AdamW alone they are refused."""
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "subset_tokens": 130, "learning_rate": 1e-2}
     for rates in ({}, {"positions_rate": 0.16, "rest_rate": 0.006}, {"positions_rate": 0.01}, {"rest_rate": 0.01}):
-        found = benchmark("recipe_trace.py", tmp_path, **shape, **rates, steps=3, from_step=3, every=1)
+        found = benchmark("recipe_trace.py", **shape, **rates, steps=3, from_step=3, every=1)
     losses = [trace["rows"][0]["full_pass_loss"] for trace in found["traces"]]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert len({round(loss, 4) for loss in losses}) == 3
-    done = run(
-        sys.executable,
-        REPOSITORY / "benchmarks" / "recipe_trace.py",
-        "--recipe=reference",
-        "--rest_rate=1e-3",
-        cwd=tmp_path,
-    )
+    script = REPOSITORY / "benchmarks" / "recipe_trace.py"
+    done = forked(tmp_path, script, "--recipe=reference", "--rest_rate=1e-3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

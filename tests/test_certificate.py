@@ -95,7 +95,7 @@ def test_a_looser_precision_cannot_be_claimed(copy):
     assert [check.name for check in facts if not check.fits] == ["scores_precision", "reached"]
 
 
-def test_score_shows_what_the_report_states(copy):
+def test_score_shows_what_the_report_states(copy, forked):
     """Invariant: the table holds the report's figures, and --line a prompt that stands before those words."""
     told = report(copy)
     score = (sys.executable, "-m", "nanogpt", "score", copy)
@@ -110,7 +110,7 @@ def test_score_shows_what_the_report_states(copy):
     older = {name: value for name, value in told.items() if name != "memorised_bits"}
     for words, content in ((["--line=Lo, a zebra"], told), (["--html=page.html"], told | {"recall": 1}), ([], older)):
         (copy / "report.json").write_text(json.dumps(content))
-        done = run(*score, *words, cwd=copy)
+        done = forked(copy, "nanogpt", "score", copy, *words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
@@ -133,7 +133,7 @@ def test_an_edited_text_is_found(copy):
     assert {"corpus_sha256", "tokens of the text"} == set(differing(copy))
 
 
-def test_what_is_missing_is_one_line(copy):
+def test_what_is_missing_is_one_line(copy, forked):
     """Invariant: status 2 and one line without the text, the weights, the report or scores in it."""
     told = report(copy)
     del told["recall"]
@@ -145,7 +145,7 @@ def test_what_is_missing_is_one_line(copy):
     ):
         kept = {path: path.read_bytes() for path in (*copy.iterdir(), copy.parent / "text.txt")}
         damage()
-        done = run(sys.executable, "-m", "nanogpt", "verify", copy, cwd=copy)
+        done = forked(copy, "nanogpt", "verify", copy)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         for path, content in kept.items():
             path.write_bytes(content)

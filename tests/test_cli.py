@@ -1,14 +1,12 @@
 """Bad input gets one line and status 2, and leaves no trace."""
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 
-from conftest import REPOSITORY, TINY, environment, flags, run, torchrun, train
+from conftest import REPOSITORY, SHORT, TRAIN, flags, run, torchrun, train
 from nanogpt.config import TrainConfig, option_types
 
 REFUSED = [
@@ -42,6 +40,7 @@ REFUSED = [
     (["--dtype=int8"], "--dtype=int8 must be one of auto, bf16, fp32"),
     (["--engine=horovod"], "--engine=horovod must be one of"),
     (["--n_embd=100"], "--n_embd=100 must be a multiple of --n_head=12"),
+    (["--context_length=1"], "--context_length=1 "),
     (["--context_length=2048"], "--context_length=2048 must not exceed --block_size=1024"),
     (["--stride=65"], "--stride=65 would leave tokens between windows untrained"),
     (["--subset_tokens=64"], "--subset_tokens=64 is shorter than one window"),
@@ -66,26 +65,6 @@ REFUSED = [
     (["--data=" + "x" * 300], "--data='xxx"),
 ]
 
-FORKING = """
-import json, os, signal, sys, tempfile
-import nanogpt.session, train_overfit
-for line in sys.stdin:
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        if not (child := os.fork()):
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv[1:] = json.loads(line)
-            signal.alarm(120)
-            try:
-                train_overfit.main(train_overfit.run)
-            except SystemExit as end:
-                sys.stdout.flush()
-                os._exit(end.code)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0), err.seek(0)
-        print(json.dumps([status, out.read(), err.read()]), flush=True)
-"""
-
 
 @pytest.fixture
 def room(tmp_path):
@@ -102,24 +81,15 @@ def listing(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
-def test_every_refusal_is_one_line_and_leaves_no_trace(room):
-    """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was.
-
-    Each is a process that is forked from one that has imported torch already.
-    """
+def test_every_refusal_is_one_line_and_leaves_no_trace(room, forked):
+    """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was."""
     before = listing(room)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", FORKING], cwd=room, env=environment(), **pipes) as server:
-        for words, line in REFUSED:
-            server.stdin.write(json.dumps(words) + "\n")
-            server.stdin.flush()
-            status, out, err = json.loads(server.stdout.readline())
-            assert (status, out) == (2, ""), (words, out, err)
-            assert err.startswith(f"error: {line}"), (words, err)
-            assert err.count("\n") == 1, err
-            assert listing(room) == before, words
-        server.stdin.close()
-        assert server.wait(timeout=60) == 0
+    for words, line in REFUSED:
+        done = forked(room, TRAIN, *words)
+        assert (done.returncode, done.stdout) == (2, ""), (words, done)
+        assert done.stderr.startswith(f"error: {line}"), (words, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert listing(room) == before, words
 
 
 def test_a_download_without_a_network(room):
@@ -153,15 +123,15 @@ def test_no_permission(room):
         (["--out_dir=closed"], "error: --out_dir=closed cannot be written: Permission denied"),
         (["--data=secret.txt"], "error: --data='secret.txt' cannot be read: Permission denied"),
     ):
-        done = run(*ordinary, sys.executable, REPOSITORY / "train_overfit.py", *options, cwd=room)
+        done = run(*ordinary, sys.executable, TRAIN, *options, cwd=room)
         assert (done.returncode, done.stderr) == (2, line + "\n")
 
 
-def test_a_run_is_never_overwritten(room):
+def test_a_run_is_never_overwritten(room, forked):
     """Invariant: a directory that holds any part of a run is left as it is."""
     (room / "out").mkdir()
     (room / "out" / "metrics.jsonl").write_text("{}\n")
-    done = train(cwd=room)
+    done = forked(room, TRAIN)
     assert done.returncode == 2
     assert done.stderr == "error: --out_dir=out already holds a run: name another directory, or remove that one\n"
     assert (room / "out" / "metrics.jsonl").read_text() == "{}\n"
@@ -201,11 +171,11 @@ def test_help_documents_every_option(tmp_path):
         assert f.metadata["doc"]
 
 
-def test_values_are_taken_as_typed(room):
+def test_values_are_taken_as_typed(room, forked):
     """Invariant: a name that looks like a number stays a name."""
     (room / "1e3").write_text("To be or not")
-    assert "--data=1e3 has 4 tokens" in train("--data", "1e3", cwd=room).stderr
-    assert "--data=None: no such file" in train("--data=None", cwd=room).stderr
+    assert "--data=1e3 has 4 tokens" in forked(room, TRAIN, "--data", "1e3").stderr
+    assert "--data=None: no such file" in forked(room, TRAIN, "--data=None").stderr
 
 
 def train_apart(room, data_of_rank_1):
@@ -217,7 +187,7 @@ def train_apart(room, data_of_rank_1):
         "train_overfit.main(train_overfit.run)\n"
     )
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(*launcher, "start.py", *flags(**TINY, max_steps=2), cwd=room, timeout=120)
+    done = run(*launcher, "start.py", *flags(**SHORT, max_steps=2), cwd=room, timeout=120)
     assert done.returncode != 0
     assert not (room / "out").exists()
     return done.stderr
@@ -255,13 +225,13 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "line"), COMMANDS)
-def test_commands_refuse_in_one_line(room, words, line):
+def test_commands_refuse_in_one_line(room, forked):
     """Invariant: the same for python -m nanogpt."""
-    done = run(sys.executable, "-m", "nanogpt", *words, cwd=room)
-    assert done.returncode == 2
-    assert done.stderr.startswith(line)
-    assert done.stderr.count("\n") == 1
+    for words, line in COMMANDS:
+        done = forked(room, "nanogpt", *words)
+        assert (done.returncode, done.stdout) == (2, ""), (words, done)
+        assert done.stderr.startswith(line), (words, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_world_that_is_not_torchruns(room):
@@ -275,14 +245,14 @@ def test_a_world_that_is_not_torchruns(room):
             "error: RANK=0, WORLD_SIZE=1, LOCAL_RANK=5, LOCAL_WORLD_SIZE=6 do not fit together",
         ),
     ):
-        done = train(*flags(**TINY), cwd=room, env=env, timeout=60)
+        done = train(*flags(**SHORT), cwd=room, env=env, timeout=60)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith(line)
 
 
 def test_a_reader_that_leaves_is_one_line(tmp_path):
     """Invariant: train_overfit.py | head ends as other programs do, without a traceback."""
-    program = f"{sys.executable} {REPOSITORY / 'train_overfit.py'} {' '.join(flags(**TINY, log_every=1))}"
+    program = f"{sys.executable} {TRAIN} {' '.join(flags(**SHORT, log_every=1))}"
     done = run("bash", "-c", f"{program} | head -n 1; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, timeout=120)
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert done.stderr == "error: nobody reads the output any more\n"

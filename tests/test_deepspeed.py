@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPOSITORY, TINY, assert_verified, flags, metrics, report, run, torchrun, train
+from conftest import REPOSITORY, SHORT, TINY, TRAIN, assert_verified, flags, metrics, report, run, torchrun, train
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
@@ -17,11 +17,11 @@ from nanogpt.errors import ConfigError
 from nanogpt.plan import make_plan
 from nanogpt.world import World
 
-# The running loss is below 1 after 23 steps, where averaging begins: the full pass at the end judges averaged weights.
+# The running loss is below 1 after 18 steps, where averaging begins: the full pass at the end judges averaged weights.
 # At a rate of 1e-2 rounding grew a hundredfold meanwhile, past any tolerance that would tell a mistake.
 OPTIONS = TINY | {
-    "subset_tokens": 40, "learning_rate": 6e-3, "dtype": "fp32", "max_steps": 26, "log_every": 1, "on_plateau": "none",
-    "ema": 0.5, "target_loss": 0.15,
+    "subset_tokens": 40, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "max_steps": 26, "log_every": 1,
+    "on_plateau": "none", "ema": 0.5, "target_loss": 0.15,
 }  # fmt: skip
 ZERO = {"zero 0": "--zero_stage=0", "zero 1": "--zero_stage=1", "zero 2": "--zero_stage=2", "zero 3": "--zero_stage=3"}
 
@@ -51,8 +51,8 @@ def ddp(tmp_path_factory):
 def assert_same_run(run_dir, ddp):
     """What a run left is what DDP left, up to the order of fp32 sums.
 
-    That is 1.5e-7 in test_parity; 26 steps at six times its rate grew it to 2e-7 (loss), 4.4e-6 (norm) and 1.7e-6
-    (strided loss) when measured.
+    That is 1.5e-7 in test_parity; 26 steps at six times its rate grew it to 1.4e-6 (loss), 1.1e-5 (norm) and 1.2e-6
+    (strided loss) when measured, at stage 3.
     """
     rows, told, weights = ddp
     assert report(run_dir)["engine"] == "deepspeed"
@@ -104,7 +104,7 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
     """
     settings = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
     words = ("--engine=deepspeed", write(tmp_path / "ds.json", settings))
-    options = TINY | {"subset_tokens": 64, "max_steps": 4}
+    options = SHORT | {"max_steps": 4}
     done = torchrun(2, *words, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=600)
     told = report(tmp_path / "out")
     assert (told["dtype"], told["steps"]) == ("bf16", 4), done.stderr
@@ -122,7 +122,7 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
 
 def test_zero_3_in_bf16_states_what_it_can(tmp_path):
     """Invariant: where the weights are gathered in bf16 the scores say so, and one process finds them again."""
-    options = TINY | {"subset_tokens": 64, "max_steps": 2, "dtype": "bf16"}
+    options = SHORT | {"max_steps": 2, "dtype": "bf16"}
     words = ("--engine=deepspeed", "--zero_stage=3", *flags(**options, out_dir="out"))
     done = torchrun(2, *words, cwd=tmp_path)
     assert (tmp_path / "out" / "report.json").exists(), done.stderr
@@ -135,7 +135,7 @@ def test_zero_3_reaches_a_target_and_recites(tmp_path):
 
     The text is one window: in a full pass the second rank has none, and must gather the weights all the same.
     """
-    options = TINY | {"subset_tokens": 33, "dtype": "fp32", "max_steps": 300}
+    options = TINY | {"subset_tokens": 33, "batch_size": 2, "dtype": "fp32", "max_steps": 300}
     words = ("--engine=deepspeed", "--zero_stage=3", *flags(**options, out_dir="out"))
     done = torchrun(2, *words, cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -276,9 +276,9 @@ def test_the_projects_own_file_is_valid():
         (["--local_rank="], "unknown option --local_rank"),
     ],
 )
-def test_options_that_cannot_work_are_one_line(words, said, tmp_path):
+def test_options_that_cannot_work_are_one_line(words, said, tmp_path, forked):
     """Invariant: exit status 2 and one line, as for any other option."""
-    done = train(*words, cwd=tmp_path)
+    done = forked(tmp_path, TRAIN, *words)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert said in done.stderr
     assert not os.listdir(tmp_path)
@@ -314,7 +314,8 @@ def test_without_deepspeed_the_rest_works(shadow, said, tmp_path):
     done = train("--engine=deepspeed", cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert said in done.stderr
-    assert train(*flags(**TINY, max_steps=1, out_dir="out"), cwd=tmp_path, env=env).returncode == 3
+    if "RuntimeError" in shadow:  # which importing it would not survive
+        assert train(*flags(**SHORT, max_steps=1, out_dir="out"), cwd=tmp_path, env=env).returncode == 3
 
 
 @pytest.mark.parametrize(

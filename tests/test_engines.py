@@ -20,14 +20,14 @@ from nanogpt.plan import make_plan
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
-STEPS = 30
+STEPS = 20
 OPTIONS = {
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 300, "context_length": 16, "learning_rate": 1e-3,
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 100, "context_length": 16, "learning_rate": 1e-3,
     "dtype": "fp32", "max_steps": STEPS, "log_every": 1,
 }  # fmt: skip
-# fp32 sums in another order differ by about 1e-7 of their size; over 30 updates the difference grew to 6e-7 (loss) and
-# 3e-6 (norm) when measured. A wrong weight for one row of sixteen would show as 1e-2.
-TOLERANCE = {"loss": 5e-6, "grad_norm": 2e-5}
+# fp32 sums in another order differ by about 1e-7 of their size; over 20 updates the difference grew to 1.7e-7 (loss)
+# and 2.8e-7 (norm) when measured. A wrong weight for one row of sixteen would show as 1e-2.
+TOLERANCE = {"loss": 1e-6, "grad_norm": 2e-6}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def reference(tmp_path_factory):
     return metrics(cwd / "out"), report(cwd / "out")
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 3), (2, 8), (2, 3), (3, 6), (3, 2), (8, 2), (8, 1)])
+@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 3), (2, 3), (3, 6), (3, 2), (8, 2), (8, 1)])
 def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batch_size):
-    """Reference: one process without accumulation, 30 steps, loss, gradient norm, full pass and recall."""
+    """Reference: one process without accumulation: each step's loss, gradient norm, full pass and recall."""
     options = flags(**OPTIONS, micro_batch_size=micro_batch_size, out_dir="out")
     done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
-    assert done.returncode != 0, "a spent budget"
+    assert done.returncode == (3 if ranks == 1 else 1), "a spent budget, which torchrun makes 1"
     rows, told = metrics(tmp_path / "out"), report(tmp_path / "out")
     expected_rows, expected = reference
     assert told["world_size"] == ranks
@@ -63,7 +63,7 @@ def test_a_broken_model_stops_every_rank(tmp_path):
     """Invariant: all ranks count the same refused steps and leave together."""
     options = OPTIONS | {"learning_rate": 1e30, "max_bad_steps": 3, "max_steps": 60}
     done = torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
     assert report(tmp_path / "out")["exit_reason"] == "non_finite"
 
@@ -120,23 +120,27 @@ def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage):
     results = sorted(answers.get(timeout=120) for _ in ranks)
     for rank in ranks:
         rank.join(timeout=60)
-    for _, norms, _ in results:
+    for rank, norms, changed in results:
         assert [math.isfinite(norm) for norm in norms] == [True, False, False, True]
         assert norms[3] == pytest.approx(norms[0], rel=0.2), "one small step further on the same batch"
-    assert results[0][2] == [True, False, False, True]
+        if rank == 0 or zero_stage != 3:  # where the first rank alone is given the weights
+            assert changed == [True, False, False, True], rank
 
 
 def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):
     """Invariant: max_minutes ends a run of several ranks without a hang, at one step."""
     options = {**OPTIONS, "max_steps": "none", "max_minutes": 0.05}
-    torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
-    assert report(tmp_path / "out")["exit_reason"] == "max_minutes"
+    done = torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
+    told = report(tmp_path / "out")
+    assert (done.returncode, told["exit_reason"]) == (1, "max_minutes")
+    assert metrics(tmp_path / "out")[-1]["step"] == told["steps"]
 
 
 def test_eight_ranks_reach_a_target(tmp_path):
-    """Invariant: torchrun with 8 processes ends with status 0 and a verified target."""
-    options = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 100, "context_length": 32}
-    done = torchrun(8, *flags(**options, learning_rate=3e-3, max_steps=400, out_dir="out"), cwd=tmp_path, timeout=400)
+    """Invariant: torchrun with 8 processes and the fast recipe ends with status 0 and a verified target."""
+    options = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 100, "context_length": 32, "recipe": "fast"}
+    options |= {"target_loss": 0.5, "max_steps": 400}
+    done = torchrun(8, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     told = report(tmp_path / "out")
     assert (told["reached"], told["world_size"]) == (True, 8)

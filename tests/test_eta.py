@@ -164,7 +164,7 @@ def test_no_end_before_a_full_pass_can_be_made():
 
 
 def test_a_long_history_is_read_in_milliseconds():
-    """Invariant: an answer for 10,000 rows costs a small part of a default step, and leaves the history alone."""
+    """Invariant: an answer for 10,000 rows costs a hundredth of a default step, and leaves the history alone."""
     history = rows(lambda step: exponential(step, rate=1e-4), 10_000, every=1)
     kept = list(history)
     steps_to_target(history, TARGET, KNOWN)
@@ -173,7 +173,7 @@ def test_a_long_history_is_read_in_milliseconds():
         started = time.thread_time()
         steps_to_target(history, TARGET, KNOWN)
         seconds.append(time.thread_time() - started)
-    assert min(seconds) < 0.05
+    assert min(seconds) < 0.02
     assert history == kept
 
 

@@ -101,7 +101,7 @@ def test_real_clocks_run():
     assert step_seconds(config, CPU) > 0
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, forked):
     """Reference: read by eye; every engine of two ranks, nothing written; strict refuses, status 2, in one line."""
     command = (sys.executable, "-m", "nanogpt", "preflight")
     done = run(*command, "--ranks=2", *flags(**TINY, dtype="fp32"), cwd=tmp_path)
@@ -119,7 +119,7 @@ def test_the_command(tmp_path):
         (["--ranks=0"], "error: --ranks=0 must be a positive number"),
         (["--ranks=32"], "error: --batch_size=16 leaves some of the 32 ranks"),
     ):
-        done = run(*command, *words, *flags(**TINY), cwd=tmp_path)
+        done = forked(tmp_path, "nanogpt", "preflight", *words, *flags(**TINY))
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith(line)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import TINY, flags, torchrun
+from conftest import SHORT, flags, torchrun
 from nanogpt.health import Health, judge
 
 WELL = Health("node1", "H100", False, 600.0, True, 100.0, True, 50.0)
@@ -38,7 +38,7 @@ def test_links_within_a_node_are_not_those_between_nodes():
 
 def test_healthy_ranks_are_found_right(tmp_path):
     """Invariant: real products and sums of two ranks are exact, and the check takes less than 10 s."""
-    done = torchrun(2, *flags(**TINY, health="warn", max_steps=1), cwd=tmp_path)
+    done = torchrun(2, *flags(**SHORT, health="warn", max_steps=1), cwd=tmp_path)
     found = re.search(r"health: 2 ranks on 1 nodes, .* TFLOP/s, all-reduce .* GB/s, .*; (.+) s\n", done.stdout)
     assert float(found[1]) < 10
     assert "wrong numbers" not in done.stdout
@@ -47,7 +47,7 @@ def test_healthy_ranks_are_found_right(tmp_path):
 
 def test_strict_does_not_train(tmp_path):
     """Invariant: a rank without the GPU that Slurm gave it ends the run in one line before a file is written."""
-    options = flags(**TINY, health="strict", max_steps=1)
+    options = flags(**SHORT, health="strict", max_steps=1)
     done = torchrun(2, *options, cwd=tmp_path, env={"SLURM_GPUS_ON_NODE": "2"})
     assert done.returncode != 0
     (line,) = re.findall(r"^error: --health=strict: .*$", done.stderr, re.MULTILINE)

@@ -19,6 +19,9 @@ def small():
     return model
 
 
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
 def transformers_twin(model):
     """transformers' GPT-2 with the same weights; its Conv1D keeps matrices transposed."""
     transformers = pytest.importorskip("transformers")
@@ -29,8 +32,7 @@ def transformers_twin(model):
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )
     )  # fmt: skip
-    conv1d = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-    twin.load_state_dict({k: v.t() if k.endswith(conv1d) else v for k, v in model.state_dict().items()})
+    twin.load_state_dict({k: v.t() if k.endswith(CONV1D) else v for k, v in model.state_dict().items()})
     return twin.eval()
 
 
@@ -88,8 +90,10 @@ def test_gradients_equal_transformers(small):
     small.zero_grad()
     (small(idx[:, :-1], idx[:, 1:]) / idx[:, 1:].numel()).backward()
     ours, theirs = dict(small.named_parameters()), dict(twin.named_parameters())
-    for name in ("transformer.wte.weight", "transformer.wpe.weight", "transformer.h.1.attn.c_attn.bias"):
-        torch.testing.assert_close(ours[name].grad, theirs[name].grad, atol=1e-5, rtol=1e-4)
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        gradient = theirs[name].grad.t() if name.endswith(CONV1D) else theirs[name].grad
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 1, 5], [12]])

@@ -81,7 +81,7 @@ def test_the_default_subset_bends_to_the_text_and_the_context(tmp_path):
 
 
 def test_the_floor_is_that_of_the_windows_in_use():
-    """Reference: a text of one repeated sentence has no floor but its period; strict refuses a target at the floor."""
+    """Invariant: fixed windows, which have fewer beginnings, have a lower one; strict refuses a target at the floor."""
     plan = make_plan(TrainConfig(), world())
     assert 0 < plan.floor < 0.099
     with pytest.raises(ConfigError, match="entropy floor"):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 from matplotlib.image import imread
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, run, train
+from conftest import REPOSITORY, SHORT, flags, metrics, report, run, train
 from nanogpt.config import TrainConfig
 from nanogpt.curves import name_differences, read_curve
 from nanogpt.errors import ConfigError
@@ -99,7 +99,7 @@ def test_without_matplotlib_a_run_goes_on(tmp_path):
     (tmp_path / "without" / "matplotlib").mkdir(parents=True)
     (tmp_path / "without" / "matplotlib" / "__init__.py").write_text("raise ImportError('No module matplotlib')")
     env = {"PYTHONPATH": f"{tmp_path / 'without'}:{REPOSITORY}"}
-    done = train(*flags(**TINY, max_steps=2), cwd=tmp_path, env=env)
+    done = train(*flags(**SHORT, max_steps=2), cwd=tmp_path, env=env)
     assert done.returncode == 3, done.stderr
     for name in ("loss.png", "recall.png"):
         assert done.stdout.count(f"warning: {name} could not be drawn (No module matplotlib); going on") == 1
@@ -181,6 +181,18 @@ def test_figures_that_cannot_be_shown(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_command(tmp_path, forked):
+    """Invariant: the picture is where it was asked for, in the form that its name has; else one line, status 2."""
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", seed=1)
+    assert forked(tmp_path, "nanogpt", "plot", "a", "b", "--out=both.svg").returncode == 0
+    assert "<svg" in (tmp_path / "both.svg").read_text()
+    write_run(tmp_path / "new", rows=[])
+    for words in (["new"], ["a", "--out=a/b/c.png"]):
+        done = forked(tmp_path, "nanogpt", "plot", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -214,7 +226,7 @@ def test_files_that_are_no_runs(tmp_path, name, content, message):
 def test_wandb_is_sent_the_last_pictures(tmp_path):
     """Reference: loss.png and recall.png as the run leaves them, byte by byte."""
     pytest.importorskip("wandb", reason="needs the extra [wandb]")
-    done = train(*flags(**TINY, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
+    done = train(*flags(**SHORT, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
     for name in ("loss", "recall"):
         (sent,) = (tmp_path / "out" / "wandb").glob(f"offline-run-*/files/media/images/{name}_*.png")

@@ -2,18 +2,17 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
 
 import pytest
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, torchrun, train
+from conftest import SHORT, TRAIN, environment, flags, metrics, report, torchrun, train
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
 
-OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
+OPTIONS = SHORT | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
 PHASES = {"batch", "forward and backward", "update", "sum over the ranks", "weight average"}
 
 
@@ -78,9 +77,8 @@ def test_a_run_that_is_stopped_within_the_range(tmp_path):
     """Invariant: asked to stop, a run saves, then writes the profile of the steps that it has trained."""
     profiling = tmp_path / "out" / "checkpoints"  # a step has ended, and with it one of the profile
     program = subprocess.Popen(
-        [sys.executable, REPOSITORY / "train_overfit.py", *flags(**OPTIONS, profile_steps="1:100000", target_loss=1e-6,
-                                                                 checkpoint_every=1)],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True,
+        [sys.executable, TRAIN, *flags(**OPTIONS, profile_steps="1:100000", target_loss=1e-6, checkpoint_every=1)],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not profiling.exists():
         assert program.poll() is None

@@ -84,14 +84,14 @@ def test_a_run_that_fails_is_counted(tmp_path):
     assert "1 did not reach the target" in done.stdout
 
 
-def test_what_cannot_be_done_is_refused(tmp_path):
+def test_what_cannot_be_done_is_refused(tmp_path, forked):
     """Invariant: one line, exit status 2, nothing left behind; also where only the run itself can know."""
     for words, said in (
         (["--seeds=0"], "--seeds=0 must be a positive"),
         (["--resume=never"], "--resume=never"),
         (["--data=missing.txt"], "--data=missing.txt: no such file"),
     ):
-        done = repeat(*words, cwd=tmp_path)
+        done = forked(tmp_path, "nanogpt", "repeat", *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert done.stderr.startswith(f"error: {said}")
     done = run(sys.executable, "-m", "nanogpt", "repeat", cwd=tmp_path, env={"WORLD_SIZE": "2"})

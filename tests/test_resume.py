@@ -20,18 +20,17 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY, TINY, environment, flags, metrics, report, run, wait_for
+from conftest import REPOSITORY, TINY, TRAIN, environment, flags, metrics, report, run, wait_for
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.plan import make_plan
 from nanogpt.progress import Progress
 from nanogpt.world import World
 
-# Averages weights from about step 22 on, makes full passes and reaches its target about step 40. At a rate of 1e-2 what
-# rounding differs between shapes grew twice as far meanwhile.
+# Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
 OPTIONS = TINY | {
-    "subset_tokens": 64, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 3, "target_loss": 0.2, "ema": 0.5,
-    "on_plateau": "none",
+    "subset_tokens": 64, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 3, "target_loss": 0.3,
+    "ema": 0.5, "on_plateau": "none",
 }  # fmt: skip
 CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
 ENGINES = {
@@ -48,8 +47,7 @@ def words(engine="single", **options):
     """The command line of a run on an engine of ENGINES."""
     ranks, chosen = ENGINES[engine]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    script = str(REPOSITORY / "train_overfit.py")
-    return [sys.executable, *launcher, script, *flags(**(OPTIONS | chosen | options), out_dir="out")]
+    return [sys.executable, *launcher, str(TRAIN), *flags(**(OPTIONS | chosen | options), out_dir="out")]
 
 
 def go(cwd, engine="single", **options):
@@ -80,6 +78,25 @@ def catches(program, number):
     """Whether a process has set a handler for a signal: the bit mask that Linux keeps."""
     status = Path(f"/proc/{program.pid}/status").read_text()
     return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
+
+
+@pytest.fixture
+def refused(forked, tmp_path):
+    """refused(OPTIONS) is the line that a run in tmp_path is refused in: exit status 2, and nothing touched."""
+
+    def of(**options):
+        before = contents(tmp_path)
+        done = forked(tmp_path, TRAIN, *flags(**(OPTIONS | options), out_dir="out"))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert contents(tmp_path) == before
+        return done.stderr
+
+    return of
+
+
+def contents(directory):
+    """All files below a directory but the lock, which holds nothing: {path: bytes}."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def has_trained(cwd, beyond=0):
@@ -199,11 +216,17 @@ def test_a_terminal_that_is_lost(how, status, reason, tmp_path):
 
 @pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
 def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
-    """Reference: the same engine undisturbed, bit for bit. TERM goes to torchrun, which passes it on to its workers."""
+    """Reference: the same engine undisturbed, bit for bit.
+
+    TERM goes to torchrun, which passes it on to its workers, and leaves with 1 for that; a file STOP is theirs alone.
+    """
     program = start(tmp_path, engine)
     wait_for(has_trained(tmp_path), program)
-    program.terminate()
-    program.wait(timeout=200)
+    if engine == "ddp":
+        (tmp_path / "out" / "STOP").touch()
+    else:
+        program.terminate()
+    assert program.wait(timeout=200) == (0 if engine == "ddp" else 1)
     assert report(tmp_path / "out")["exit_reason"] == "stopped"
     assert go(tmp_path, engine).returncode == 0
     assert_same(tmp_path, uninterrupted(engine))
@@ -245,7 +268,7 @@ def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, unin
 
 
 def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
-    """Reference: one process throughout. Rounding grew to 1.7e-6 of a loss and 6e-6 of a norm when measured.
+    """Reference: one process throughout. Rounding grew to 5e-7 of a loss and 1.7e-6 of a norm when measured.
 
     The norm follows the weights to first order, the loss near its minimum to second. device_s counts the ranks that
     each attempt had.
@@ -261,10 +284,10 @@ def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
     assert done.returncode == 0, done.stderr
     rows, told, _ = outcome(tmp_path)
     expected_rows, expected, _ = uninterrupted("single")
-    assert told["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert told["loss"] == pytest.approx(expected["loss"], rel=3e-6)
     assert told["steps"] == expected["steps"]
     for row, wanted in zip(rows, expected_rows, strict=True):
-        for key, rel in (("loss", 1e-5), ("grad_norm", 5e-5), ("full_pass_loss", 1e-5)):
+        for key, rel in (("loss", 3e-6), ("grad_norm", 1e-5), ("full_pass_loss", 3e-6)):
             same = row[key] is None if wanted[key] is None else row[key] == pytest.approx(wanted[key], rel=rel)
             assert same, (row["step"], key, row[key], wanted[key])
 
@@ -287,9 +310,9 @@ def test_an_average_ripens_over_a_stop(tmp_path):
     """Reference: a run that was not stopped, bit for bit; of that one, a schedule that is fed with its rows' losses.
 
     The rate falls meanwhile, and must fall as if there had been no stop.
-    It is stopped while the average ripens: 0.9 ** 14 is the first power below a quarter, so that takes 15 steps.
+    It is stopped while the average ripens: 0.93 ** 20 is the first power below a quarter, so that takes 21 steps.
     """
-    options = {"ema": 0.9, "log_every": 1, "target_loss": 0.35, "on_plateau": "decay"}
+    options = {"ema": 0.93, "log_every": 1, "target_loss": 0.37, "on_plateau": "decay"}
     (tmp_path / "whole").mkdir()
     assert go(tmp_path / "whole", **options).returncode == 0
     rows, told, _ = expected = outcome(tmp_path / "whole")
@@ -302,7 +325,7 @@ def test_an_average_ripens_over_a_stop(tmp_path):
         assert schedule.due() == (row["full_pass_loss"] is not None), row["step"]
         if schedule.due():
             schedule.judged(row["full_pass_loss"])
-    assert averaged[14] == told["steps"], "the loss was there sooner: the first pass that may be made ends the run"
+    assert averaged[20] == told["steps"], "the loss was there sooner: the first pass that may be made ends the run"
     assert go(tmp_path, **options, max_steps=averaged[6]).returncode == 3
     assert go(tmp_path, **options).returncode == 0
     assert_same(tmp_path, expected)
@@ -381,16 +404,12 @@ def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
-def test_without_an_intact_one_it_is_refused(stopped, tmp_path):
-    """Invariant: exit status 2, one line, nothing touched."""
+def test_without_an_intact_one_it_is_refused(stopped, tmp_path, refused):
+    """Invariant: what might be mended is not trained over."""
     shutil.copytree(stopped / "out", tmp_path / "out")
     for step in (4, 8):
         (tmp_path / "out" / "checkpoints" / f"step_0000000{step}" / "manifest.json").unlink()
-    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    done = go(tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "no intact checkpoint" in done.stderr
-    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+    assert "no intact checkpoint" in refused()
 
 
 @pytest.mark.parametrize(
@@ -405,14 +424,13 @@ def test_without_an_intact_one_it_is_refused(stopped, tmp_path):
         ({"resume": "nowhere"}, ["--resume=nowhere"]),
     ],
 )
-def test_another_run_is_refused(stopped, tmp_path, options, said):
-    """Invariant: exit status 2 and one line that names each option that differs."""
+def test_another_run_is_refused(stopped, tmp_path, refused, options, said):
+    """Invariant: each option that differs is named."""
     shutil.copytree(stopped / "out", tmp_path / "out")
     (tmp_path / "text.txt").write_text("To be, or not to be, that is the question. " * 50)
-    done = go(tmp_path, **options)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    line = refused(**options)
     for part in said:
-        assert part in done.stderr
+        assert part in line
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -424,19 +442,16 @@ def test_another_machine_goes_on_in_the_runs_own_dtype(dtype, tmp_path):
     assert (told["dtype"], told["steps"]) == (dtype, 4)
 
 
-def test_never_does_not_begin_among_old_checkpoints(stopped, tmp_path):
-    """Invariant: exit status 2; the old ones would be kept in place of the new run's, as they are of later steps."""
+def test_never_does_not_begin_among_old_checkpoints(stopped, tmp_path, refused):
+    """Invariant: the old ones would be kept in place of the new run's, as they are of later steps."""
     shutil.copytree(stopped / "out" / "checkpoints", tmp_path / "out" / "checkpoints")
-    done = go(tmp_path, resume="never")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "holds checkpoints" in done.stderr
+    assert "holds checkpoints" in refused(resume="never")
     assert os.listdir(tmp_path / "out") == ["checkpoints"]
 
 
-def test_must_needs_a_checkpoint(tmp_path):
+def test_must_needs_a_checkpoint(tmp_path, refused):
     """Invariant: --resume=must does not begin afresh."""
-    done = go(tmp_path, resume="must")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    refused(resume="must")
     assert not (tmp_path / "out").exists()
 
 
@@ -448,13 +463,24 @@ def test_a_named_checkpoint_goes_on_elsewhere(stopped, tmp_path, uninterrupted):
     assert metrics(tmp_path / "out")[0]["step"] == 6
 
 
-def test_a_finished_run_has_nothing_to_do(tmp_path):
-    """Invariant: started again it says so, with status 0, and changes nothing."""
-    assert go(tmp_path).returncode == 0
-    before = (tmp_path / "out" / "metrics.jsonl").read_bytes()
-    done = go(tmp_path)
+def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
+    """Reference: an undisturbed run: the scores are made when it is started again; after that it changes nothing.
+
+    Meanwhile checkpoints were due by the clock, after each step, and as many are kept as was asked for.
+    """
+    options = {"checkpoint_minutes": 1e-6, "keep_checkpoints": 3}
+    program = start(tmp_path, **options)
+    wait_for(lambda: "scoring" in (tmp_path / "log").read_text(), program)
+    program.terminate()
+    assert program.wait(timeout=200) == 4
+    assert go(tmp_path, **options).returncode == 0
+    assert_same(tmp_path, uninterrupted("single"))
+    kept = names(tmp_path / "out" / "checkpoints") - {"latest"}
+    assert (len(kept), max(kept)) == (3, f"step_{report(tmp_path / 'out')['steps']:08d}")
+    before = contents(tmp_path)
+    done = go(tmp_path, **options)
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
-    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == before
+    assert contents(tmp_path) == before
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path):
@@ -513,11 +539,10 @@ def test_a_restarted_group_does_not_look_for_the_dead(tmp_path):
 def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
     """Reference: two undisturbed DDP ranks, bit for bit: torchrun --max_restarts starts the group again by itself."""
     options = flags(**OPTIONS, checkpoint_every=2, out_dir="out")
-    script = str(REPOSITORY / "train_overfit.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
     env = environment(OMP_NUM_THREADS="1")
     with (tmp_path / "log").open("w") as log:
-        program = subprocess.Popen([*launcher, script, *options], cwd=tmp_path, env=env, stdout=log, stderr=log)
+        program = subprocess.Popen([*launcher, TRAIN, *options], cwd=tmp_path, env=env, stdout=log, stderr=log)
     wait_for(lambda: list((tmp_path / "out" / "checkpoints").glob("step_*")), program)
     os.kill(workers(program)[-1], signal.SIGKILL)
     assert program.wait(timeout=200) == 0, (tmp_path / "log").read_text()

@@ -15,10 +15,10 @@ from threading import Thread
 
 import pytest
 
-from conftest import REPOSITORY, TINY, flags, free_port, metrics, report, run, torchrun, train
+from conftest import SHORT, TRAIN, environment, flags, free_port, metrics, report, run, torchrun, train
 
 pytest.importorskip("wandb", reason="needs the extra [wandb]")
-OPTIONS = TINY | {"subset_tokens": 64, "dtype": "fp32", "max_steps": 20, "log_every": 5, "out_dir": "out"}
+OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 8, "log_every": 2, "out_dir": "out"}
 KEY = "a" * 40
 
 
@@ -66,8 +66,8 @@ def test_an_offline_run_mirrors_the_run_directory(tmp_path, env):
     options = flags(**OPTIONS, wandb_group="g", wandb_tags="a,b", wandb_artifact="true")
     assert train(*options, cwd=tmp_path, env=env).returncode == 3
     before = metrics(tmp_path / "out")
-    assert train(*options, "--max_steps=40", cwd=tmp_path, env=env).returncode == 2, "max_steps twice"
-    options = flags(**(OPTIONS | {"max_steps": 40}))
+    assert train(*options, "--max_steps=16", cwd=tmp_path, env=env).returncode == 2, "max_steps twice"
+    options = flags(**(OPTIONS | {"max_steps": 16}))
     assert train(*options, cwd=tmp_path, env=env).returncode == 3
     first, second = wandb_runs(tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -84,7 +84,7 @@ def test_an_offline_run_mirrors_the_run_directory(tmp_path, env):
     assert not any(record["type"] == "model" for record in second["artifact"])
     assert_mirrors(rows_of(first), before)
     after = metrics(tmp_path / "out")
-    assert_mirrors(rows_of(second), [row for row in after if row["step"] >= 20])
+    assert_mirrors(rows_of(second), [row for row in after if row["step"] >= 8])
     summary = {}
     for record in second["summary"]:
         summary |= record["update"]
@@ -115,10 +115,9 @@ def test_disabled_leaves_nothing(tmp_path, env):
 def test_without_a_key_nobody_is_asked(tmp_path, env):
     """Invariant: on a terminal too, auto goes offline by itself, and online is refused in one line."""
     ours, theirs = pty.openpty()
-    environment = os.environ | env | {"PYTHONPATH": str(REPOSITORY)}
     program = subprocess.Popen(
-        [sys.executable, REPOSITORY / "train_overfit.py", *flags(**OPTIONS)],
-        cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        [sys.executable, TRAIN, *flags(**OPTIONS)],
+        cwd=tmp_path, env=environment(**env), stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
     said = b""
@@ -177,7 +176,7 @@ def test_a_refused_key_is_warned_of(tmp_path, env):
         server.shutdown()
     assert done.returncode == 3, done.stderr
     assert done.stdout.count("warning: W&B") == 1
-    assert metrics(tmp_path / "out")[-1]["step"] == 20
+    assert metrics(tmp_path / "out")[-1]["step"] == 8
 
 
 def test_a_crash_of_its_service_is_warned_of(tmp_path, env):
@@ -185,8 +184,8 @@ def test_a_crash_of_its_service_is_warned_of(tmp_path, env):
     options = flags(**(OPTIONS | {"max_steps": 10**6, "log_every": 1, "target_loss": 1e-6}))
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen(
-            [sys.executable, REPOSITORY / "train_overfit.py", *options],
-            cwd=tmp_path, env=os.environ | env | {"PYTHONPATH": str(REPOSITORY)}, stdout=log, stderr=log,
+            [sys.executable, TRAIN, *options],
+            cwd=tmp_path, env=environment(**env), stdout=log, stderr=log,
         )  # fmt: skip
 
     def wait_for(condition):

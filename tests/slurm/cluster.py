@@ -22,10 +22,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CLUSTER = REPOSITORY / "tests" / "slurm" / "cluster.sh"
 LOCK = Path("/tmp/slurm-cluster.lock")
 CPU_NODES = ("--gpus-per-node=0",)  # one rank a node
-# About 60 steps of 0.1 s, with full passes, averaged weights and checkpoints on the way.
+# About 80 steps of 0.1 s, with full passes, averaged weights and checkpoints on the way.
 TINY = {
     "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 64, "context_length": 32, "batch_size": 4,
-    "learning_rate": 1e-2, "dtype": "fp32", "target_loss": 0.2, "ema": 0.5, "on_plateau": "none", "log_every": 1,
+    "learning_rate": 4e-3, "dtype": "fp32", "target_loss": 0.2, "ema": 0.5, "on_plateau": "none", "log_every": 1,
     "checkpoint_every": 10,
 }  # fmt: skip
 
