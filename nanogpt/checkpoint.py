@@ -142,7 +142,8 @@ def abandon_after(out_dir: Path, step: int) -> list[str]:
     They are broken or of a course that the run leaves; "newest" would still mean them.
     """
     directory = out_dir / CHECKPOINTS
-    later = [(name, path) for name, path in _newest_first(directory) if name > f"step_{step:08d}"]
+    found, this = _newest_first(directory), f"step_{step:08d}"
+    later = [(name, path) for name, path in found if name > this]
     if not later:
         return []
     (directory / LATEST).unlink(missing_ok=True)  # first of all: it must not name what is gone
@@ -150,7 +151,7 @@ def abandon_after(out_dir: Path, step: int) -> list[str]:
         aside = directory / f"abandoned_{name}"
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
-    left = next((name for name, path in _newest_first(directory) if path.name == name), None)
+    left = next((name for name, path in found if name <= this and path.name == name), None)
     if left:
         with suppress(OSError):  # a full disk; the next save names itself
             _name_latest(directory, left)
