@@ -107,20 +107,18 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, found in by_contender.items():
         (steps, stopped), (seconds, _) = (_typical(found, key) for key in ("steps", "train_s"))
-        more = "> " if stopped else ""
         launch, recall = "not measured", "not measured"
         if name in RECIPES.values():
-            launch = f"{more}{_s(_typical(found, 'launch_s')[0], at_least=stopped)}"
+            launch = _s(_typical(found, "launch_s")[0], at_least=stopped)
             recall = f"{median(run['exact_recall'] for run in found):.1%}"
         ratio = "-"
         if PLAIN in by_contender:
             plain_s, plain_stopped = _typical(by_contender[PLAIN], "train_s")
             if not stopped or name == PLAIN:  # of two lower bounds there is no ratio
-                bound = plain_stopped and not stopped
-                ratio = f"{'> ' if bound else ''}{_three_digits(plain_s / seconds, at_least=bound)}"
+                ratio = _three_digits(plain_s / seconds, at_least=plain_stopped and not stopped)
         lines.append(
-            f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | {more}{steps:g} | "
-            f"{more}{_s(seconds, at_least=stopped)} | {launch} | {ratio} | {recall} |"
+            f"| {name} | {sum(run['reached'] for run in found)} of {len(found)} | "
+            f"{'> ' if stopped else ''}{steps:g} | {_s(seconds, at_least=stopped)} | {launch} | {ratio} | {recall} |"
         )
     return "\n".join(lines)
 
@@ -134,13 +132,15 @@ def _typical(runs: list[dict[str, Any]], key: str) -> tuple[float, bool]:
 def _s(seconds: float, *, at_least: bool) -> str:
     if seconds < 100:
         return _three_digits(seconds, at_least=at_least)
-    return f"{floor(seconds) if at_least else round(seconds):,}"
+    return f"> {floor(seconds):,}" if at_least else f"{seconds:,.0f}"
 
 
 def _three_digits(figure: float, *, at_least: bool) -> str:
-    """A positive figure, rounded down where it is but a lower bound."""
+    """A positive figure; '> ' and rounded down where it is but a lower bound."""
+    if not at_least:
+        return f"{figure:.3g}"
     unit = 10.0 ** (floor(log10(figure)) - 2)
-    return f"{floor(figure / unit) * unit if at_least else figure:.3g}"
+    return f"> {floor(figure / unit) * unit:.3g}"
 
 
 if __name__ == "__main__":
