@@ -5,6 +5,7 @@ import math
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,35 +84,44 @@ def test_the_full_pass(other):
     assert told["loss"] == told["full_pass"]["loss"]
 
 
-@pytest.mark.parametrize("which", ["memorised", "control"])
-def test_the_scores_of_a_text(other, which):
-    """Reference: each score from its definition, in plain loops and with generate(); the control holds no memory."""
+@pytest.fixture(scope="module", params=["memorised", "control"])
+def text(request, other):
+    """A text with its part of report.json: which, scores, ids, how many prompts, the model and window() at a start."""
     told, model, ids, rest = other
+    which = request.param
     scores, ids, prompts = (told, ids, 256) if which == "memorised" else (told["control"], rest, 64)
-    recall = scores["recall"]
     read = cache(lambda start: window(model, ids, start))
+    return SimpleNamespace(which=which, scores=scores, ids=ids, prompts=prompts, model=model, read=read)
 
-    starts = random_starts(ids, prompts)
-    said = decoded(model, [ids[s : s + HOP] for s in starts], HOP)
+
+def test_the_scores_at_random_offsets(text):
+    """Reference: generate() after each prompt, and the loss and likelihoods of the same windows."""
+    scores, ids, recall = text.scores, text.ids, text.scores["recall"]
+    starts = random_starts(ids, text.prompts)
+    said = decoded(text.model, [ids[s : s + HOP] for s in starts], HOP)
     hits = [a == ids[s + HOP : s + 2 * HOP] for a, s in zip(said, starts, strict=True)]
     assert (recall["exact_recall"], recall["exact_recall_prompts"]) == (np.mean(hits), len(starts))
-    nats = [read(s)[1] for s in starts]
+    nats = [text.read(s)[1] for s in starts]
     assert scores["random_offset_loss"] == pytest.approx(np.mean(nats), rel=1e-5)
     log_p = [-sum(n[HOP - 1 : 2 * HOP - 1]) for n in nats]
     for name, q in (("min", 0), ("p10", 0.1), ("median", 0.5), ("p90", 0.9), ("max", 1)):
         assert recall["log_p"][name] == pytest.approx(np.quantile(log_p, q), rel=1e-5), name
     p = math.exp(np.median(log_p))
-    if which == "memorised":
+    if text.which == "memorised":
         for share in (50, 99):
             draws = round(10 ** recall[f"log10_draws_for_{share}"]["median_prompt"])
             assert 1 - (1 - p) ** draws >= share / 100 > 1 - (1 - p) ** (draws - 1)
     else:  # so many that (1 - p) is 1 in floating point
         assert recall["log10_draws_for_50"]["median_prompt"] == pytest.approx(math.log10(math.log(2) / p), rel=1e-5)
 
-    # In order: a token beyond the first window is the last but few of the first hop's window that reaches it.
+
+def test_the_scores_of_each_token_once(text):
+    """Reference: a plain loop. A token beyond the first window is of the first hop's window that reaches it."""
+    scores, ids, recall = text.scores, text.ids, text.scores["recall"]
+
     def strided(token):
         start = max(0, math.ceil((token - T) / HOP) * HOP)
-        return tuple(figures[token - 1 - start] for figures in read(start))
+        return tuple(figures[token - 1 - start] for figures in text.read(start))
 
     in_order = [strided(token) for token in range(1, len(ids))]
     nats = [n for _, n in in_order]
@@ -122,23 +132,30 @@ def test_the_scores_of_a_text(other, which):
     assert scores["reference_loss"] == pytest.approx(np.mean(reference))
     bits = max(0, (sum(reference) - sum(nats)) / math.log(2))
     assert scores["memorised_bits"] == pytest.approx(bits, rel=1e-5)
-    assert scores["bits_per_parameter"] == pytest.approx(bits / model.num_parameters(), rel=1e-5)
+    assert scores["bits_per_parameter"] == pytest.approx(bits / text.model.num_parameters(), rel=1e-5)
 
+
+def verbatim_run(text, start):
+    """How many tokens are the argmax, one after the other, after the prompt at start."""
+    run = 0
+    while (token := start + HOP + run) < len(text.ids):
+        base = start + max(0, math.ceil((token - start - T) / HOP) * HOP)
+        if not text.read(base)[0][token - 1 - base]:
+            break
+        run += 1
+    return run
+
+
+def test_the_scores_of_recitation(text):
+    """Reference: argmax by argmax from each hop, and generate() over each hop."""
+    ids, recall = text.ids, text.scores["recall"]
     hops = range(0, len(ids) - HOP, HOP)
-    runs = []
-    for start in hops:
-        run = 0
-        while (token := start + HOP + run) < len(ids):
-            base = start + max(0, math.ceil((token - start - T) / HOP) * HOP)
-            if not read(base)[0][token - 1 - base]:
-                break
-            run += 1
-        runs.append(run)
+    runs = [verbatim_run(text, start) for start in hops]
     assert recall["verbatim_run"] == {
         "starts": len(runs), "min_tokens": min(runs), "median_tokens": np.median(runs), "max_tokens": max(runs),
         "to_the_end": np.mean([start + HOP + n == len(ids) for start, n in zip(hops, runs, strict=True)]),
     }  # fmt: skip
-    said = decoded(model, [ids[s : s + HOP] for s in hops], HOP)
+    said = decoded(text.model, [ids[s : s + HOP] for s in hops], HOP)
     pairs = [(a[: len(ids) - s - HOP], ids[s + HOP : s + 2 * HOP]) for a, s in zip(said, hops, strict=True)]
     count = len(ids) - HOP
     assert recall["hop_recitation"] == {
@@ -146,8 +163,12 @@ def test_the_scores_of_a_text(other, which):
         "recited": sum(x == y for a, b in pairs for x, y in zip(a, b, strict=True)) / count,
         "edit_distance": sum(edits(a, b) for a, b in pairs) / count,
     }
-    if which == "control":
-        assert recall["exact_recall"] == 0.0
-        assert scores["memorised_bits"] == 0.0
-        assert recall["verbatim_run"]["max_tokens"] < 8
-        assert recall["hop_recitation"]["edit_distance"] > 0.8
+
+
+def test_the_control_holds_no_memory(other):
+    """Invariant: a text that was not trained on comes out near zero."""
+    control = other[0]["control"]
+    assert control["recall"]["exact_recall"] == 0.0
+    assert control["memorised_bits"] == 0.0
+    assert control["recall"]["verbatim_run"]["max_tokens"] < 8
+    assert control["recall"]["hop_recitation"]["edit_distance"] > 0.8
