@@ -5,9 +5,9 @@ Each line of its input is [cwd, program, word, ...] in JSON, the program a scrip
 """
 
 import json
+import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +18,10 @@ import nanogpt.session  # noqa: F401
 TIMEOUT_S = 300
 
 
-def become(cwd: str, program: str, *words: str) -> None:
-    """Run a program in this process, as Python would."""
-    signal.alarm(TIMEOUT_S)
+def become(out: int, err: int, cwd: str, program: str, *words: str) -> None:
+    """Run a program in this process, as Python would; out, err: file descriptors."""
+    for descriptor, its_own in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
+        os.dup2(descriptor, its_own)
     os.chdir(cwd)
     sys.argv = [program, *words]
     if Path(program).exists():
@@ -31,31 +32,22 @@ def become(cwd: str, program: str, *words: str) -> None:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def run_apart(request: list[str]) -> tuple[int, str, str]:
-    """The same in a process of its own -> its status and what it has said. What Python does at its end is not done."""
+def run_apart(request: list[str]) -> tuple[int | None, str, str]:
+    """The same in a process of its own -> its status, killed after TIMEOUT_S, and what it has said.
+
+    What Python does at its end is not done.
+    """
     saying = {"mode": "w+", "encoding": "utf-8", "errors": "replace"}
     with tempfile.TemporaryFile(**saying) as out, tempfile.TemporaryFile(**saying) as err:
-        if not (child := os.fork()):
-            status: int | str | None = 1
-            try:
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                become(*request)
-                status = 0
-            except SystemExit as end:
-                status = end.code
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                if isinstance(status, str):  # as sys.exit has it
-                    print(status, file=sys.stderr)
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(1 if isinstance(status, str) else status or 0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        process = multiprocessing.get_context("fork").Process(
+            target=become, args=(out.fileno(), err.fileno(), *request)
+        )
+        process.start()
+        process.join(TIMEOUT_S)
+        process.kill()
+        process.join()
         out.seek(0), err.seek(0)
-        return status, out.read(), err.read()
+        return process.exitcode, out.read(), err.read()
 
 
 if __name__ == "__main__":

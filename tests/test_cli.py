@@ -77,6 +77,13 @@ def room(tmp_path):
     return tmp_path
 
 
+def assert_refused(done, line):
+    """Status 2, and all that is said is one line on stderr that begins so."""
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith(line), done
+    assert done.stderr.count("\n") == 1, done
+
+
 def listing(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
@@ -85,10 +92,7 @@ def test_every_refusal_is_one_line_and_leaves_no_trace(room, forked):
     """Invariant: status 2, exactly one line on stderr, nothing on stdout, the directory as it was."""
     before = listing(room)
     for words, line in REFUSED:
-        done = forked(room, TRAIN, *words)
-        assert (done.returncode, done.stdout) == (2, ""), (words, done)
-        assert done.stderr.startswith(f"error: {line}"), (words, done.stderr)
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert_refused(forked(room, TRAIN, *words), f"error: {line}")
         assert listing(room) == before, words
 
 
@@ -186,8 +190,7 @@ def train_apart(room, data_of_rank_1):
         "import train_overfit\n"
         "train_overfit.main(train_overfit.run)\n"
     )
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(*launcher, "start.py", *flags(**SHORT, max_steps=2), cwd=room, timeout=120)
+    done = torchrun(2, *flags(**SHORT, max_steps=2), cwd=room, timeout=120, script="start.py")
     assert done.returncode != 0
     assert not (room / "out").exists()
     return done.stderr
@@ -228,10 +231,7 @@ COMMANDS = [
 def test_commands_refuse_in_one_line(room, forked):
     """Invariant: the same for python -m nanogpt."""
     for words, line in COMMANDS:
-        done = forked(room, "nanogpt", *words)
-        assert (done.returncode, done.stdout) == (2, ""), (words, done)
-        assert done.stderr.startswith(line), (words, done.stderr)
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert_refused(forked(room, "nanogpt", *words), line)
 
 
 def test_a_world_that_is_not_torchruns(room):
@@ -245,9 +245,7 @@ def test_a_world_that_is_not_torchruns(room):
             "error: RANK=0, WORLD_SIZE=1, LOCAL_RANK=5, LOCAL_WORLD_SIZE=6 do not fit together",
         ),
     ):
-        done = train(*flags(**SHORT), cwd=room, env=env, timeout=60)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert done.stderr.startswith(line)
+        assert_refused(train(*flags(**SHORT), cwd=room, env=env, timeout=60), line)
 
 
 def test_a_reader_that_leaves_is_one_line(tmp_path):

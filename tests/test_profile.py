@@ -4,11 +4,10 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
-from conftest import SHORT, TRAIN, environment, flags, metrics, report, torchrun, train
+from conftest import SHORT, TRAIN, environment, flags, metrics, report, torchrun, train, wait_for
 from nanogpt.config import TrainConfig
 from nanogpt.errors import ConfigError
 
@@ -80,9 +79,8 @@ def test_a_run_that_is_stopped_within_the_range(tmp_path):
         [sys.executable, TRAIN, *flags(**OPTIONS, profile_steps="1:100000", target_loss=1e-6, checkpoint_every=1)],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not profiling.exists():
-        assert program.poll() is None
-        time.sleep(0.01)
+    wait_for(profiling.exists, program)
+    assert program.poll() is None
     program.terminate()
     said, _ = program.communicate(timeout=200)
     assert program.returncode == 4, said

@@ -9,13 +9,12 @@ import pty
 import socket
 import subprocess
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
 
-from conftest import SHORT, TRAIN, environment, flags, free_port, metrics, report, run, torchrun, train
+from conftest import SHORT, TRAIN, environment, flags, free_port, metrics, report, run, torchrun, train, wait_for
 
 pytest.importorskip("wandb", reason="needs the extra [wandb]")
 OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 8, "log_every": 2, "out_dir": "out"}
@@ -188,18 +187,15 @@ def test_a_crash_of_its_service_is_warned_of(tmp_path, env):
             cwd=tmp_path, env=environment(**env), stdout=log, stderr=log,
         )  # fmt: skip
 
-    def wait_for(condition):
-        give_up = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < give_up, (tmp_path / "log").read_text()
-            assert program.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
+    def goes_on_until(condition):
+        wait_for(condition, program, seconds=120)
+        assert program.poll() is None, (tmp_path / "log").read_text()
 
-    wait_for(lambda: "W&B: offline" in (tmp_path / "log").read_text())
+    goes_on_until(lambda: "W&B: offline" in (tmp_path / "log").read_text())
     assert subprocess.run(["pkill", "-9", "-P", str(program.pid), "-f", "wandb-core"]).returncode == 0
-    wait_for(lambda: "warning: W&B" in (tmp_path / "log").read_text())
+    goes_on_until(lambda: "warning: W&B" in (tmp_path / "log").read_text())
     reached = metrics(tmp_path / "out")[-1]["step"]
-    wait_for(lambda: metrics(tmp_path / "out")[-1]["step"] > reached + 2)
+    goes_on_until(lambda: metrics(tmp_path / "out")[-1]["step"] > reached + 2)
     program.terminate()
     assert program.wait(timeout=200) == 4
     said = (tmp_path / "log").read_text()

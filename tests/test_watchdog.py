@@ -1,6 +1,5 @@
 """A run that no longer moves ends, and says which rank stopped, and where. Real ranks, really stopped."""
 
-import os
 import re
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 
 import pytest
 
-from conftest import REPOSITORY, TINY, TRAIN, flags, free_port, metrics, report, torchrun
+from conftest import REPOSITORY, TINY, TRAIN, environment, flags, free_port, metrics, report, torchrun, wait_for
 from nanogpt.watchdog import who_stopped
 
 OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 6, "target_loss": 1e-6}
@@ -19,10 +18,9 @@ HANGS = REPOSITORY / "tests" / "hang_worker.py"
 @pytest.fixture
 def two_ranks(tmp_path):
     """Two ranks of a run that never ends, started by hand, each with its log; killed at the end."""
-    env = os.environ | {
-        "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
+    env = environment(
+        OMP_NUM_THREADS="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
+    )
     command = [sys.executable, str(TRAIN), *flags(**OPTIONS)]
     ranks = []
     for rank in ("0", "1"):
@@ -32,10 +30,7 @@ def two_ranks(tmp_path):
                     command, cwd=tmp_path, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stdout=log, stderr=log
                 )
             )
-    give_up = time.monotonic() + 120
-    while not (tmp_path / "out" / "metrics.jsonl").exists() or not metrics(tmp_path / "out"):
-        assert time.monotonic() < give_up, (tmp_path / "log0").read_text()
-        time.sleep(0.05)
+    wait_for(lambda: (tmp_path / "out" / "metrics.jsonl").exists() and metrics(tmp_path / "out"), seconds=120)
     yield ranks
     for process in ranks:
         process.kill()
