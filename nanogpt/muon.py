@@ -3,8 +3,12 @@
 optimizer = MuonAdamW(model, world, dtype="bf16")
 
 Muon's update is the momentum of a matrix with its singular values brought near one (Jordan et al., "Muon", 2024), by
-Newton-Schulz iterations that cost as much as the training step itself. So no rank repeats another's: matrices of one
-shape are stacked, each rank takes its share of the stack, and all ranks get the results.
+Newton-Schulz iterations that would cost as much as the training step itself. Two things make them cheap:
+
+- A wide matrix is taken as blocks of 256 channels of the residual stream, each orthogonalised by itself, as if it were
+  a parameter of its own (docs/performance.md has what that costs in steps).
+- No rank repeats another's. Matrices of one shape are stacked, each rank takes its share of the stack, and all ranks
+  get the results.
 
 An iteration is x <- (a + b R + c R^2) x with R = x x^T. All these factors are polynomials of the first R: so only that
 one is a product of the wide x, the next follow from it, and x is multiplied once, by the product of the factors.
@@ -31,6 +35,7 @@ POSITIONS, POSITIONS_RATE, ADAMW_RATE = "transformer.wpe.weight", 16.0, 0.6
 # et al., "The Polar Express", arXiv 2505.16932). More would not do: the least eigenvalues of R, which bf16 leaves a
 # little negative, would grow.
 COEFFICIENTS = ((7.9103, -22.0792, 15.8692), (3.6073, -2.6467, 0.5110), (2.6713, -1.9853, 0.4535))
+BLOCK = 256  # channels of the residual stream that are orthogonalised together, or about as many
 HEADROOM = 1.05  # of R below its bound: past it the polynomials are steep, and rounding reaches there
 RMS = 0.2  # of an update, whatever the matrix's shape, about what AdamW's is (Liu et al., arXiv 2502.16982)
 SMALLEST_NORM = 1e-7  # of a gradient that is told from none
@@ -59,6 +64,7 @@ class MuonAdamW(Optimizer):
         named = dict(model.named_parameters())
         self.matrices = [named.pop(name) for name, p in list(named.items()) if is_matrix(name, p)]
         positions = [named.pop(POSITIONS)]
+        self._side = block_side(positions[0].size(-1))
         groups = [{"params": [*named.values()], MULTIPLE: ADAMW_RATE}, {"params": positions, MULTIPLE: POSITIONS_RATE}]
         self._adamw = AdamW(groups, betas=betas, weight_decay=0.0, fused=True)
         super().__init__(
@@ -125,7 +131,7 @@ class MuonAdamW(Optimizer):
 
     def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Each matrix of the stacks orthogonalised, by one of the ranks."""
-        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks])
+        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self._side)
         if self._world.size == 1:
             return found
         for stack, share in zip(stacks, found, strict=True):
@@ -143,24 +149,30 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return ".h." in name and parameter.ndim == 2
 
 
-def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix of stacks (n, rows, columns) with its singular values s brought near one, the singular vectors kept.
+def block_side(width: int) -> int:
+    """How many of a model's channels are orthogonalised together: the divisor of its width next to BLOCK, in ratio."""
+    divisors = [side for side in range(1, width + 1) if width % side == 0]
+    return min(divisors, key=lambda side: max(side / BLOCK, BLOCK / side))
 
-    Those above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
+
+def orthogonalise(stacks: Sequence[Tensor], side: int) -> list[Tensor]:
+    """The matrices of stacks (n, rows, columns) with the singular values s of their blocks near one, the vectors kept.
+
+    A block is `side` rows of a matrix, or columns where there are fewer of these; `side` must divide their number.
+    Values above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
     ones are raised by no more than that one is.
     """
     wide = [x.mT if x.size(-2) > x.size(-1) else x for x in stacks]
-    grams = [x @ x.mT for x in wide]
-    scales = [HEADROOM * torch.linalg.matrix_norm(g, keepdim=True).clamp(min=SMALLEST_NORM**2) for g in grams]
-    grams = [gram / scale for gram, scale in zip(grams, scales, strict=True)]
-    found: list[Tensor] = list(stacks)
-    for side in {gram.size(-1) for gram in grams}:  # matrices of several shapes share one, and then all products
-        alike = [i for i, gram in enumerate(grams) if gram.size(-1) == side]
-        p, rest = _product_of_factors(torch.cat([grams[i] for i in alike]))
-        for i, part in zip(alike, rest.split([len(grams[i]) for i in alike]), strict=True):
-            x = torch.baddbmm(wide[i], part, wide[i], beta=p) / scales[i].sqrt()
-            found[i] = (x.mT if wide[i] is not stacks[i] else x).contiguous()
-    return found
+    blocks = [x.reshape(-1, side, x.size(-1)) for x in wide]
+    grams = torch.cat([x @ x.mT for x in blocks])  # of all shapes together
+    scales = HEADROOM * torch.linalg.matrix_norm(grams, keepdim=True).clamp(min=SMALLEST_NORM**2)
+    p, rest = _product_of_factors(grams / scales)
+    lengths = [len(x) for x in blocks]
+    found = [
+        torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt()).view(whole.shape)
+        for x, part, scale, whole in zip(blocks, rest.split(lengths), scales.split(lengths), wide, strict=True)
+    ]
+    return [(y.mT if x is not whole else y).contiguous() for y, x, whole in zip(found, stacks, wide, strict=True)]
 
 
 def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:

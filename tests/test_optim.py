@@ -9,7 +9,7 @@ from conftest import REPOSITORY, run
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.muon import COEFFICIENTS, HEADROOM, is_matrix, orthogonalise
+from nanogpt.muon import COEFFICIENTS, HEADROOM, block_side, is_matrix, orthogonalise
 from nanogpt.optim import WeightAverage, build_optimizer, gradient_norm, learning_rate, set_learning_rate, with_recipe
 from nanogpt.world import World
 
@@ -116,13 +116,21 @@ def test_the_gradient_norm_is_exact():
     assert gradient_norm(model).item() == pytest.approx(model.weight.grad.double().norm().item(), rel=1e-7)
 
 
-def test_muon_is_torchs(monkeypatch):
+@pytest.mark.parametrize("side", [16, 8])
+def test_muon_is_torchs(monkeypatch, side):
     """Reference: torch.optim.Muon on the blocks' matrices, torch.optim.AdamW on the rest, five steps in fp32.
 
-    Torch's iterations are replaced by ours, which have a test of their own below; what is compared is all else. 1e-5 is
-    a hundredth of an update: one matrix's products round otherwise than a stack's.
+    Torch's iterations are replaced by ours, which have a test of their own below, on one block of 16 or 8 channels
+    after the other; what is compared is all else. 1e-5 is a hundredth of an update: one matrix's products round
+    otherwise than a stack's.
     """
-    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", lambda x, *_: orthogonalise([x[None]])[0][0])
+
+    def block_by_block(x, *_):
+        channels = 0 if x.size(0) <= x.size(1) else 1
+        return torch.cat([orthogonalise([block[None]], side)[0][0] for block in x.split(side, channels)], channels)
+
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", block_by_block)
+    monkeypatch.setattr("nanogpt.muon.BLOCK", side)
     config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
     torch.manual_seed(0)
     ours, theirs = GPT(config), GPT(config)
@@ -170,7 +178,7 @@ def test_orthogonalising_is_a_polynomial_of_the_singular_values(shape, dtype, to
     assert expected[bounded > 0.0102].min() > 0.69
     assert expected.max() < 1.3
     for scale in (1.0, 1e-5, 1e5):
-        found = u.mT @ orthogonalise([(scale * x).to(dtype)])[0].double() @ v.mT
+        found = u.mT @ orthogonalise([(scale * x).to(dtype)], min(shape))[0].double() @ v.mT
         torch.testing.assert_close(found, torch.diag_embed(expected.expand(2, -1)), atol=tolerance, rtol=0)
 
 
@@ -181,14 +189,22 @@ def test_orthogonalising_is_stable_in_bf16(decay):
     The angle between the two is 12 degrees at most, and no value leaves the others behind.
     """
     x, *_ = with_values((256, 384), torch.arange(1, 257, dtype=torch.double) ** -decay)
-    exact, found = orthogonalise([x])[0], orthogonalise([x.bfloat16()])[0].double()
+    exact, found = orthogonalise([x], 256)[0], orthogonalise([x.bfloat16()], 256)[0].double()
     assert (exact * found).sum() / exact.norm() / found.norm() > 0.978
     assert torch.linalg.svdvals(found).max() < 1.5
 
 
+@pytest.mark.parametrize(
+    ("width", "side"), [(768, 256), (1024, 256), (256, 256), (192, 192), (1600, 320), (16, 16), (131, 131), (521, 521)]
+)
+def test_a_block_is_the_divisor_next_to_256(width, side):
+    """Reference: by hand; 1,600 has 200 and 320 beside 256, a prime only itself and one."""
+    assert block_side(width) == side
+
+
 def test_orthogonalising_nothing_gives_nothing():
     """Invariant: a matrix without a gradient is not moved."""
-    assert orthogonalise([torch.zeros(2, 16, 32, dtype=torch.bfloat16)])[0].count_nonzero() == 0
+    assert orthogonalise([torch.zeros(2, 16, 32, dtype=torch.bfloat16)], 8)[0].count_nonzero() == 0
 
 
 def with_values(shape, values):
