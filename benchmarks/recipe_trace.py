@@ -24,7 +24,7 @@ from nanogpt.data import second_half
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import ConfigError
 from nanogpt.model import GPT
-from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE
+from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, block_side
 from nanogpt.optim import WeightAverage, learning_rate
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
@@ -45,6 +45,7 @@ class TraceOptions(Options):
     ema: float = option(TrainConfig.ema, "as train_overfit.py's")
     positions_rate: float | None = option(None, "AdamW's for the learned positions beside Muon; none: the recipe's")
     rest_rate: float | None = option(None, "AdamW's for all else beside Muon; none: the recipe's")
+    block: int | None = option(None, "that Muon orthogonalises together; none: the recipe's", "channels")
     seed: int = option(0, "as train_overfit.py's")
     dtype: Literal["auto", "bf16", "fp32"] = option("auto", "as train_overfit.py's")
     n_layer: int = option(6, "transformer blocks", "blocks")
@@ -60,9 +61,11 @@ class TraceOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "learning_rate", "positions_rate", "rest_rate", "steps", "from_step", "every")
-        if self.recipe == "reference" and (self.positions_rate or self.rest_rate):
-            raise ConfigError("--positions_rate and --rest_rate mean something beside Muon alone: --recipe=fast")
+        require_positive(self, "learning_rate", "positions_rate", "rest_rate", "block", "steps", "from_step", "every")
+        if self.recipe == "reference" and (self.positions_rate or self.rest_rate or self.block):
+            raise ConfigError("--positions_rate, --rest_rate and --block mean something with Muon alone: --recipe=fast")
+        if self.block and self.n_embd % self.block:
+            raise ConfigError(f"--block={self.block} must divide --n_embd={self.n_embd}")
 
 
 def measure(options: TraceOptions) -> dict[str, Any]:
@@ -73,28 +76,30 @@ def measure(options: TraceOptions) -> dict[str, Any]:
     plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
     out = Path(options.out)
     result = read_json(out, of="a result") if out.exists() else {"traces": []}
-    rates: dict[str, float] = {}
+    muon: dict[str, float] = {}
     if plan.config.optimizer == "muon":
-        rates["positions_rate"] = options.positions_rate or POSITIONS_RATE * plan.config.learning_rate
-        rates["rest_rate"] = options.rest_rate or ADAMW_RATE * plan.config.learning_rate
-    told = {name: getattr(plan.config, name) for name in (*same, "target_loss")} | rates
+        muon["block"] = options.block or block_side(options.n_embd)
+        muon["positions_rate"] = options.positions_rate or POSITIONS_RATE * plan.config.learning_rate
+        muon["rest_rate"] = options.rest_rate or ADAMW_RATE * plan.config.learning_rate
+    told = {name: getattr(plan.config, name) for name in (*same, "target_loss")} | muon
     told |= {"device": world.device_name(), "torch": version("torch")}
     with world.process_group():
-        rows = list(_rows(plan, world, options, rates))
+        rows = list(_rows(plan, world, options, muon))
     result["traces"].append(told | {"rows": rows})
     write_json(out, result)
     return result
 
 
-def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, float]) -> Iterator[dict[str, float]]:
+def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float]) -> Iterator[dict[str, float]]:
     config, windows = plan.config, plan.windows.on(world.device)
     torch.manual_seed(config.seed)
     built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
     engine = build_engine("single", GPT(model_config(config)), world, built)
     if config.optimizer == "muon":
         rest, positions, _ = engine.optimizer.param_groups
-        rest[MULTIPLE] = rates["rest_rate"] / config.learning_rate
-        positions[MULTIPLE] = rates["positions_rate"] / config.learning_rate
+        rest[MULTIPLE] = muon["rest_rate"] / config.learning_rate
+        positions[MULTIPLE] = muon["positions_rate"] / config.learning_rate
+        engine.optimizer.side = muon["block"]
     average = WeightAverage(engine.local_weights(), config.ema)
     schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
@@ -124,16 +129,17 @@ def _rows(plan: Plan, world: World, options: TraceOptions, rates: dict[str, floa
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
-        "| model | recipe | seed | Muon's rate | AdamW's: positions | the rest | first read below the target: step, "
-        f"loss, exact recall | {REMEMBERED:.0%} recall from step | last read: step, loss, exact recall |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | recipe | seed | Muon's rate | channels together | AdamW's: positions | the rest | first read below "
+        f"the target: step, loss, exact recall | {REMEMBERED:.0%} recall from step | "
+        "last read: step, loss, exact recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for trace in result["traces"]:
         rows, rate = trace["rows"], trace["learning_rate"]
         there = next((row for row in rows if row["full_pass_loss"] <= trace["target_loss"]), None)
         short = [row["step"] for row in rows if row["exact_recall"] < REMEMBERED]
         kept = [row["step"] for row in rows if not short or row["step"] > short[-1]]
-        muon = f"{rate:.2g}" if "rest_rate" in trace else "-"
+        muon = f"{rate:.2g} | {trace['block']}" if "block" in trace else "- | -"
         positions, rest = (trace.get(name, rate) for name in ("positions_rate", "rest_rate"))
         lines.append(
             f"| {trace['n_layer']} x {trace['n_embd']} | {trace['recipe']} | {trace['seed']} | "

@@ -64,7 +64,7 @@ class MuonAdamW(Optimizer):
         named = dict(model.named_parameters())
         self.matrices = [named.pop(name) for name, p in list(named.items()) if is_matrix(name, p)]
         positions = [named.pop(POSITIONS)]
-        self._side = block_side(positions[0].size(-1))
+        self.side = block_side(positions[0].size(-1))
         groups = [{"params": [*named.values()], MULTIPLE: ADAMW_RATE}, {"params": positions, MULTIPLE: POSITIONS_RATE}]
         self._adamw = AdamW(groups, betas=betas, weight_decay=0.0, fused=True)
         super().__init__(
@@ -131,7 +131,7 @@ class MuonAdamW(Optimizer):
 
     def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Each matrix of the stacks orthogonalised, by one of the ranks."""
-        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self._side)
+        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self.side)
         if self._world.size == 1:
             return found
         for stack, share in zip(stacks, found, strict=True):
