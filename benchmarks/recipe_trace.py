@@ -1,4 +1,4 @@
-"""What a recipe's rates leave in memory: loss and exact recall of the averaged weights, step after step.
+"""What a recipe leaves in memory: loss and exact recall of the averaged weights, step after step.
 
 python benchmarks/recipe_trace.py --recipe=fast --positions_rate=8e-3 --out=benchmarks/results/recipe_traces.json
 python benchmarks/recipe_trace.py --table=benchmarks/results/recipe_traces.json
@@ -24,7 +24,7 @@ from nanogpt.data import second_half
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import ConfigError
 from nanogpt.model import GPT
-from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, block_side
+from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
 from nanogpt.optim import WeightAverage, learning_rate
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
@@ -45,7 +45,7 @@ class TraceOptions(Options):
     ema: float = option(TrainConfig.ema, "as train_overfit.py's")
     positions_rate: float | None = option(None, "AdamW's for the learned positions beside Muon; none: the recipe's")
     rest_rate: float | None = option(None, "AdamW's for all else beside Muon; none: the recipe's")
-    block: int | None = option(None, "that Muon orthogonalises together; none: the recipe's", "channels")
+    channels: int | None = option(None, "orthogonalised together by Muon; none: the recipe's", "channels")
     seed: int = option(0, "as train_overfit.py's")
     dtype: Literal["auto", "bf16", "fp32"] = option("auto", "as train_overfit.py's")
     n_layer: int = option(6, "transformer blocks", "blocks")
@@ -61,11 +61,12 @@ class TraceOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "learning_rate", "positions_rate", "rest_rate", "block", "steps", "from_step", "every")
-        if self.recipe == "reference" and (self.positions_rate or self.rest_rate or self.block):
-            raise ConfigError("--positions_rate, --rest_rate and --block mean something with Muon alone: --recipe=fast")
-        if self.block and self.n_embd % self.block:
-            raise ConfigError(f"--block={self.block} must divide --n_embd={self.n_embd}")
+        require_positive(self, "learning_rate", "positions_rate", "rest_rate", "channels")
+        require_positive(self, "steps", "from_step", "every")
+        if self.recipe == "reference" and (self.positions_rate or self.rest_rate or self.channels):
+            raise ConfigError("--positions_rate, --rest_rate, --channels: beside Muon alone, with --recipe=fast")
+        if self.channels and self.n_embd % self.channels:
+            raise ConfigError(f"--channels={self.channels} must divide --n_embd={self.n_embd}")
 
 
 def measure(options: TraceOptions) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def measure(options: TraceOptions) -> dict[str, Any]:
     result = read_json(out, of="a result") if out.exists() else {"traces": []}
     muon: dict[str, float] = {}
     if plan.config.optimizer == "muon":
-        muon["block"] = options.block or block_side(options.n_embd)
+        muon["channels"] = options.channels or channels_together(options.n_embd)
         muon["positions_rate"] = options.positions_rate or POSITIONS_RATE * plan.config.learning_rate
         muon["rest_rate"] = options.rest_rate or ADAMW_RATE * plan.config.learning_rate
     told = {name: getattr(plan.config, name) for name in (*same, "target_loss")} | muon
@@ -99,7 +100,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float
         rest, positions, _ = engine.optimizer.param_groups
         rest[MULTIPLE] = muon["rest_rate"] / config.learning_rate
         positions[MULTIPLE] = muon["positions_rate"] / config.learning_rate
-        engine.optimizer.side = muon["block"]
+        engine.optimizer.channels = muon["channels"]
     average = WeightAverage(engine.local_weights(), config.ema)
     schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
@@ -139,7 +140,7 @@ def table(result: dict[str, Any]) -> str:
         there = next((row for row in rows if row["full_pass_loss"] <= trace["target_loss"]), None)
         short = [row["step"] for row in rows if row["exact_recall"] < REMEMBERED]
         kept = [row["step"] for row in rows if not short or row["step"] > short[-1]]
-        muon = f"{rate:.2g} | {trace['block']}" if "block" in trace else "- | -"
+        muon = f"{rate:.2g} | {trace['channels']}" if "channels" in trace else "- | -"
         positions, rest = (trace.get(name, rate) for name in ("positions_rate", "rest_rate"))
         lines.append(
             f"| {trace['n_layer']} x {trace['n_embd']} | {trace['recipe']} | {trace['seed']} | "

@@ -3,12 +3,13 @@
 optimizer = MuonAdamW(model, world, dtype="bf16")
 
 Muon's update is the momentum of a matrix with its singular values brought near one (Jordan et al., "Muon", 2024), by
-Newton-Schulz iterations that would cost as much as the training step itself. Two things make them cheap:
+Newton-Schulz iterations that would cost as much as the training step itself. Here they cost less:
 
-- A wide matrix is taken as blocks of 256 channels of the residual stream, each orthogonalised by itself, as if it were
-  a parameter of its own (docs/performance.md has what that costs in steps).
-- No rank repeats another's. Matrices of one shape are stacked, each rank takes its share of the stack, and all ranks
-  get the results.
+- Some 256 channels of the residual stream, rows or columns of a matrix, are orthogonalised together, as if they were a
+  parameter of their own. So the singular values of these are near one, those of the whole matrix less so
+  (docs/performance.md has what that costs in steps).
+- No rank repeats another's work. Matrices of one shape are stacked, each rank takes its share of the stack, and all
+  ranks get the results.
 
 An iteration is x <- (a + b R + c R^2) x with R = x x^T. All these factors are polynomials of the first R: so only that
 one is a product of the wide x, the next follow from it, and x is multiplied once, by the product of the factors.
@@ -35,7 +36,7 @@ POSITIONS, POSITIONS_RATE, ADAMW_RATE = "transformer.wpe.weight", 16.0, 0.6
 # et al., "The Polar Express", arXiv 2505.16932). More would not do: the least eigenvalues of R, which bf16 leaves a
 # little negative, would grow.
 COEFFICIENTS = ((7.9103, -22.0792, 15.8692), (3.6073, -2.6467, 0.5110), (2.6713, -1.9853, 0.4535))
-BLOCK = 256  # channels of the residual stream that are orthogonalised together, or about as many
+CHANNELS = 256  # of the residual stream that are orthogonalised together, or about as many
 HEADROOM = 1.05  # of R below its bound: past it the polynomials are steep, and rounding reaches there
 RMS = 0.2  # of an update, whatever the matrix's shape, about what AdamW's is (Liu et al., arXiv 2502.16982)
 SMALLEST_NORM = 1e-7  # of a gradient that is told from none
@@ -64,7 +65,7 @@ class MuonAdamW(Optimizer):
         named = dict(model.named_parameters())
         self.matrices = [named.pop(name) for name, p in list(named.items()) if is_matrix(name, p)]
         positions = [named.pop(POSITIONS)]
-        self.side = block_side(positions[0].size(-1))
+        self.channels = channels_together(positions[0].size(-1))
         groups = [{"params": [*named.values()], MULTIPLE: ADAMW_RATE}, {"params": positions, MULTIPLE: POSITIONS_RATE}]
         self._adamw = AdamW(groups, betas=betas, weight_decay=0.0, fused=True)
         super().__init__(
@@ -130,8 +131,8 @@ class MuonAdamW(Optimizer):
         return stack
 
     def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """Each matrix of the stacks orthogonalised, by one of the ranks."""
-        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self.side)
+        """Each matrix of the stacks orthogonalised, self.channels of it together, by one of the ranks."""
+        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self.channels)
         if self._world.size == 1:
             return found
         for stack, share in zip(stacks, found, strict=True):
@@ -149,30 +150,31 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return ".h." in name and parameter.ndim == 2
 
 
-def block_side(width: int) -> int:
-    """How many of a model's channels are orthogonalised together: the divisor of its width next to BLOCK, in ratio."""
-    divisors = [side for side in range(1, width + 1) if width % side == 0]
-    return min(divisors, key=lambda side: max(side / BLOCK, BLOCK / side))
+def channels_together(width: int) -> int:
+    """How many of a model's channels are orthogonalised together: the divisor of its width next to 256, in ratio."""
+    divisors = [channels for channels in range(1, width + 1) if width % channels == 0]
+    return min(divisors, key=lambda channels: max(channels / CHANNELS, CHANNELS / channels))
 
 
-def orthogonalise(stacks: Sequence[Tensor], side: int) -> list[Tensor]:
-    """The matrices of stacks (n, rows, columns) with the singular values s of their blocks near one, the vectors kept.
+def orthogonalise(stacks: Sequence[Tensor], channels: int) -> list[Tensor]:
+    """The matrices of stacks (n, rows, columns) with the singular values s of each group near one, its vectors kept.
 
-    A block is `side` rows of a matrix, or columns where there are fewer of these; `side` must divide their number.
+    A group is `channels` rows of a matrix, or columns where there are fewer of these; channels divides their number.
     Values above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
     ones are raised by no more than that one is.
     """
-    wide = [x.mT if x.size(-2) > x.size(-1) else x for x in stacks]
-    blocks = [x.reshape(-1, side, x.size(-1)) for x in wide]
-    grams = torch.cat([x @ x.mT for x in blocks])  # of all shapes together
+    wide = [stack.mT if stack.size(-2) > stack.size(-1) else stack for stack in stacks]
+    groups = [x.reshape(-1, channels, x.size(-1)) for x in wide]
+    grams = torch.cat([x @ x.mT for x in groups])  # of all shapes together
     scales = HEADROOM * torch.linalg.matrix_norm(grams, keepdim=True).clamp(min=SMALLEST_NORM**2)
     p, rest = _product_of_factors(grams / scales)
-    lengths = [len(x) for x in blocks]
-    found = [
-        torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt()).view(whole.shape)
-        for x, part, scale, whole in zip(blocks, rest.split(lengths), scales.split(lengths), wide, strict=True)
-    ]
-    return [(y.mT if x is not whole else y).contiguous() for y, x, whole in zip(found, stacks, wide, strict=True)]
+    lengths = [len(x) for x in groups]
+    found = []
+    for stack, x, part, scale in zip(stacks, groups, rest.split(lengths), scales.split(lengths), strict=True):
+        y = torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt())
+        turned = stack.size(-2) > stack.size(-1)
+        found.append(y.view(stack.mT.shape).mT.contiguous() if turned else y.view(stack.shape))
+    return found
 
 
 def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:

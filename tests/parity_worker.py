@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import nanogpt.muon
 from nanogpt.cli import main
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, build_engine
@@ -18,6 +19,8 @@ from nanogpt.model import GPT
 from nanogpt.plan import make_plan
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
+
+nanogpt.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
 
 def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:

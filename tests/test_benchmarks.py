@@ -162,13 +162,13 @@ def test_recipe_trace(tmp_path, benchmark, recipe, steps):
 def test_a_recipe_trace_with_other_figures(tmp_path, benchmark, forked):
     """Invariant: the recipe's own figures by name change nothing, others do; what means nothing is refused."""
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "subset_tokens": 130, "learning_rate": 1e-2}
-    own = {"positions_rate": 0.16, "rest_rate": 0.006, "block": 16}
-    for figures in ({}, own, {"positions_rate": 0.01}, {"rest_rate": 0.01}, {"block": 8}):
+    own = {"positions_rate": 0.16, "rest_rate": 0.006, "channels": 16}
+    for figures in ({}, own, {"positions_rate": 0.01}, {"rest_rate": 0.01}, {"channels": 8}):
         found = benchmark("recipe_trace.py", **shape, **figures, steps=3, from_step=3, every=1)
     losses = [trace["rows"][0]["full_pass_loss"] for trace in found["traces"]]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert len({round(loss, 4) for loss in losses}) == 4
     script = REPOSITORY / "benchmarks" / "recipe_trace.py"
-    for wrong in (["--recipe=reference", "--rest_rate=1e-3"], ["--recipe=reference", "--block=64"], ["--block=100"]):
-        done = forked(tmp_path, script, *wrong)
+    for wrong in ("--recipe=reference --rest_rate=1e-3", "--recipe=reference --channels=64", "--channels=100"):
+        done = forked(tmp_path, script, *wrong.split())
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -9,7 +9,7 @@ from conftest import REPOSITORY, run
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.muon import COEFFICIENTS, HEADROOM, block_side, is_matrix, orthogonalise
+from nanogpt.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
 from nanogpt.optim import WeightAverage, build_optimizer, gradient_norm, learning_rate, set_learning_rate, with_recipe
 from nanogpt.world import World
 
@@ -116,21 +116,15 @@ def test_the_gradient_norm_is_exact():
     assert gradient_norm(model).item() == pytest.approx(model.weight.grad.double().norm().item(), rel=1e-7)
 
 
-@pytest.mark.parametrize("side", [16, 8])
-def test_muon_is_torchs(monkeypatch, side):
+@pytest.mark.parametrize("channels", [16, 8])
+def test_muon_is_torchs(monkeypatch, channels):
     """Reference: torch.optim.Muon on the blocks' matrices, torch.optim.AdamW on the rest, five steps in fp32.
 
-    Torch's iterations are replaced by ours, which have a test of their own below, on one block of 16 or 8 channels
-    after the other; what is compared is all else. 1e-5 is a hundredth of an update: one matrix's products round
-    otherwise than a stack's.
+    Torch's iterations are replaced by ours, which have tests of their own below, on 16 or 8 channels after the other;
+    what is compared is all else. 1e-5 is a hundredth of an update: a stack's products round otherwise than one's.
     """
-
-    def block_by_block(x, *_):
-        channels = 0 if x.size(0) <= x.size(1) else 1
-        return torch.cat([orthogonalise([block[None]], side)[0][0] for block in x.split(side, channels)], channels)
-
-    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", block_by_block)
-    monkeypatch.setattr("nanogpt.muon.BLOCK", side)
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", lambda x, *_: one_by_one(x, channels))
+    monkeypatch.setattr("nanogpt.muon.CHANNELS", channels)
     config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
     torch.manual_seed(0)
     ours, theirs = GPT(config), GPT(config)
@@ -161,6 +155,28 @@ def test_muon_is_torchs(monkeypatch, side):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
     moved = max((a - b).abs().max().item() for a, b in zip(before, matrices, strict=True))
     assert moved > 5e-4, "the tolerance tells an update from none"
+
+
+def one_by_one(x, channels):
+    """A matrix orthogonalised, each group of channels by itself."""
+    dim = 0 if x.size(0) <= x.size(1) else 1
+    return torch.cat([orthogonalise([group[None]], channels)[0][0] for group in x.split(channels, dim)], dim)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.004)]
+)
+def test_groups_of_channels_are_orthogonalised_by_themselves(dtype, tolerance):
+    """Reference: one matrix and group after the other; of several shapes, and of a stack of one, as a rank's share is.
+
+    The tolerances are one or a few roundings of values that are below one: a stack's products may round otherwise.
+    """
+    random = torch.Generator().manual_seed(0)
+    stacks = [torch.randn(shape, generator=random).to(dtype) for shape in ((1, 48, 16), (2, 16, 64), (3, 16, 16))]
+    for stack, found in zip(stacks, orthogonalise(stacks, 8), strict=True):
+        assert found.is_contiguous()
+        expected = torch.stack([one_by_one(x, 8) for x in stack])
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(24, 32), (16, 40), (40, 16)])
@@ -195,11 +211,12 @@ def test_orthogonalising_is_stable_in_bf16(decay):
 
 
 @pytest.mark.parametrize(
-    ("width", "side"), [(768, 256), (1024, 256), (256, 256), (192, 192), (1600, 320), (16, 16), (131, 131), (521, 521)]
+    ("width", "channels"),
+    [(768, 256), (1024, 256), (256, 256), (192, 192), (1600, 320), (16, 16), (131, 131), (521, 521)],
 )
-def test_a_block_is_the_divisor_next_to_256(width, side):
+def test_the_divisor_next_to_256_is_taken_together(width, channels):
     """Reference: by hand; 1,600 has 200 and 320 beside 256, a prime only itself and one."""
-    assert block_side(width) == side
+    assert channels_together(width) == channels
 
 
 def test_orthogonalising_nothing_gives_nothing():
