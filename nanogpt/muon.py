@@ -56,8 +56,8 @@ class Stretch:
 class MuonAdamW(Optimizer):
     """Three parameter groups: AdamW's weights but for the learned positions, these, and the matrices of the blocks.
 
-    An engine that puts flat tensors in the groups' place says with shard what they hold. Every rank must
-    call step.
+    channels: how many of a matrix are orthogonalised together. An engine that puts flat tensors in the groups' place
+    says with shard what they hold. Every rank must call step.
     """
 
     def __init__(self, model: nn.Module, world: World, *, betas: tuple[float, float], dtype: str) -> None:
@@ -170,10 +170,10 @@ def orthogonalise(stacks: Sequence[Tensor], channels: int) -> list[Tensor]:
     p, rest = _product_of_factors(grams / scales)
     lengths = [len(x) for x in groups]
     found = []
-    for stack, x, part, scale in zip(stacks, groups, rest.split(lengths), scales.split(lengths), strict=True):
-        y = torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt())
-        turned = stack.size(-2) > stack.size(-1)
-        found.append(y.view(stack.mT.shape).mT.contiguous() if turned else y.view(stack.shape))
+    parts = zip(stacks, wide, groups, rest.split(lengths), scales.split(lengths), strict=True)
+    for stack, turned, x, part, scale in parts:
+        y = torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt()).view(turned.shape)
+        found.append(y if turned is stack else y.mT.contiguous())
     return found
 
 

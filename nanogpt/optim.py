@@ -27,7 +27,8 @@ MUON_WIDTH = 768  # of the model that MUON_LR was found on
 def with_recipe(config: TrainConfig) -> TrainConfig:
     """config with what it leaves to its recipe filled in."""
     optimizer = OPTIMIZERS[config.recipe] if config.optimizer == "auto" else config.optimizer
-    # The singular values of what Muon orthogonalises together go with the root of the width at one rate: so they stay.
+    # At one rate the singular values of what Muon orthogonalises together go with the root of the width: with this one
+    # they are the same at every width.
     rate = ADAMW_LR if optimizer == "adamw" else MUON_LR * sqrt(MUON_WIDTH / config.n_embd)
     return replace(config, optimizer=optimizer, learning_rate=config.learning_rate or rate)
 

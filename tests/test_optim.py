@@ -121,7 +121,8 @@ def test_muon_is_torchs(monkeypatch, channels):
     """Reference: torch.optim.Muon on the blocks' matrices, torch.optim.AdamW on the rest, five steps in fp32.
 
     Torch's iterations are replaced by ours, which have tests of their own below, on 16 or 8 channels after the other;
-    what is compared is all else. 1e-5 is a hundredth of an update: a stack's products round otherwise than one's.
+    what is compared is all else. 1e-5 is a hundredth of an update: products of a stack round otherwise than those of
+    one matrix.
     """
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", lambda x, *_: one_by_one(x, channels))
     monkeypatch.setattr("nanogpt.muon.CHANNELS", channels)
