@@ -3,7 +3,7 @@
 python benchmarks/predicted_memory.py --out=benchmarks/results/predicted_memory.json
 python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.json
 
-The first trains two models with every engine and writes JSON, the second prints it as the table in docs/preflight.md.
+The first trains three models with every engine and writes JSON, the second prints it as the table in docs/preflight.md.
 """
 
 from dataclasses import dataclass
@@ -32,10 +32,21 @@ MODELS = {
         "max_steps": 24,
         "checkpoint_every": 5,
     },
+    "Muon's": {  # few tokens, so that what the update holds is not hidden by activations
+        "recipe": "fast",
+        "n_layer": 6,
+        "n_head": 12,
+        "n_embd": 768,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "max_steps": 40,
+        "checkpoint_every": 10,
+    },
 }
 CELLS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks and options
     "single": (1, {}),
     "ddp": (2, {}),
+    "ZeRO 0": (2, {"engine": "deepspeed", "zero_stage": 0}),
     "ZeRO 1": (2, {"engine": "deepspeed", "zero_stage": 1}),
     "ZeRO 2": (2, {"engine": "deepspeed", "zero_stage": 2}),
     "ZeRO 3": (2, {"engine": "deepspeed", "zero_stage": 3}),
@@ -51,11 +62,13 @@ class BenchmarkOptions(Options):
 
 
 def measure(options: BenchmarkOptions) -> dict[str, Any]:
-    """Every model with every engine."""
+    """Every model with every engine that takes it."""
     cells: list[dict[str, Any]] = []
     for model, shape in MODELS.items():
         for engine, (ranks, words) in CELLS.items():
             asked = SHORT | shape | words
+            if asked.get("recipe") == "fast" and asked.get("zero_stage") == 3:  # refused
+                continue
             run = train(*(f"--{name}={value}" for name, value in asked.items()), ranks=ranks)
             lr = run.report["final_learning_rate"]
             cells.append(

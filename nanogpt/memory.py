@@ -79,10 +79,13 @@ def predict_memory(
     if autocast and not in_bf16:
         buffers += parameters * BF16
     moments = 2 * FP32 * parameters
-    if config.optimizer == "muon":  # one moment of the blocks' matrices; their directions, a stack and its products
+    if config.optimizer == "muon":  # one moment of the blocks' matrices; their directions and a stack
         matrices = 12 * shape.n_layer * shape.n_embd**2
         moments -= FP32 * matrices
-        buffers += FP32 * matrices // moments_over + matrices * (BF16 if autocast else FP32)
+        stack = matrices * (BF16 if autocast else FP32)
+        # A rank's share of the stack once more as results, and 7 of its 12 parts turned; the forward's are gone then.
+        orthogonalised = stack * 19 // 12 // world_size
+        buffers += FP32 * matrices // moments_over + stack + max(0, orthogonalised - activations - logits)
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
         buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
