@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nanogpt.config import TrainConfig
+from nanogpt.muon import channels_together
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
@@ -79,13 +80,10 @@ def predict_memory(
     if autocast and not in_bf16:
         buffers += parameters * BF16
     moments = 2 * FP32 * parameters
-    if config.optimizer == "muon":  # one moment of the blocks' matrices; their directions and a stack
-        matrices = 12 * shape.n_layer * shape.n_embd**2
-        moments -= FP32 * matrices
-        stack = matrices * (BF16 if autocast else FP32)
-        # A rank's share of the stack once more as results, and 7 of its 12 parts turned; the forward's are gone then.
-        orthogonalised = stack * 19 // 12 // world_size
-        buffers += FP32 * matrices // moments_over + stack + max(0, orthogonalised - activations - logits)
+    if config.optimizer == "muon":  # one moment of the blocks' matrices
+        moments -= FP32 * 12 * shape.n_layer * shape.n_embd**2
+        # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.
+        buffers += max(0, _muon_update(config, world_size, moments_over) - on_cpu * (activations + logits))
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
         buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
@@ -99,6 +97,16 @@ def predict_memory(
         checkpoint=checkpoint,
         runtime=int(RUNTIME[config.engine]) if on_cpu else 0,
     )
+
+
+def _muon_update(config: TrainConfig, world_size: int, moments_over: int) -> int:
+    """Bytes that a step of nanogpt/muon.py holds for a moment: directions, the stack, and what is made of a share."""
+    layer = 12 * config.n_embd**2  # values
+    share = -(-config.n_layer // world_size) * layer * (BF16 if config.dtype == "bf16" else FP32)
+    # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
+    # of which there are twice a third of channels / width.
+    orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(config.n_embd) / config.n_embd)
+    return FP32 * config.n_layer * layer // moments_over + share * world_size + int(orthogonalised)
 
 
 def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:
