@@ -48,8 +48,7 @@ def flops_per_token(config: GPTConfig, *, context_length: int) -> int:
     12 n_layer n_embd context_length for attention's two products, as in Chowdhery et al., "PaLM" (2022), appendix B.
     Attention is counted as if none of it were masked; recomputation, norms and the optimizer are not counted.
     """
-    block = 12 * config.n_embd**2  # c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4
-    weights = config.n_layer * block + config.vocab_size * config.n_embd
+    weights = config.n_layer * config.block_matrices + config.vocab_size * config.n_embd
     return 6 * weights + 12 * config.n_layer * config.n_embd * context_length
 
 

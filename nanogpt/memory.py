@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nanogpt.config import TrainConfig
+from nanogpt.model import GPTConfig
 from nanogpt.muon import channels_together
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
@@ -81,9 +82,10 @@ def predict_memory(
         buffers += parameters * BF16
     moments = 2 * FP32 * parameters
     if config.optimizer == "muon":  # one moment of the blocks' matrices
-        moments -= FP32 * 12 * shape.n_layer * shape.n_embd**2
+        moments -= FP32 * shape.n_layer * shape.block_matrices
+        update = _muon_update(shape, world_size, moments_over, BF16 if autocast else FP32)
         # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.
-        buffers += max(0, _muon_update(config, world_size, moments_over) - on_cpu * (activations + logits))
+        buffers += max(0, update - activations - logits) if on_cpu else update
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
         buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
@@ -99,14 +101,17 @@ def predict_memory(
     )
 
 
-def _muon_update(config: TrainConfig, world_size: int, moments_over: int) -> int:
-    """Bytes that a step of nanogpt/muon.py holds for a moment: directions, the stack, and what is made of a share."""
-    layer = 12 * config.n_embd**2  # values
-    share = -(-config.n_layer // world_size) * layer * (BF16 if config.dtype == "bf16" else FP32)
+def _muon_update(shape: GPTConfig, world_size: int, moments_over: int, size: int) -> int:
+    """Bytes that a step of nanogpt/muon.py holds for a moment: directions, the stack, and what is made of a share.
+
+    size: of a value in the stack, bytes.
+    """
+    directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
+    share = -(-shape.n_layer // world_size) * shape.block_matrices * size
     # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
     # of which there are twice a third of channels / width.
-    orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(config.n_embd) / config.n_embd)
-    return FP32 * config.n_layer * layer // moments_over + share * world_size + int(orthogonalised)
+    orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(shape.n_embd) / shape.n_embd)
+    return directions + share * world_size + int(orthogonalised)
 
 
 def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:

@@ -36,9 +36,14 @@ class GPTConfig:
     dropout: float = 0.0  # memorising wants none
 
     @property
+    def block_matrices(self) -> int:
+        """Parameters of the matrices of one block."""
+        return 12 * self.n_embd**2  # c_attn 3, attention's c_proj 1, c_fc 4, the MLP's c_proj 4
+
+    @property
     def num_parameters(self) -> int:
         """What GPT.num_parameters counts, before there is a model."""
-        block = 12 * self.n_embd**2 + 13 * self.n_embd  # matrices; their biases 9, two norms 4
+        block = self.block_matrices + 13 * self.n_embd  # the matrices' biases 9, two norms 4
         return (self.vocab_size + self.block_size + 2) * self.n_embd + self.n_layer * block
 
 
