@@ -19,7 +19,7 @@ import numpy as np
 from runs import measure_or_print
 
 from nanogpt.cli import main
-from nanogpt.config import Options, TrainConfig, option
+from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.eta import Eta
 from nanogpt.optim import with_recipe
 from nanogpt.progress import Progress
@@ -34,8 +34,13 @@ class BenchmarkOptions(Options):
     """What to replay, or which result to print."""
 
     curves: str = option("benchmarks/curves", "the folder of recorded runs")
+    log_every: int = option(TrainConfig.log_every, "forecast from rows of so many steps", "steps")
     out: str = option("benchmarks/results/eta_backtest.json", "where the result goes")
     table: str | None = option(None, "print this result as Markdown tables, and forecast nothing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "log_every")
 
 
 def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
@@ -43,25 +48,30 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
     result = []
     for path in sorted(Path(options.curves).glob("*.jsonl")):
         about, *rows = map(json.loads, path.read_text().splitlines())
-        result.append({"name": path.stem} | about | {"forecasts": list(forecasts(about, rows))})
+        result.append({"name": path.stem} | about | {"forecasts": list(forecasts(about, rows, options.log_every))})
     write_json(Path(options.out), result)
     return result
 
 
-def forecasts(about: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run."""
     config = with_recipe(TrainConfig(**about["options"]))
     for share in SHARES:
         progress = Progress.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
+        loss_sum = logged = 0
         for row in rows:
             if row["step"] > share * about["steps"]:
                 break
-            for _ in range(row["step"] - progress.step):
-                progress.schedule.observe(row["loss"])  # of each step only the row's mean is known
-            progress.history.append((row["step"], row["loss"]))
+            steps = row["step"] - progress.step  # of more than one only the mean is known
+            for _ in range(steps):
+                progress.schedule.observe(row["loss"])
+            loss_sum += steps * row["loss"]
+            progress.step = row["step"]
             if "full_pass_loss" in row:
                 progress.schedule.judged(row["full_pass_loss"])
-            progress.step = row["step"]
+            if progress.step % log_every == 0 or "full_pass_loss" in row:  # as the training loop logs
+                progress.history.append((progress.step, loss_sum / (progress.step - logged)))
+                loss_sum, logged = 0, progress.step
         eta = progress.eta(config, floor=about["floor"], windows_per_epoch=about["windows_per_epoch"])
         log_linear = straight_line(progress.history, config.target_loss, np.log)
         told = None
@@ -123,7 +133,8 @@ def summary(title: str, runs: list[dict[str, Any]]) -> list[str]:
         shared = [f for f in here if all(f.get(method) for method in METHODS)]
         cells = [ratio_and_error(shared, method) for method in METHODS]
         spans = [f for f in here if "low" in f]
-        held = sum(f["low"] <= f["left"] <= f["high"] for f in spans)
+        # An interval may begin at the truth, where that is the next possible pass; logarithms round it.
+        held = sum(f["low"] * (1 - 1e-9) <= f["left"] <= f["high"] * (1 + 1e-9) for f in spans)
         cells += [f"{held} of {len(spans)}", f"{len(spans)} of {len(here)}"]
         lines.append(f"| {share:.0%} | " + " | ".join(cells) + " |")
     return [*lines, ""]

@@ -21,7 +21,7 @@ from nanogpt.plan import JUDGED_GRIDS
 
 OPTIONS = (
     "subset_tokens", "context_length", "stride", "phase", "n_layer", "n_head", "n_embd", "batch_size", "learning_rate",
-    "on_plateau", "ema", "seed", "target_loss", "log_every", "dtype",
+    "optimizer", "on_plateau", "ema", "seed", "target_loss", "log_every", "dtype",
 )  # fmt: skip
 KEPT = ("step", "loss", "lr", "full_pass_loss")  # of a row
 
@@ -33,7 +33,6 @@ class RecordOptions(Options):
     run: str = option(MISSING, "a run directory with its report.json")
     out: str = option(MISSING, "the curve's file")
     text: str = option("builtin", "what was memorised")
-    optimizer: str = option("AdamW", "by which")
     held_out: Literal["true", "false"] = option("true", "false: the estimator was designed on this curve")
 
 
@@ -48,7 +47,6 @@ def record(options: RecordOptions) -> int:
     about = {
         "held_out": options.held_out == "true",
         "text": options.text,
-        "optimizer": options.optimizer,
         "options": {name: getattr(config, name) for name in OPTIONS},
         "floor": rounded(run.report["floor"]),
         "windows_per_epoch": windows.per_epoch,

@@ -18,7 +18,10 @@ MAX_POINTS = 200  # longer histories are averaged further, so that an answer tak
 POWERS = (0.5, 0.75, 1.0, 1.25)  # of the distance to the asymptote in the speed; 1: an exponential
 REACHABLE = (0.0, 0.2, 0.4, 0.6)  # asymptotes, from the floor (0) to the highest level (1)
 UNREACHABLE = (0.0, 0.25, 0.5, 0.75, 0.95)  # asymptotes, from the highest level (0) to the lowest loss so far (1)
-LEVELS = (0.8, 1.0, 1.25, 1.6)  # x the target: training losses at which a pass may verify it; 0.97 to 1.68 were seen
+# x the target: the training loss as long before the pass that verifies it as the judged weights are old. Muon's steps
+# are rougher, so that an average is farther below them.
+ADAMW_LEVELS = (0.8, 1.0, 1.25, 1.6)
+MUON_LEVELS = (0.9, 1.3, 1.8, 2.5)
 HALF_LIFE = 0.2  # of the steps so far, after which a point weighs half
 EVIDENCE = 4.0  # points' worth: neighbours err alike, so many of them say little more than a few
 ERROR = 0.03  # of a mean loss, relative; a fit that is better than this is luck
@@ -52,23 +55,27 @@ class Circumstances:
     floor: float = 0.0  # nats/token that no model can be below
     epoch_steps: float = 1.0  # in which each window is seen once; may be less than a step
     slows_below: float = 0.0  # nats/token below which the rate falls with the square root of the loss; 0: nowhere
+    levels: tuple[float, ...] = ADAMW_LEVELS
     lag_steps: float = 0.0  # by which the judged weights, an average, are older than the trained ones
     wait_steps: float = 1.0  # before which no full pass can be made
+    averages_below: float = 0.0  # nats/token at which an average begins that is still to begin; 0: none is
+    ripe_steps: float = 0.0  # for which it is not judged then
+    judged_step: float = 0.0  # the newest at which a full pass did not end the run, or was not thought worth making
 
 
 def steps_to_target(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | NoEta:
     """When the run that has logged these (step, mean loss since the one before), oldest first, will end.
 
     An ensemble: each fit says how the speed -d(loss)/d(step) depends on the loss, k (loss - asymptote)^power, and where
-    the trained loss is when a full pass verifies the target. Fits weigh as their likelihood. One that says the run
-    has ended already is wrong and is left out.
+    the trained loss is when a full pass verifies the target. Fits weigh as their likelihood. One that says a
+    pass would have ended the run already is wrong and is left out; before a first pass can be made none is.
     """
     if known.floor >= target:
         return NoEta.BELOW_PLATEAU
     steps, losses, weights = _epoch_means(history, known.epoch_steps)
     if len(steps) < MIN_POINTS:
         return NoEta.NOT_YET
-    now, top = history[-1][0], LEVELS[-1] * target
+    now, top = history[-1][0], known.levels[-1] * target
     weights = weights * 0.5 ** ((now - steps) / (HALF_LIFE * now))
     points = steps, losses, weights / weights.sum()
     reachable = [known.floor + share * (top - known.floor) for share in REACHABLE]
@@ -86,13 +93,14 @@ def steps_to_target(history: Sequence[tuple[int, float]], target: float, known: 
     elif evidence > BEYOND_DOUBT:
         return NoEta.BELOW_PLATEAU
     ends = [
-        (fit.step_of(level * target) + known.lag_steps - now, exp((best - fit.error) / unit))
+        (_end(fit, level * target, known), exp((best - fit.error) / unit))
         for fit in fits
-        for level in LEVELS
+        for level in known.levels
         if level * target > fit.asymptote
     ]
-    ahead = [(left, weight) for left, weight in ends if left > 0] or [(known.wait_steps, 1.0)]
-    low, middle, high = (max(known.wait_steps, left) for left in _quantiles(ahead))
+    soonest = now + known.wait_steps
+    ahead = [(max(end, soonest) - now, weight) for end, weight in ends if end > known.judged_step]
+    low, middle, high = _quantiles(ahead or [(known.wait_steps, 1.0)])
     return NoEta.NOT_YET if middle > FARTHEST * now else Eta(middle, low, min(high, FARTHEST * now))
 
 
@@ -141,9 +149,15 @@ def _fits(
 ) -> Iterator[Fit]:
     for asymptote in asymptotes:
         for power in POWERS:
-            fitted = fit_curve(points, power, asymptote, LEVELS[0] * target, known)
+            fitted = fit_curve(points, power, asymptote, known.levels[0] * target, known)
             if fitted is not None:
                 yield fitted
+
+
+def _end(fit: Fit, loss: float, known: Circumstances) -> float:
+    """The step of the pass that verifies the target if the trained loss is then, but for the lag, that one."""
+    there = fit.step_of(loss) + known.lag_steps
+    return max(there, fit.step_of(known.averages_below) + known.ripe_steps) if known.averages_below else there
 
 
 def _epoch_means(history: Sequence[tuple[int, float]], epoch_steps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from math import log, nan
 from typing import Any
 
 from nanogpt.config import TrainConfig
-from nanogpt.eta import Circumstances, Eta, NoEta, steps_to_target
+from nanogpt.eta import ADAMW_LEVELS, MUON_LEVELS, Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.metrics import Meter
 from nanogpt.optim import plateau_begins_at
 from nanogpt.stopping import HOVERS, PassSchedule
@@ -63,12 +63,19 @@ class Progress:
 
     def eta(self, config: TrainConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
         """When the run of a resolved config will end. floor: nats/token."""
+        schedule = self.schedule
+        to_begin = schedule.ripe_steps > 0 and not schedule.averaging
+        old_steps = schedule.averaged_steps + schedule.wait_steps  # the average, when it is next judged
         known = Circumstances(
             floor=floor,
             epoch_steps=windows_per_epoch / config.batch_size,
             slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
-            lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
-            wait_steps=self.schedule.wait_steps,
+            levels=MUON_LEVELS if config.optimizer == "muon" else ADAMW_LEVELS,
+            lag_steps=config.ema / (1 - config.ema) * (1 - config.ema**old_steps),  # the mean age of its weights
+            wait_steps=schedule.wait_steps,
+            averages_below=schedule.averages_below if to_begin else 0.0,
+            ripe_steps=schedule.ripe_steps,
+            judged_step=self.step if schedule.wait_steps == 1 else schedule.judged_step,
         )
         return steps_to_target(self.history, config.target_loss, known)
 

@@ -42,7 +42,7 @@ class PassSchedule:
         self.target_loss = target_loss
         self.averages_below = averages_below
         self.ripe_steps = ripe_steps
-        self._averaged = 0  # steps whose weights are in the average
+        self._averaged = 0
         self.cost_steps = FORWARD_SHARE * windows / batch_size
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
@@ -68,6 +68,16 @@ class PassSchedule:
     def averaging(self) -> bool:
         """Whether the weights of now go into an average; once begun, it goes on."""
         return self._averaged > 0
+
+    @property
+    def averaged_steps(self) -> int:
+        """Steps whose weights are in the average."""
+        return self._averaged
+
+    @property
+    def judged_step(self) -> int:
+        """That of the newest full pass; 0 before the first."""
+        return self._last_step
 
     @property
     def wait_steps(self) -> int:

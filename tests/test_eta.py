@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY, metrics, run
-from nanogpt.eta import LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
+from nanogpt.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
 
 TARGET = 0.099
 KNOWN = Circumstances(floor=0.03)
@@ -67,7 +67,7 @@ def test_a_falling_rate_is_foreseen():
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 def test_an_exponential_is_foreseen(share):
     """Reference: the interval spans the steps at which the loss crosses most levels, the point is near the target's."""
-    at = {level: log(8 / (level * TARGET - 0.03)) / 0.02 for level in LEVELS}
+    at = {level: log(8 / (level * TARGET - 0.03)) / 0.02 for level in ADAMW_LEVELS}
     now = int(at[1.0] * share) // 5 * 5
     eta = steps_to_target(rows(exponential, now), TARGET, KNOWN)
     assert eta.low < at[1.0] - now < eta.high
@@ -92,13 +92,16 @@ def test_noise_does_not_mislead():
 @pytest.mark.parametrize("k", [3, 10])
 def test_a_longer_step_is_only_another_unit(k):
     """Invariant: a run whose every step takes k steps ends k times as late."""
-    known = Circumstances(floor=0.03, epoch_steps=4.0, slows_below=0.8, lag_steps=32.0, wait_steps=7.0)
+    known = Circumstances(
+        floor=0.03, epoch_steps=4.0, slows_below=0.8, lag_steps=32.0, wait_steps=7.0,
+        averages_below=0.2, ripe_steps=90.0,
+    )  # fmt: skip
     history = rows(exponential, 150)
     eta = steps_to_target(history, TARGET, known)
     longer = steps_to_target(
         [(k * step, loss) for step, loss in history],
         TARGET,
-        replace(known, epoch_steps=4.0 * k, lag_steps=32.0 * k, wait_steps=7.0 * k),
+        replace(known, epoch_steps=4.0 * k, lag_steps=32.0 * k, wait_steps=7.0 * k, ripe_steps=90.0 * k),
     )
     assert [longer.steps, longer.low, longer.high] == pytest.approx([k * eta.steps, k * eta.low, k * eta.high])
 
@@ -161,6 +164,24 @@ def test_no_end_before_a_full_pass_can_be_made():
     for last in (150, 250, 400):
         eta = steps_to_target(rows(exponential, last), TARGET, replace(KNOWN, wait_steps=90.0))
         assert 90 <= eta.low <= eta.steps <= eta.high
+
+
+def test_an_average_that_is_still_to_begin_is_not_judged_at_once():
+    """Reference: the step at which 0.03 + 8 exp(-0.02 step) falls to 0.8, and 500 more, beside which lag is nothing."""
+    begins = log(8 / (0.8 - 0.03)) / 0.02
+    known = replace(KNOWN, lag_steps=32.0, averages_below=0.8, ripe_steps=500.0)
+    eta = steps_to_target(rows(exponential, 115), TARGET, known)
+    for steps in (eta.low, eta.steps, eta.high):
+        assert steps == pytest.approx(begins + 500 - 115, rel=2e-3)  # the fits' ways to 0.8 part by a step
+
+
+def test_an_end_that_nobody_could_have_judged_is_not_past():
+    """Reference: a loss far below the target ends the run at the next pass, unless one was made and did not."""
+    history = rows(exponential, 400)
+    known = replace(KNOWN, wait_steps=20.0)
+    assert steps_to_target(history, TARGET, known) == Eta(pytest.approx(20), pytest.approx(20), pytest.approx(20))
+    slower = steps_to_target(history, TARGET, replace(known, lag_steps=200.0, judged_step=400.0))
+    assert slower.steps > 1.5 * 20
 
 
 def test_a_long_history_is_read_in_milliseconds():
