@@ -56,22 +56,18 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
 def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run."""
     config = with_recipe(TrainConfig(**about["options"]))
+    logged = list(take_together(rows, log_every))
     for share in SHARES:
         progress = Progress.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
-        loss_sum = logged = 0
-        for row in rows:
+        for row in logged:
             if row["step"] > share * about["steps"]:
                 break
-            steps = row["step"] - progress.step  # of more than one only the mean is known
-            for _ in range(steps):
-                progress.schedule.observe(row["loss"])
-            loss_sum += steps * row["loss"]
-            progress.step = row["step"]
+            for step_loss in row["step_losses"]:
+                progress.schedule.observe(step_loss)
             if "full_pass_loss" in row:
                 progress.schedule.judged(row["full_pass_loss"])
-            if progress.step % log_every == 0 or "full_pass_loss" in row:  # as the training loop logs
-                progress.history.append((progress.step, loss_sum / (progress.step - logged)))
-                loss_sum, logged = 0, progress.step
+            progress.step = row["step"]
+            progress.history.append((row["step"], mean(row["step_losses"])))
         eta = progress.eta(config, floor=about["floor"], windows_per_epoch=about["windows_per_epoch"])
         log_linear = straight_line(progress.history, config.target_loss, np.log)
         told = None
@@ -86,6 +82,17 @@ def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int)
             "log-linear": log_linear,
             "log-linear, told of passes": told,
         } | said
+
+
+def take_together(rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
+    """The rows that the training loop logs, each with its steps' losses; of a row of several only the mean is known."""
+    step, step_losses = 0, []
+    for row in rows:
+        step_losses += [row["loss"]] * (row["step"] - step)
+        step = row["step"]
+        if step % log_every == 0 or "full_pass_loss" in row:
+            yield row | {"step_losses": step_losses}
+            step_losses = []
 
 
 def straight_line(

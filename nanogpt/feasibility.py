@@ -11,7 +11,7 @@ from nanogpt.forecast import step_seconds
 from nanogpt.loggers import duration
 from nanogpt.memory import Memory, free_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan, memory_of_engines
-from nanogpt.records import RECORDED, steps_to_target
+from nanogpt.records import runs_on_record, steps_to_target
 from nanogpt.world import World
 
 
@@ -55,7 +55,7 @@ def _tell_time(plan: Plan, world: World) -> None:
         low, high = steps
         print(
             f"time to target: {duration(low * step_s)} to {duration(high * step_s)}, {low:,} to {high:,} steps: the "
-            f"fewest and most passes over the text of {len(RECORDED)} runs on record"
+            f"fewest and most passes over the text of {len(runs_on_record(plan.config))} runs on record"
         )
 
 

@@ -65,17 +65,16 @@ class Progress:
         """When the run of a resolved config will end. floor: nats/token."""
         schedule = self.schedule
         to_begin = schedule.ripe_steps > 0 and not schedule.averaging
-        old_steps = schedule.averaged_steps + schedule.wait_steps  # the average, when it is next judged
         known = Circumstances(
             floor=floor,
             epoch_steps=windows_per_epoch / config.batch_size,
             slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
-            levels=MUON_LEVELS if config.optimizer == "muon" else ADAMW_LEVELS,
-            lag_steps=config.ema / (1 - config.ema) * (1 - config.ema**old_steps),  # the mean age of its weights
+            levels=MUON_LEVELS if config.optimizer == "muon" and config.ema else ADAMW_LEVELS,
+            lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
             wait_steps=schedule.wait_steps,
             averages_below=schedule.averages_below if to_begin else 0.0,
             ripe_steps=schedule.ripe_steps,
-            judged_step=self.step if schedule.wait_steps == 1 else schedule.judged_step,
+            judged_step=self.step - schedule.unjudged_steps,
         )
         return steps_to_target(self.history, config.target_loss, known)
 

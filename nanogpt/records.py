@@ -66,7 +66,7 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
         return "no run with --ema=0, without averaged weights, is among those that this is read off"
     if abs(config.target_loss / RECORDED_TARGET - 1) > NEAR:
         return f"--target_loss={config.target_loss:g} is not the {RECORDED_TARGET:g} of the runs on record"
-    alike = _with_its_optimizer(config)
+    alike = runs_on_record(config)
     if floor > (most := max(run.floor for run in alike)):
         return f"no run on record had a floor above {most:.3f}"
     for name in ("subset_tokens", "context_length", "batch_size", "learning_rate", "n_layer", "n_embd"):
@@ -81,10 +81,11 @@ def steps_on_record(config: TrainConfig, floor: float) -> tuple[int, int] | str:
 
 def most_steps(config: TrainConfig) -> int:
     """How many steps of a resolved config make the most passes over the text that a run on record took."""
-    return _steps(max(run.passes for run in _with_its_optimizer(config)), config)
+    return _steps(max(run.passes for run in runs_on_record(config)), config)
 
 
-def _with_its_optimizer(config: TrainConfig) -> list[Recorded]:
+def runs_on_record(config: TrainConfig) -> list[Recorded]:
+    """Those with the optimizer of a resolved config."""
     return [run for run in RECORDED if run.optimizer == config.optimizer]
 
 

@@ -42,7 +42,7 @@ class PassSchedule:
         self.target_loss = target_loss
         self.averages_below = averages_below
         self.ripe_steps = ripe_steps
-        self._averaged = 0
+        self._averaged = 0  # steps whose weights are in the average
         self.cost_steps = FORWARD_SHARE * windows / batch_size
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
@@ -70,14 +70,15 @@ class PassSchedule:
         return self._averaged > 0
 
     @property
-    def averaged_steps(self) -> int:
-        """Steps whose weights are in the average."""
-        return self._averaged
+    def possible(self) -> bool:
+        """Whether a pass made now is within the budget, and would judge a ripe average."""
+        rested = self._steps - self._last_step
+        return self._steps >= self._affordable_at and rested >= self.cost_steps and not self._unripe_steps
 
     @property
-    def judged_step(self) -> int:
-        """That of the newest full pass; 0 before the first."""
-        return self._last_step
+    def unjudged_steps(self) -> int:
+        """Steps since a pass was last made, or could have been and was not thought worth it."""
+        return 0 if self.possible else self._steps - self._last_step
 
     @property
     def wait_steps(self) -> int:
@@ -109,12 +110,12 @@ class PassSchedule:
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
-        if self._steps < self._affordable_at or self._unripe_steps:
-            return False
         # The budget has grown while the loss was far off; spent at once it would be gone before the target is near.
-        rested = self._steps - self._last_step
-        if rested >= self.cost_steps and self.estimate * self._ratio <= self.target_loss:
+        if not self.possible:
+            return False
+        if self.estimate * self._ratio <= self.target_loss:
             return True
+        rested = self._steps - self._last_step
         # The ratio was one noisy moment's: near the target look again now and then, whatever it foretells.
         if rested >= OVERDUE * self.cost_steps and self.estimate <= WORTHWHILE * self.target_loss:
             return True

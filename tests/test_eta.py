@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY, metrics, run
+from nanogpt.config import TrainConfig
 from nanogpt.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
+from nanogpt.optim import with_recipe
+from nanogpt.progress import Progress
 
 TARGET = 0.099
 KNOWN = Circumstances(floor=0.03)
@@ -176,12 +179,37 @@ def test_an_average_that_is_still_to_begin_is_not_judged_at_once():
 
 
 def test_an_end_that_nobody_could_have_judged_is_not_past():
-    """Reference: a loss far below the target ends the run at the next pass, unless one was made and did not."""
-    history = rows(exponential, 400)
-    known = replace(KNOWN, wait_steps=20.0)
-    assert steps_to_target(history, TARGET, known) == Eta(pytest.approx(20), pytest.approx(20), pytest.approx(20))
-    slower = steps_to_target(history, TARGET, replace(known, lag_steps=200.0, judged_step=400.0))
-    assert slower.steps > 1.5 * 20
+    """Invariant: an end before a pass that did not end the run is wrong; without such a pass the next one is that end.
+
+    With this lag the levels are crossed on both sides of step 400.
+    """
+    history, known = rows(exponential, 400), replace(KNOWN, lag_steps=180.0, wait_steps=2.0)
+    soon = steps_to_target(history, TARGET, known)
+    later = steps_to_target(history, TARGET, replace(known, judged_step=400.0))
+    assert soon.low == pytest.approx(2)
+    assert later.low > 2.1
+    assert later.steps > 1.2 * soon.steps
+
+
+def test_a_run_that_only_waits_for_its_average_is_told_how_long():
+    """Reference: a loss that is far below the target when the average is 10 steps old; 47 steps ripen it."""
+    config = with_recipe(TrainConfig(recipe="fast"))
+    progress = Progress.of(config, judged_windows=10, launched_at=0.0)
+    seen = []
+    for step in range(1, 200):
+        loss = float(8 * np.exp(-0.2 * step))
+        progress.schedule.observe(loss)
+        progress.step = step
+        progress.history.append((step, loss))
+        averaged = len(seen) + progress.schedule.averaging
+        if averaged > 10:
+            eta = progress.eta(config, floor=0.0, windows_per_epoch=1)
+            assert [eta.low, eta.steps, eta.high] == [pytest.approx(max(1, 47 - averaged))] * 3
+        if progress.schedule.averaging:
+            seen.append(step)
+        if progress.schedule.due():
+            break
+    assert len(seen) == 47
 
 
 def test_a_long_history_is_read_in_milliseconds():
@@ -203,6 +231,21 @@ def test_strange_losses_raise_nothing(losses):
     """Invariant: any finite losses give an answer, and no figure of it is NaN or below 1."""
     answer = steps_to_target([(i + 1, loss) for i, loss in enumerate(losses)], TARGET, KNOWN)
     assert isinstance(answer, NoEta) or 1 <= answer.low <= answer.steps <= answer.high < np.inf
+
+
+def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
+    """Reference: by hand; the run logged the steps 10 and 20, and 13 for its full pass."""
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    from eta_backtest import take_together
+
+    rows = [{"step": step, "loss": float(step)} for step in range(1, 26)]
+    rows[12]["full_pass_loss"] = 0.5
+    taken = list(take_together(rows, 10))
+    assert [(row["step"], len(row["step_losses"]), sum(row["step_losses"])) for row in taken] == [
+        (10, 10, 55), (13, 3, 36), (20, 7, 119),
+    ]  # fmt: skip
+    coarse = [{"step": 8, "loss": 2.0}, {"step": 20, "loss": 3.0}]
+    assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]
 
 
 def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):

@@ -39,7 +39,7 @@ def test_a_rank_holds_no_more_than_its_share(size, share):
 @pytest.mark.parametrize(
     ("device", "changes", "pays"),
     [
-        ("NVIDIA H200", {}, False),  # 884 steps at most: seconds
+        ("NVIDIA H200", {}, False),  # 928 steps at most: seconds
         ("NVIDIA H200", {"subset_tokens": 338025, "context_length": 256, "batch_size": 32}, True),
         ("NVIDIA H200", {"subset_tokens": 338025, "context_length": 256, "batch_size": 32, "max_steps": 100}, False),
         ("NVIDIA L4", {"subset_tokens": 16384}, True),  # an eighth of the speed, eight times the text

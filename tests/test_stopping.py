@@ -130,6 +130,18 @@ def test_an_average_ripens_before_it_is_judged():
     assert begun > 47
 
 
+def test_since_when_a_run_may_have_reached_its_target_unseen():
+    """Reference: by hand; a pass over 40 windows costs a step, the first is affordable at step 4, the third at 13."""
+    schedule = PassSchedule(0.099, 40, 16)
+    unjudged = []
+    for step in range(1, 15):
+        schedule.observe(3.0)
+        unjudged.append(schedule.unjudged_steps)
+        if step in (5, 8):
+            schedule.judged(2.0)
+    assert unjudged == [1, 2, 3, 0, 0, 1, 2, 0, 1, 2, 3, 4, 0, 0]
+
+
 @pytest.mark.parametrize("options", [{"ema": 0.0}, {"target_loss": 3.0}, {"recipe": "fast", "target_loss": 0.45}])
 def test_nobody_waits_for_an_average_that_may_never_be(options):
     """Invariant: without an average, or where passes may come before one, the first step may be judged."""
