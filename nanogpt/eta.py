@@ -18,8 +18,8 @@ MAX_POINTS = 200  # longer histories are averaged further, so that an answer tak
 POWERS = (0.5, 0.75, 1.0, 1.25)  # of the distance to the asymptote in the speed; 1: an exponential
 REACHABLE = (0.0, 0.2, 0.4, 0.6)  # asymptotes, from the floor (0) to the highest level (1)
 UNREACHABLE = (0.0, 0.25, 0.5, 0.75, 0.95)  # asymptotes, from the highest level (0) to the lowest loss so far (1)
-# x the target: what the trained loss may have been, by the judged weights' age before the pass that verifies it. At the
-# pass itself 0.97 to 1.68 were seen with AdamW, with Muon, whose rougher steps gain more by averaging, up to 2.07.
+# x the target: what the trained loss may have been, by the judged weights' age before the pass that verifies it. 0.8 to
+# 1.4 were seen with AdamW, with Muon, whose rougher steps gain more by averaging, 1.4 to 2.2 (docs/eta.md).
 ADAMW_LEVELS = (0.8, 1.0, 1.25, 1.6)
 MUON_LEVELS = (0.9, 1.3, 1.8, 2.5)
 HALF_LIFE = 0.2  # of the steps so far, after which a point weighs half

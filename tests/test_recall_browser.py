@@ -6,19 +6,21 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 
 import pytest
 from test_recall_pictures import AWKWARD, TITLE, Page, long_text, recited
 
 from nanogpt.recall_page import make_page
+from nanogpt.tokenizer import encode
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (
     "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,900",
+    "--disable-sync", "--disable-dev-shm-usage", "--disable-breakpad", "--window-size=1280,900",
 )  # fmt: skip
 TIMEOUT_S = 60
 CLOSED = "default-src 'none'"  # the page may connect to nothing; with a visitor in it, to its server
@@ -26,7 +28,9 @@ TEXT = AWKWARD + long_text(25)
 # Added to the page: it does what a person does, and sends to its server what the card then told.
 VISITOR = """
 <script>
-addEventListener("unhandledrejection", event => { fetch("/", { method: "POST", body: event.reason.stack }); });
+const report = body => fetch("/", { method: "POST", body });
+addEventListener("unhandledrejection", event => report(event.reason.stack));
+addEventListener("error", event => report(event.message));
 addEventListener("load", async () => {
   const told = () => card.hidden ? null : {
     about: card.querySelector("p").textContent,
@@ -53,21 +57,31 @@ addEventListener("load", async () => {
   press("Escape");
   result.escaped = told();
   result.pointed = [];
+  const plain = text.textContent.indexOf("Line 0 is");
   for (let h = 0; h < data.hops.length; h++) {
-    const [, , start] = at(h, data.hops[h][4].findLastIndex(said => said !== null));
-    scrollToCharacter(start, 0.5);
-    await frames(3);
-    const box = rangeOf(start, start + 1).getBoundingClientRect();
-    const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
-    text.dispatchEvent(new PointerEvent("pointermove", where));
-    await frames(2);
-    result.pointed.push(told());
+    for (let i = 0; i < data.hops[h][4].length; i++) {
+      if (data.hops[h][4][i] === null) continue;
+      const [, , start] = at(h, i), words = content(start, start + data.hops[h][2][i]);
+      const ink = start + Math.max(0, words.search(/\\S/));  // a blank may hang at the end of a line
+      if (start < plain) continue;
+      scrollToCharacter(ink, 0.5);
+      await frames(3);  // the page hears of a scroll in the first, and hides its card in the next
+      const box = rangeOf(ink, ink + 1).getBoundingClientRect();
+      const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
+      document.elementFromPoint(where.clientX, where.clientY).dispatchEvent(new PointerEvent("pointermove", where));
+      await frames(2);
+      result.pointed.push(told());
+    }
   }
+  scrollTo(0, 0);
+  await frames(3);
+  result.began_at = scrollY;
   place.value = data.places.length - 1;
   place.dispatchEvent(new Event("input"));
   await frames(3);
-  result.at_the_end = scrollY + innerHeight >= document.documentElement.scrollHeight - 1;
-  fetch("/", { method: "POST", body: JSON.stringify(result) });
+  result.ended_at = scrollY;
+  result.end = document.documentElement.scrollHeight - innerHeight;
+  report(JSON.stringify(result));
 });
 </script>
 """
@@ -114,19 +128,35 @@ def visited(tmp_path_factory):
     assert page.count(CLOSED) == 1
     visitors = page.replace(CLOSED, f"{CLOSED}; connect-src 'self'").replace("</body>", VISITOR + "</body>")
     words = [*QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={directory / 'profile'}"]
-    with Site(visitors) as site, (directory / "log").open("w") as log:
+    log = directory / "log"
+    with Site(visitors) as site, log.open("w") as output:
         Thread(target=site.serve_forever, daemon=True).start()
         browser = subprocess.Popen(
-            [CHROMIUM, *words, f"http://127.0.0.1:{site.server_port}/"], stdout=log, stderr=log, start_new_session=True
+            # timeout: should these tests themselves be killed
+            ["timeout", "--signal=KILL", f"{2 * TIMEOUT_S}", CHROMIUM, *words, f"http://127.0.0.1:{site.server_port}/"],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ | {"HOME": str(directory)},
         )
         try:
-            told = site.told.get(timeout=TIMEOUT_S)
+            told = _answer(site, browser, log)
         finally:
-            os.killpg(browser.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
             site.shutdown()
     assert told.startswith("{"), told
     return json.loads(Page(page).json), json.loads(told)
+
+
+def _answer(site, browser, log):
+    for _ in range(TIMEOUT_S):
+        with suppress(Empty):
+            return site.told.get(timeout=1)
+        if browser.poll() is not None:
+            pytest.skip(f"{CHROMIUM} does not start: {log.read_text()[-500:]}")
+    pytest.fail(f"{CHROMIUM} did not answer in {TIMEOUT_S} s: {log.read_text()[-2000:]}")
 
 
 def losses(data):
@@ -171,13 +201,21 @@ def test_every_loss_is_told_of(visited):
 
 
 def test_pointing_at_a_loss_tells_of_it(visited):
-    """Reference: as above; where the pointer is, not where the keyboard was."""
+    """Reference: as above, of the plain lines; where the pointer is, not where the keyboard was.
+
+    Beside a joined emoji, of which Chromium gives no parts, the card tells of the neighbour.
+    """
     data, told = visited
-    assert tellings(told["pointed"]) == [hop[-1] for hop in losses(data)]
+    plain = len(encode(AWKWARD))
+    expected = [loss for hop in losses(data) for loss in hop if loss[0] > plain]
+    assert len(expected) > 20
+    assert tellings(told["pointed"])[-len(expected) :] == expected
 
 
 def test_the_card_goes_and_the_overview_leads_to_the_end(visited):
     """Invariant: Escape hides the card; the overview's last column is the end of the page."""
     _, told = visited
     assert told["escaped"] is None
-    assert told["at_the_end"]
+    assert told["began_at"] == 0
+    assert told["ended_at"] == pytest.approx(told["end"], abs=1)  # pixels are fractions on some screens
+    assert told["end"] > 0
