@@ -20,6 +20,7 @@ from runs import measure_or_print
 
 from nanogpt.cli import main
 from nanogpt.config import Options, TrainConfig, option, require_positive
+from nanogpt.errors import ConfigError
 from nanogpt.eta import Eta
 from nanogpt.optim import with_recipe
 from nanogpt.progress import Progress
@@ -45,8 +46,10 @@ class BenchmarkOptions(Options):
 
 def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
     """Every curve's forecasts."""
-    result = []
-    for path in sorted(Path(options.curves).glob("*.jsonl")):
+    result, paths = [], sorted(Path(options.curves).glob("*.jsonl"))
+    if not paths:
+        raise ConfigError(f"--curves={options.curves} holds no recorded run, NAME.jsonl")
+    for path in paths:
         about, *rows = map(json.loads, path.read_text().splitlines())
         result.append({"name": path.stem} | about | {"forecasts": list(forecasts(about, rows, options.log_every))})
     write_json(Path(options.out), result)
