@@ -72,8 +72,7 @@ class PassSchedule:
     @property
     def possible(self) -> bool:
         """Whether a pass made now is within the budget, and would judge a ripe average."""
-        rested = self._steps - self._last_step
-        return self._steps >= self._affordable_at and rested >= self.cost_steps and not self._unripe_steps
+        return self._steps >= self._allowed_at and not self._unripe_steps
 
     @property
     def unjudged_steps(self) -> int:
@@ -83,8 +82,7 @@ class PassSchedule:
     @property
     def wait_steps(self) -> int:
         """Steps until the next pass can be made, if the losses call for it; at least 1."""
-        earliest = max(self._affordable_at, self._last_step + self.cost_steps)
-        return max(1, ceil(earliest) - self._steps, self._unripe_steps)
+        return max(1, ceil(self._allowed_at) - self._steps, self._unripe_steps)
 
     @property
     def _unripe_steps(self) -> int:
@@ -92,11 +90,13 @@ class PassSchedule:
         return max(0, ceil(self.ripe_steps) - self._averaged)
 
     @property
-    def _affordable_at(self) -> float:
-        """The step at which one more pass is within the budget."""
+    def _allowed_at(self) -> float:
+        """The step from which one more pass is within the budget, and its own cost after the one before."""
         if self._passes < EARLY:
-            return (self._passes + 1) * self.cost_steps / EARLY_BUDGET
-        return (self._passes + 1 - EARLY) * self.cost_steps / BUDGET
+            affordable_at = (self._passes + 1) * self.cost_steps / EARLY_BUDGET
+        else:
+            affordable_at = (self._passes + 1 - EARLY) * self.cost_steps / BUDGET
+        return max(affordable_at, self._last_step + self.cost_steps)
 
     def observe(self, loss: float) -> None:
         """The mean loss of a step's global batch, finite."""

@@ -14,6 +14,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import alpha_beta
 import plain_loop
 from contenders import gpt2
+from eta_backtest import take_together
 
 from nanogpt.config import TrainConfig
 from nanogpt.hf import load_hf, read_hf_shape
@@ -172,3 +173,15 @@ def test_a_recipe_trace_with_other_figures(tmp_path, benchmark, forked):
     for wrong in ("--recipe=reference --rest_rate=1e-3", "--recipe=reference --channels=64", "--channels=100"):
         done = forked(tmp_path, script, *wrong.split())
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
+    """Reference: by hand; the run logged the steps 10 and 20, and 13 for its full pass."""
+    rows = [{"step": step, "loss": float(step)} for step in range(1, 26)]
+    rows[12]["full_pass_loss"] = 0.5
+    taken = list(take_together(rows, 10))
+    assert [(row["step"], len(row["step_losses"]), sum(row["step_losses"])) for row in taken] == [
+        (10, 10, 55), (13, 3, 36), (20, 7, 119),
+    ]  # fmt: skip
+    coarse = [{"step": 8, "loss": 2.0}, {"step": 20, "loss": 3.0}]
+    assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]

@@ -47,6 +47,18 @@ def long_text(lines=1500):
     return "".join(f"Line {number} is as long as most lines of a play.\n" for number in range(lines))
 
 
+def pieces_of(data, text):
+    """What a page's script reads, each hop with a loss: of every piece (first token, tokens, text, what was said)."""
+    units = text.replace("\0", "␀").encode("utf-16-le")
+    for token, character, lengths, counts, told in data["hops"]:
+        hop = []
+        for length, count, words in zip(lengths, counts, told, strict=True):
+            piece = units[2 * character : 2 * (character + length)].decode("utf-16-le")
+            hop.append((token, count, piece, words))
+            token, character = token + count, character + length
+        yield hop
+
+
 def test_a_mark_says_what_became_of_a_token():
     """Reference: written out; what was recited is recited even where the true text would not have led there."""
     ids, said = torch.tensor([5, 6, 7, 8, 9]), torch.tensor([-1, 6, 1, 1, 9])
@@ -143,16 +155,12 @@ def test_the_page_holds_the_text_and_what_became_of_it(text):
     data, ids, said = json.loads(page.json), recitation.ids.tolist(), recitation.said.tolist()
     assert data["tokens"] == len(ids)
     lost = []
-    for token, character, lengths, counts, told in data["hops"]:
-        units = text.replace("\0", "␀").encode("utf-16-le")
-        for length, count, words in zip(lengths, counts, told, strict=True):
-            piece = units[2 * character : 2 * (character + length)].decode("utf-16-le")
-            assert piece.replace("␀", "\0") == decode(ids[token : token + count])
-            if words is not None:
-                lost += range(token, token + count)
-                if "\N{REPLACEMENT CHARACTER}" not in decode(said[token : token + count]):
-                    assert words == decode(said[token : token + count])
-            token, character = token + count, character + length
+    for token, count, piece, words in (piece for hop in pieces_of(data, text) for piece in hop):
+        assert piece.replace("␀", "\0") == decode(ids[token : token + count])
+        if words is not None:
+            lost += range(token, token + count)
+            if "\N{REPLACEMENT CHARACTER}" not in decode(said[token : token + count]):
+                assert words == decode(said[token : token + count])
     pieces = [piece for piece in cut(recitation) if piece.mark > Mark.RECITED]
     assert lost == [token for piece in pieces for token in range(piece.token, piece.token + piece.tokens)]
 
