@@ -522,7 +522,9 @@ def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
     wait_for(lambda: (tmp_path / "log").read_text().count("warning: no checkpoint could be saved") >= 2, program)
-    kill(program)
+    (tmp_path / "out" / "STOP").touch()  # not a kill, which leaves a half-written checkpoint for the next run to clear
+    assert program.wait(timeout=200) == (4 if engine == "single" else 0)
+    assert "this step could not be saved; the same command goes on from step 4" in (tmp_path / "log").read_text()
     assert names(tmp_path / "out" / "checkpoints") == {"latest", "step_00000004"}
     done = go(tmp_path, engine, max_steps=8)
     assert "resumed from step_00000004" in done.stdout
