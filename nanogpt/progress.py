@@ -15,7 +15,7 @@ from nanogpt.metrics import Meter
 from nanogpt.optim import plateau_begins_at
 from nanogpt.stopping import HOVERS, PassSchedule
 
-RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/performance.md)
+RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
 
 
 @dataclass
