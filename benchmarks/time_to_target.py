@@ -74,20 +74,22 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
                 told |= {"exact_recall": run.report["recall"]["exact_recall"]}
                 result |= run.circumstances() | {"flops_per_token": run.report["flops_per_token"]}
             else:
-                told = _plain(f"--loop={word}", *words)
+                told = run_plain(f"--loop={word}", *words)
             result["runs"].append({"contender": CONTENDERS[word], "seed": seed} | told)
             write_json(Path(options.out), result)  # after each run: they take minutes
     return result
 
 
-def _plain(*words: str) -> dict[str, Any]:
+def run_plain(*words: str) -> dict[str, Any]:
+    """What plain_loop.py says of a run of it. Raises SystemExit where the run fails."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory, "plain.json")
         script = REPOSITORY / "benchmarks" / "plain_loop.py"
         done = subprocess.run([sys.executable, script, *words, f"--out={out}"], capture_output=True, text=True)
         if done.returncode not in (0, 3):  # the target is reached, or the steps are spent
-            raise SystemExit(f"the plain loop failed:\n{done.stderr}")
-        return read_json(out, of="a result")
+            raise SystemExit(f"{' '.join(words)} left with status {done.returncode}:\n{done.stderr}")
+        told = read_json(out, of="a result")
+        return {key: told[key] for key in ("reached", "steps", "train_s", "passes_s", "passes", "loss")}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,18 +1,19 @@
 """The benchmarks run: each for one tiny round. What they measure is no test's matter."""
 
 import json
+import subprocess
 import sys
 
 import pytest
-import torch
 
-from conftest import REPOSITORY, flags, report, run, train
+from conftest import REPOSITORY, flags, report, run, train, wait_for
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import alpha_beta
 import plain_loop
+import time_to_target
 from contenders import gpt2, plain_steps
 from eta_backtest import take_together
 
@@ -125,30 +126,52 @@ def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path, forked):
     *before, last = told["passes"]
     assert [one["step"] for one in told["passes"]] == [*range(10, told["steps"] + 1, 10)]
     assert last["loss"] == told["loss"] <= 10.0 < min(one["loss"] for one in before)
-    assert told["reached"]
+    assert (told["reached"], told["over"]) == (True, True)
+
+
+def test_a_killed_plain_loop_leaves_a_result_that_is_not_over(tmp_path):
+    """Invariant: it says so, how far it came, and of what it is; nobody takes it for one that was ended."""
+    script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"
+    options = flags(**TINY_SHAPE, target_loss=0.001, max_steps=10**6, pass_every=1)
+    program = subprocess.Popen([sys.executable, script, f"--out={out}", *options])
+    try:
+        wait_for(lambda: out.exists(), program)
+    finally:
+        program.kill()
+        program.wait()
+    told = json.loads(out.read_text())
+    assert (told["over"], told["reached"], told["loss"], told["steps"]) == (False, False, None, 0)
+    assert (told["options"]["n_embd"], told["dtype"]) == (TINY_SHAPE["n_embd"], "fp32")
+
+
+def test_a_contender_that_fails_is_named():
+    """Invariant: time_to_target.py ends with the words that failed, their status and what they said."""
+    with pytest.raises(SystemExit, match=r"^--loop=fp32 --n_head=0 left with status 2:\n.*--n_head"):
+        time_to_target.run_plain("--loop=fp32", "--n_head=0")
 
 
 def test_our_engine_makes_the_plain_loops_steps():
     """Reference: the plain loop, from the same weights: both round in fp32, 2e-7 apart when measured after 20 steps."""
-    plan = make_plan(TrainConfig(**TINY_SHAPE, dtype="fp32"), World.from_env())
-    plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, torch.device("cpu"), seed=0)
-    ours, judge = plain_loop.on_own_engine(plain, plan, World.from_env())
+    world = World.from_env()
+    plan = make_plan(TrainConfig(**TINY_SHAPE, dtype="fp32"), world)
+    plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, world.device, seed=0)
+    ours, judge = plain_loop.on_own_engine(plain, plan, world)
     theirs = plain_steps(plain, bf16=False)
     for number in range(20):
-        batch = plan.windows.take(plan.windows.global_batch(number, plan.config.batch_size))
+        batch = [part.to(world.device) for part in plan.windows.take(plan.windows.global_batch(number, 16))]
         assert ours(*batch) == pytest.approx(theirs(*batch), rel=1e-6)
     assert judge() == pytest.approx(plain_loop.full_pass(plain, plan, bf16=False), rel=1e-6)
 
 
 def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
     """Reference: recall.full_pass of the same weights, 3e-7 away when measured: two programs' sums in fp32."""
-    config = TrainConfig(**TINY_SHAPE)
-    plan = make_plan(config, World.from_env())
-    plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, torch.device("cpu"), seed=0)
+    world = World.from_env()
+    plan = make_plan(TrainConfig(**TINY_SHAPE), world)
+    plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, world.device, seed=0)
     plain.save_pretrained(tmp_path)
-    model = GPT(read_hf_shape(tmp_path))
+    model = GPT(read_hf_shape(tmp_path)).to(world.device)
     load_hf(model, tmp_path)
-    ours = full_pass(model, plan.windows, plan.judged, Forward(World.from_env(), "fp32", 5))
+    ours = full_pass(model, plan.windows, plan.judged, Forward(world, "fp32", 5))
     assert plain_loop.full_pass(plain, plan, bf16=False) == pytest.approx(ours, rel=1e-6)
     assert plain.training
 
