@@ -3,6 +3,7 @@
 Signals, kills, damaged files and the file-size limit are real.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -70,7 +71,8 @@ def workers(launcher):
 def kill(program):
     """SIGKILL for a run and its workers, which torchrun puts into sessions of their own."""
     for pid in [program.pid, *workers(program)]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.kill(pid, signal.SIGKILL)
     program.wait(timeout=200)
 
 
@@ -520,7 +522,7 @@ def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     spent = 3 if engine == "single" else 1  # torchrun's own status for a worker's 3
     assert go(tmp_path, engine, **slow, max_steps=4).returncode == spent
     env = environment(OMP_NUM_THREADS="1")
-    command = words(engine, **slow, checkpoint_every=2)
+    command = words(engine, **slow, checkpoint_every=2, max_minutes=15)
     with (tmp_path / "log").open("w") as log:
         program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
     try:
