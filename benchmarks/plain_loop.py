@@ -6,16 +6,11 @@ It sees the windows that our runs see, and is ended by the same full pass: all p
 evaluation mode and the loop's own dtype. A pass is made each `pass_every` steps once the running loss is near the
 target, and at the end. Its seconds are told apart from the training's, as whoever writes such a loop makes none.
 
-How many steps the plain loop wants can be estimated sooner: --loop=own_engine takes them from the same weights with
-this package's model and engine, in the dtype that the machine is faster in. In fp32 the first 20 steps of a tiny model
-are the plain loop's to 1e-6; a curve in bf16 is only near it. Its seconds are not the plain loop's.
-
 The result is written at the start and after each pass: `steps` and `train_s` are the newest pass's, 0 before the first,
 and `over` says whether the loop has ended.
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -25,17 +20,11 @@ from typing import Literal
 import runs  # noqa: F401, it puts the package on the path
 import torch
 from contenders import gpt2, loss_sum, plain_steps, train_in_trainer
-from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from nanogpt import recall
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.errors import ConfigError
-from nanogpt.hf import load_hf, read_hf_shape
-from nanogpt.model import GPT
-from nanogpt.optim import ADAMW_LR
 from nanogpt.plan import Plan, make_plan
 from nanogpt.strict_json import write_json
 from nanogpt.world import World
@@ -48,9 +37,7 @@ class LoopOptions(Options):
     """What to train, as in train_overfit.py."""
 
     out: str = option("plain.json", "where the result goes")
-    loop: Literal["fp32", "bf16", "trainer", "own_engine"] = option(
-        "fp32", "a plain loop, one with bf16 autocast, the Trainer, or the plain loop's steps by our engine"
-    )
+    loop: Literal["fp32", "bf16", "trainer"] = option("fp32", "a plain loop, one with bf16 autocast, or the Trainer")
     n_layer: int = option(16, "transformer blocks", "blocks")
     n_head: int = option(12, "attention heads", "heads")
     n_embd: int = option(768, "width of the residual stream", "channels")
@@ -63,17 +50,7 @@ class LoopOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(
-            self,
-            "n_layer",
-            "n_head",
-            "n_embd",
-            "context_length",
-            "subset_tokens",
-            "target_loss",
-            "max_steps",
-            "pass_every",
-        )
+        require_positive(self, *(f.name for f in fields(self) if f.name != "seed"))
         if Path(self.out).exists():  # perhaps of hours
             raise ConfigError(f"--out={self.out} is there already")
 
@@ -88,15 +65,12 @@ def loop(options: LoopOptions) -> int:
     plan = make_plan(config, world)
     model = gpt2(shape, world.device, seed=options.seed)
     bf16 = options.loop == "bf16"
-    if options.loop == "own_engine":
-        train_on, judge = on_own_engine(model, plan, world)
-    else:
-        train_on, judge = plain_steps(model, bf16=bf16), lambda: full_pass(model, plan, bf16=bf16)
-    dtype = plan.config.dtype if options.loop == "own_engine" else "bf16" if bf16 else "fp32"
-    run = Run(judge, options, {"device": world.device_name(), "dtype": dtype, "torch": torch.__version__})
+    circumstances = {"device": world.device_name(), "torch": torch.__version__}
+    run = Run(lambda: full_pass(model, plan, bf16=bf16), options, circumstances)
     if options.loop == "trainer":
         train_in_trainer(model, plan.windows, config.batch_size, after_loss=run.is_over)
     else:
+        train_on = plain_steps(model, bf16=bf16)
         step, over = 0, False
         while not over:
             idx, targets = plan.windows.take(plan.windows.global_batch(step, config.batch_size))
@@ -152,26 +126,6 @@ class Run:
                 "loss": self._passes[-1]["loss"] if self._passes else None,
             },
         )
-
-
-def on_own_engine(
-    model: GPT2LMHeadModel, plan: Plan, world: World
-) -> tuple[Callable[[Tensor, Tensor], float], Callable[[], float]]:
-    """(the plain loop's step, a full pass) with our model and engine, from the weights of model."""
-    with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        ours = GPT(read_hf_shape(Path(directory)))
-        load_hf(ours, Path(directory))
-    config = plan.config
-    engine = build_engine("single", ours, world, EngineOptions(config.dtype, "adamw", compile=False, micro_batches=[]))
-    forward = recall.Forward(world, config.dtype, config.batch_size)
-
-    def step(idx: Tensor, targets: Tensor) -> float:
-        nats = engine.forward_backward(Batch(idx, targets, targets.numel()), is_last=True)
-        engine.step(ADAMW_LR)
-        return nats.item() / targets.numel()
-
-    return step, lambda: recall.full_pass(ours, plan.windows, plan.judged, forward)
 
 
 @torch.no_grad()
