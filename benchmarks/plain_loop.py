@@ -13,9 +13,9 @@ and `over` says whether the loop has ended.
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import runs  # noqa: F401, it puts the package on the path
 import torch
@@ -65,8 +65,9 @@ def loop(options: LoopOptions) -> int:
     plan = make_plan(config, world)
     model = gpt2(shape, world.device, seed=options.seed)
     bf16 = options.loop == "bf16"
-    circumstances = {"device": world.device_name(), "torch": torch.__version__}
-    run = Run(lambda: full_pass(model, plan, bf16=bf16), options, circumstances)
+    told = {key: value for key, value in asdict(options).items() if key != "out"}
+    about = {"options": told, "device": world.device_name(), "torch": torch.__version__}
+    run = Run(lambda: full_pass(model, plan, bf16=bf16), options, about)
     if options.loop == "trainer":
         train_in_trainer(model, plan.windows, config.batch_size, after_loss=run.is_over)
     else:
@@ -83,9 +84,9 @@ def loop(options: LoopOptions) -> int:
 class Run:
     """When to make a full pass, and when to stop; what is known so far is written to options.out."""
 
-    def __init__(self, judge: Callable[[], float], options: LoopOptions, circumstances: dict[str, str]) -> None:
-        """judge: makes a full pass -> nats/token."""
-        self._judge, self._options, self._circumstances = judge, options, circumstances
+    def __init__(self, judge: Callable[[], float], options: LoopOptions, about: dict[str, Any]) -> None:
+        """judge: makes a full pass -> nats/token; about: what the result is of."""
+        self._judge, self._options, self._about = judge, options, about
         self._running = 0.0
         self._passes: list[dict[str, float]] = []
         self._passes_s = 0.0
@@ -111,12 +112,10 @@ class Run:
         return ends or self.reached
 
     def _write(self, step: int, *, over: bool) -> None:
-        options = {f.name: getattr(self._options, f.name) for f in fields(self._options) if f.name != "out"}
         write_json(
             Path(self._options.out),
             {
-                "options": options,
-                **self._circumstances,
+                **self._about,
                 "over": over,
                 "reached": self.reached,
                 "steps": step,

@@ -5,10 +5,9 @@ python benchmarks/time_to_target.py --table=benchmarks/results/time_to_target.js
 
 The first trains and writes JSON, the second prints it as a Markdown table. The contenders run one after the other,
 seed by seed: a machine that drifts within a seed's runs is in their ratio. All have the same text, windows, number of
-parameters and full pass. The clock
-is each one's time in training, without building the model and importing torch. Ours has its full passes in it; those
-that end the others are not, as their users make none. Beside it stands what a person waits for ours: from the command's
-launch to the verified target, so all but the scores.
+parameters and full pass. The clock is each one's time in training, without building the model and importing torch. Ours
+has its full passes in it; those that end the others are not, as their users make none. Beside it stands what a person
+waits for ours: from the command's launch to the verified target, so all but the scores.
 """
 
 import subprocess

@@ -56,11 +56,12 @@ def go(cwd, engine="single", **options):
     return run(*words(engine, **options), cwd=cwd, env={"OMP_NUM_THREADS": "1"})
 
 
-def start(cwd, engine="single", **options):
-    """A run in the background."""
+def start(cwd, engine="single", preexec_fn=None, **options):
+    """A run in the background; preexec_fn: what its process does first."""
     with (cwd / "log").open("a") as log:
         env = environment(OMP_NUM_THREADS="1")
-        return subprocess.Popen(words(engine, **options), cwd=cwd, env=env, stdout=log, stderr=log)
+        command = words(engine, **options)
+        return subprocess.Popen(command, cwd=cwd, preexec_fn=preexec_fn, env=env, stdout=log, stderr=log)
 
 
 def workers(launcher):
@@ -521,10 +522,7 @@ def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     slow = {"learning_rate": 1e-5}  # no target within the test
     spent = 3 if engine == "single" else 1  # torchrun's own status for a worker's 3
     assert go(tmp_path, engine, **slow, max_steps=4).returncode == spent
-    env = environment(OMP_NUM_THREADS="1")
-    command = words(engine, **slow, checkpoint_every=2, max_minutes=15)
-    with (tmp_path / "log").open("w") as log:
-        program = subprocess.Popen(command, cwd=tmp_path, preexec_fn=limited, env=env, stdout=log, stderr=log)
+    program = start(tmp_path, engine, limited, **slow, checkpoint_every=2, max_minutes=15)
     try:
         wait_for(lambda: (tmp_path / "log").read_text().count("warning: no checkpoint could be saved") >= 2, program)
         assert program.poll() is None, (tmp_path / "log").read_text()
