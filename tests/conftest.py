@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
+
+from nanogpt.world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = REPOSITORY / "train_overfit.py"
@@ -22,6 +25,7 @@ os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/tes
 # Seconds on one core; trains to 0.099 in about 150 steps.
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
 SHORT = TINY | {"subset_tokens": 40, "batch_size": 4}  # for a few steps whose scores nobody reads
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
 def flags(**options):

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import free_port
+from conftest import ALONE, free_port
 from nanogpt.checkpoint import Checkpoint, Checkpointer, Piece, abandon_after, newest_intact
 from nanogpt.errors import CheckpointError, ConfigError
 from nanogpt.world import World
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 VALUES = torch.arange(100, dtype=torch.float32)
 
 

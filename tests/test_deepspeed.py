@@ -9,13 +9,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import REPOSITORY, SHORT, TINY, TRAIN, assert_verified, flags, metrics, report, run, torchrun, train
+from conftest import (
+    ALONE,
+    REPOSITORY,
+    SHORT,
+    TINY,
+    TRAIN,
+    assert_verified,
+    flags,
+    metrics,
+    report,
+    run,
+    torchrun,
+    train,
+)  # fmt: skip
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
 from nanogpt.plan import make_plan
-from nanogpt.world import World
 
 # The running loss is below 1 after 18 steps, where averaging begins: the full pass at the end judges averaged weights.
 # At a rate of 1e-2 rounding grew a hundredfold meanwhile, past any tolerance that would tell a mistake.
@@ -230,10 +242,7 @@ def test_muon_needs_whole_matrices(zero, tmp_path):
     """Invariant: what would leave Muon without its matrices is refused in one line."""
     write(tmp_path / "ds.json", {"zero_optimization": zero})
     with pytest.raises(ConfigError, match="--optimizer=muon needs whole matrices"):
-        make_plan(
-            TrainConfig(engine="deepspeed", ds_config=str(tmp_path / "ds.json"), recipe="fast"),
-            World(rank=0, local_rank=0, size=1, device=torch.device("cpu")),
-        )
+        make_plan(TrainConfig(engine="deepspeed", ds_config=str(tmp_path / "ds.json"), recipe="fast"), ALONE)
 
 
 def test_what_a_files_values_mean(tmp_path):

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import SHORT, flags, metrics, report, run, torchrun, train
+from conftest import ALONE, SHORT, flags, metrics, report, run, torchrun, train
 from nanogpt.flops import PEAKS, best_dtype, flops_per_token, table_peak
 from nanogpt.metrics import PHASES
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.world import World
 
 
 @pytest.mark.parametrize("context_length", [8, 64])
@@ -83,7 +82,6 @@ def test_a_row_says_where_the_time_went(ranks, tmp_path):
 
 def test_every_rank_finds_the_same_dtype():
     """Invariant: asked several times a machine gives one answer, as its ranks must, and keeps its threads."""
-    alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
     threads = torch.get_num_threads()
-    assert len({best_dtype(alone) for _ in range(4)}) == 1
+    assert len({best_dtype(ALONE) for _ in range(4)}) == 1
     assert torch.get_num_threads() == threads

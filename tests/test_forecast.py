@@ -8,15 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import REPOSITORY, TINY, flags, run
+from conftest import ALONE, REPOSITORY, TINY, flags, run
 from nanogpt import forecast
 from nanogpt.config import TrainConfig
 from nanogpt.forecast import outlook, step_seconds
 from nanogpt.plan import make_plan
 from nanogpt.records import RECORDED, steps_on_record
-from nanogpt.world import World
-
-CPU = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
 def test_the_record_is_that_of_the_curves():
@@ -40,9 +37,9 @@ def test_what_is_on_record_is_foretold_and_no_more():
     """Invariant: every recorded run lies within its own forecast; outside what was recorded nothing is said."""
     for recorded in RECORDED:
         options = {name: value for name, value in recorded._asdict().items() if name not in ("floor", "steps")}
-        low, high = steps_on_record(make_plan(TrainConfig(n_head=4, **options), CPU).config, recorded.floor)
+        low, high = steps_on_record(make_plan(TrainConfig(n_head=4, **options), ALONE).config, recorded.floor)
         assert low - 1 <= recorded.steps <= high + 1
-    config = make_plan(TrainConfig(), CPU).config
+    config = make_plan(TrainConfig(), ALONE).config
     assert isinstance(steps_on_record(config, 0.036), tuple)
     for changes, why in (
         ({"phase": "fixed"}, "fixed grid"),
@@ -59,7 +56,7 @@ def test_what_is_on_record_is_foretold_and_no_more():
 
 def test_a_run_says_what_is_known_at_its_start():
     """Reference: by hand, 920,498,688 FLOP a token (flops.py's formula) times 1,024 tokens at 1 TFLOP/s."""
-    config = make_plan(TrainConfig(dtype="fp32"), CPU).config
+    config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
     told = outlook(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert told.startswith(
         "a step takes 0.94 s at least, for its matrix products alone; to the target 172 to 928 steps"
@@ -70,7 +67,7 @@ def test_a_run_says_what_is_known_at_its_start():
     unknown = outlook(config, 0.036, peak_flops_per_s=None, device_type="cpu")
     assert unknown == "to the target 172 to 928 steps by the runs on record"
     assert "time to target: never" in outlook(config, 0.1, peak_flops_per_s=1e12, device_type="cpu")
-    muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), CPU).config
+    muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), ALONE).config
     fewer = outlook(muon, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert "to the target 95 to 368 steps by the runs on record" in fewer
     unknown = outlook(replace(muon, ema=0.0), 0.036, peak_flops_per_s=1e12, device_type="cpu")
@@ -91,22 +88,22 @@ def test_a_step_is_scaled_by_depth(monkeypatch):
         return 3 + 0.5 * n_layer, 1 + 0.25 * n_layer
 
     monkeypatch.setattr(forecast, "_timed", timed)
-    config = make_plan(TrainConfig(dtype="fp32", micro_batch_size=4), CPU).config
+    config = make_plan(TrainConfig(dtype="fp32", micro_batch_size=4), ALONE).config
     threads = torch.get_num_threads()
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert step_seconds(config, replace(CPU, size=2)) == 27
+    assert step_seconds(config, replace(ALONE, size=2)) == 27
     assert torch.get_num_threads() == threads
     assert seen == [(0, 4), (2, 4)]
     config = replace(config, micro_batch_size=2)
-    assert step_seconds(config, replace(CPU, size=8)) == 4 * (11 + 5)
+    assert step_seconds(config, replace(ALONE, size=8)) == 4 * (11 + 5)
 
 
 def test_real_clocks_run():
     """Invariant: a step of a deeper model is timed on this device, and takes time."""
     config = make_plan(
-        TrainConfig(n_layer=3, n_head=2, n_embd=16, dtype="fp32", batch_size=1, recipe="fast"), CPU
+        TrainConfig(n_layer=3, n_head=2, n_embd=16, dtype="fp32", batch_size=1, recipe="fast"), ALONE
     ).config
-    assert step_seconds(config, CPU) > 0
+    assert step_seconds(config, ALONE) > 0
 
 
 def test_the_command(tmp_path, forked):

@@ -8,15 +8,13 @@ import sys
 import pytest
 import torch
 
-from conftest import REPOSITORY, report
+from conftest import ALONE, REPOSITORY, report
 from nanogpt import memory
 from nanogpt.config import TrainConfig
 from nanogpt.memory import free_bytes, predict_memory, shortage
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.plan import make_plan
 from nanogpt.world import PROCESS_STATUS, World
-
-CPU = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
 def test_a_run_holds_what_was_predicted(finished):
@@ -44,7 +42,7 @@ def test_a_kernel_that_gives_no_peak_of_a_process_s_own(says, tmp_path, monkeypa
         status.write_text(says)
     monkeypatch.setattr("nanogpt.world.PROCESS_STATUS", status)
     unit = 1 if sys.platform == "darwin" else 1024
-    assert CPU.peak_memory_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    assert ALONE.peak_memory_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def test_what_is_shared_out_adds_up():
@@ -78,15 +76,15 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_built(tmp_path, monkeypa
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")  # of a machine whose memory nobody else takes
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\n")
-    free = free_bytes(CPU)
+    free = free_bytes(ALONE)
     assert free == 20_480_000_000
-    plan = make_plan(TrainConfig(dtype="fp32"), CPU)
-    assert shortage(plan.config, CPU, None) == ""
+    plan = make_plan(TrainConfig(dtype="fp32"), ALONE)
+    assert shortage(plan.config, ALONE, None) == ""
     assert plan.memory.total < free
-    huge = make_plan(TrainConfig(n_embd=12288, n_layer=96), CPU)
+    huge = make_plan(TrainConfig(n_embd=12288, n_layer=96), ALONE)
     assert len(huge.warnings) == 1
     assert "no --micro_batch_size makes it fit" in huge.warnings[0]
-    wide = make_plan(TrainConfig(batch_size=2**16, n_layer=1, n_embd=48, context_length=64), CPU)
+    wide = make_plan(TrainConfig(batch_size=2**16, n_layer=1, n_embd=48, context_length=64), ALONE)
     (warning,) = wide.warnings
     fitting = int(warning.split("--micro_batch_size=")[1].split()[0])
 
@@ -96,7 +94,7 @@ def test_a_model_that_does_not_fit_is_told_before_it_is_built(tmp_path, monkeypa
 
     assert need(fitting) <= free < need(2 * fitting)
     odd = TrainConfig(**(vars(wide.config) | {"batch_size": 3**10, "micro_batch_size": 3**10}))
-    fitting = int(shortage(odd, CPU, None).split("--micro_batch_size=")[1].split()[0])
+    fitting = int(shortage(odd, ALONE, None).split("--micro_batch_size=")[1].split()[0])
     assert 3**10 % fitting == 0
     assert need(fitting) <= free < need(3 * fitting)
 

@@ -5,16 +5,12 @@ import sys
 import pytest
 import torch
 
-from conftest import REPOSITORY, run
+from conftest import ALONE, REPOSITORY, run
 from nanogpt.config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
 from nanogpt.optim import WeightAverage, build_optimizer, gradient_norm, learning_rate, set_learning_rate, with_recipe
-from nanogpt.world import World
-
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-
 
 WITHOUT_COMPILER = """
 import sys, torch

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import ALONE
 from nanogpt.corpus import read_corpus
 from nanogpt.data import Windows, hop_length, memorised_windows
 from nanogpt.decode import decode_greedily
@@ -23,9 +24,6 @@ from nanogpt.recall import (
 from nanogpt.recite import continue_text, generate, locate, shortest_prompt, verdict
 from nanogpt.run_dir import load_run
 from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
-from nanogpt.world import World
-
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

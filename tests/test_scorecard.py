@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import ALONE
 from nanogpt.config import TrainConfig
 from nanogpt.data import CONTROL_TOKENS, control_windows, memorised_windows
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.recall import Forward
 from nanogpt.scorecard import draws_log10, make_scorecard
-from nanogpt.world import World
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 CONFIG = TrainConfig(subset_tokens=60, context_length=16, stride=16, block_size=16)
 
 
