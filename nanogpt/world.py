@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ Gathered = TypeVar("Gathered")
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MARGIN = timedelta(minutes=1)
 PROCESS_STATUS = Path("/proc/self/status")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,14 @@ def _keep_freed_memory() -> None:
 
 
 def _cpu_name() -> str:
+    """What the kernel calls it. A hypervisor's "AMD EPYC" is many generations, so family and model are told too."""
     try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
+        with CPU_INFO.open() as info:
+            fields = [line.partition(":") for line in takewhile(str.strip, info)]  # the first core's
+    except OSError:
         return "cpu"
+    told = {key.strip(): value.strip() for key, _, value in fields}
+    name = told.get("model name", "cpu")
+    if "cpu family" in told and not re.search(r"\d", name):
+        return f"{name} (family {told['cpu family']}, model {told['model']})"
+    return name

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import SHORT, flags, torchrun
+from conftest import ALONE, SHORT, flags, torchrun
 from nanogpt.health import Health, judge
 
 WELL = Health("node1", "H100", False, 600.0, True, 100.0, True, 50.0)
@@ -28,6 +28,23 @@ def test_each_fault_is_named(fault, said):
     (line,) = judge([*FOUR[:3], replace(FOUR[3], **fault)])
     assert line.startswith("rank 3 on node2: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("says", "name"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 26, model 2)"),
+        ("cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon 8175M @ 2.5GHz\n", "Xeon 8175M @ 2.5GHz"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "cpu"),  # an ARM core's has no name
+        (None, "cpu"),  # no /proc
+    ],
+)
+def test_a_name_that_a_hypervisor_cut_short_is_told_with_its_generation(says, name, tmp_path, monkeypatch):
+    """Invariant: two generations of processors never go by one name; of several cores the first one's is told."""
+    if says is not None:
+        (tmp_path / "cpuinfo").write_text(f"{says}\n{says}")
+    monkeypatch.setattr("nanogpt.world.CPU_INFO", tmp_path / "cpuinfo")
+    assert ALONE.device_name() == name
 
 
 def test_links_within_a_node_are_not_those_between_nodes():
