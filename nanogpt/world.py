@@ -228,6 +228,7 @@ def _cpu_name() -> str:
         return "cpu"
     told = {key.strip(): value.strip() for key, _, value in fields}
     name = told.get("model name", "cpu")
-    if "cpu family" in told and not re.search(r"\d", name):
+    numbered = re.search(r"\d{3}", name)  # "@ 2.20GHz" is a clock
+    if not numbered and {"cpu family", "model"} <= told.keys():
         return f"{name} (family {told['cpu family']}, model {told['model']})"
     return name

@@ -22,7 +22,7 @@ from conftest import (
     run,
     torchrun,
     train,
-)  # fmt: skip
+)
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config

@@ -35,14 +35,19 @@ def test_each_fault_is_named(fault, said):
     [
         ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 26, model 2)"),
         ("cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon 8175M @ 2.5GHz\n", "Xeon 8175M @ 2.5GHz"),
+        (
+            "cpu family\t: 6\nmodel\t\t: 79\nmodel name\t: Xeon(R) CPU @ 2.20GHz\n",
+            "Xeon(R) CPU @ 2.20GHz (family 6, model 79)",
+        ),
+        ("model name\t: AMD EPYC\n", "AMD EPYC"),
         ("processor\t: 0\nBogoMIPS\t: 50.00\n", "cpu"),  # an ARM core's has no name
         (None, "cpu"),  # no /proc
     ],
 )
-def test_a_name_that_a_hypervisor_cut_short_is_told_with_its_generation(says, name, tmp_path, monkeypatch):
-    """Invariant: two generations of processors never go by one name; of several cores the first one's is told."""
+def test_a_processor_s_generation_is_told(says, name, tmp_path, monkeypatch):
+    """Invariant: an x86 name without a model number is told with family and model; the first core's, of several."""
     if says is not None:
-        (tmp_path / "cpuinfo").write_text(f"{says}\n{says}")
+        (tmp_path / "cpuinfo").write_text(f"{says}\nmodel name\t: another core's\n")
     monkeypatch.setattr("nanogpt.world.CPU_INFO", tmp_path / "cpuinfo")
     assert ALONE.device_name() == name
 
