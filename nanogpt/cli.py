@@ -23,7 +23,7 @@ import fire
 from fire.decorators import SetParseFn
 
 from nanogpt.config import describe_type, option_types
-from nanogpt.errors import ConfigError
+from nanogpt.errors import ConfigError, ReplicaError
 
 Options = TypeVar("Options")
 SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
@@ -110,6 +110,12 @@ def main(command: Callable[[], int]) -> None:
             time.sleep(SILENCE_S)
         print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         status = 2
+    except ReplicaError as error:  # every rank raises the same
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(SILENCE_S)  # torchrun ends all ranks as soon as one leaves: let the first one speak
+        status = 1
     except KeyboardInterrupt:
         if rank == "0":
             print("interrupted", file=sys.stderr, flush=True)

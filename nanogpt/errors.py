@@ -10,3 +10,7 @@ class ConfigError(ValueError):
 
 class CheckpointError(Exception):
     """A checkpoint is not whole; the message says of it what is wrong, as 'manifest.json is damaged'."""
+
+
+class ReplicaError(Exception):
+    """Ranks that ought to hold the same do not: raised on every rank, with one line; ends the process with status 1."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from nanogpt.data import Windows
+from nanogpt.digest import fingerprint
 from nanogpt.engine import Engine
 from nanogpt.optim import WeightAverage
 from nanogpt.plan import Plan
@@ -36,6 +37,7 @@ class Judge:
         self._plan, self._windows, self._engine, self._average = plan, windows, engine, average
         self._stop, self._watchdog = stop, watchdog
         self._reading: Reading | None = None  # of the newest full pass, if it was made as scores are
+        self.evaluated: dict[str, bytes] = {}  # the fingerprint of each weight that the newest full pass read
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -58,6 +60,7 @@ class Judge:
                 self._reading = read(model, windows, plan.judged, self._scores_forward(step))
                 # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
                 (loss,) = self._engine.world.max(self._reading.loss)
+            self.evaluated = {name: fingerprint(weight) for name, weight in self._engine.weights()}
         return loss
 
     def scorecard(self, *, step: int) -> Scorecard:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nanogpt.config import TrainConfig
-from nanogpt.digest import file_sha256
+from nanogpt.digest import file_sha256, fingerprint
 from nanogpt.errors import ConfigError
 from nanogpt.fence import Attempt, Fence
 from nanogpt.model import GPT, GPTConfig
@@ -158,18 +158,29 @@ def _cut_metrics(path: Path, from_step: int) -> None:
     os.replace(temporary, path)
 
 
-def save_weights(out_dir: Path, state: dict[str, Tensor]) -> str:
+def save_weights(out_dir: Path, state: dict[str, Tensor], evaluated: dict[str, bytes]) -> str:
     """model.safetensors: every parameter of an engine's state_dict() -> the file's SHA-256.
 
-    Raises SystemExit when there is no room.
+    evaluated: the fingerprints of the weights whose loss is reported; empty where none is. What was written is read
+    back: the report shall be of the file. Raises SystemExit when there is no room, or when it holds other weights.
     """
     temporary = out_dir / (WEIGHTS + ".tmp")
+    wanted = evaluated or {name: fingerprint(weight) for name, weight in state.items()}
     try:
         save_tensors(state, temporary)
-        os.replace(temporary, out_dir / WEIGHTS)
+        found = {name: fingerprint(weight) for name, weight in load_file(temporary).items()}
+        unlike = [name for name in wanted if found.get(name) != wanted[name]]
+        if not unlike:
+            os.replace(temporary, out_dir / WEIGHTS)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise SystemExit(f"error: {out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
+    if unlike:
+        temporary.unlink()
+        raise SystemExit(
+            f"error: {out_dir / WEIGHTS}, read back, has another {unlike[0]} than was evaluated: memory or disk fail; "
+            f"start again"
+        )
     return weights_sha256(out_dir)
 
 

@@ -14,6 +14,7 @@ from nanogpt.loggers import Logger
 from nanogpt.optim import WeightAverage
 from nanogpt.plan import Plan
 from nanogpt.progress import Progress
+from nanogpt.replicas import Replicas
 
 
 class Saver:
@@ -28,12 +29,13 @@ class Saver:
         plan: Plan,
         logger: Logger,
         fence: Fence,
+        replicas: Replicas,
         *,
         wandb_run_id: str,
     ) -> None:
         self._checkpointer, self._engine, self._average = checkpointer, engine, average
         self._progress, self._plan, self._logger = progress, plan, logger
-        self._fence, self._wandb_run_id = fence, wandb_run_id
+        self._fence, self._replicas, self._wandb_run_id = fence, replicas, wandb_run_id
         self._begun_step = 0  # of the newest checkpoint
         self._begun_at = time.perf_counter()
         self.newest: int | None = None  # step of the newest complete checkpoint
@@ -50,9 +52,13 @@ class Saver:
         return minutes is not None and time.perf_counter() - self._begun_at > 60 * minutes
 
     def begin(self) -> None:
-        """Save what is now, in the background; a save that is still under way stands for it."""
+        """Save what is now, in the background; a save that is still under way stands for it.
+
+        Raises ReplicaError where the ranks do not hold the same: each writes a share of it.
+        """
         if self._checkpointer.begun:
             return
+        self._replicas.check(self._progress.step)
         pieces = list(self._engine.pieces())
         if self._progress.schedule.averaging:
             pieces += self._engine.pieces_like_weights("mean", self._average.mean)

@@ -20,6 +20,7 @@ from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogge
 from nanogpt.memory import FP32, free_host_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
+from nanogpt.replicas import what_computes
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start, in_its_own_dtype
 from nanogpt.run_dir import METRICS, claim, held, model_config, take_over
@@ -131,10 +132,11 @@ def _require_room(plan: Plan, world: World) -> None:
 
 
 def _agree(plan: Plan, world: World) -> None:
-    """Refuse to train when a rank has another text, device or option than the first: it would hang or train on both."""
+    """Refuse to train when a rank has another text, option, code or library than the first: it would hang, or spoil."""
     everyone = world.gather(
         asdict(plan.config)
         | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
+        | what_computes()
     )
     for rank, other in enumerate(everyone):
         for name, value in other.items():

@@ -6,6 +6,7 @@ status = Trainer(plan, world, logger, start, launched, stop, watchdog, fence, ch
 import os
 import sys
 import time
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nanogpt.plan import Plan
 from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
 from nanogpt.recall_plot import save_recall
+from nanogpt.replicas import UNLIKE, Replicas
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start
 from nanogpt.run_dir import REPORT, model_config, save_weights
@@ -85,6 +87,9 @@ class Trainer:
         if self.engine.compilation.failure:
             self.logger.say(f"warning: {self.engine.compilation.failure}; going on without torch.compile")
         self.average = WeightAverage(self.engine.local_weights(), self.config.ema)
+        self.replicas = Replicas(world, self._held_whole, step=checkpoint.step if checkpoint else 0)
+        if not self.replicas.exact:
+            self.logger.say(f"warning: {UNLIKE}")
         self.progress = Progress.of(self.config, judged_windows=len(plan.judged), launched_at=launched)
         checkpointer = Checkpointer(
             start.out_dir, world, keep=self.config.keep_checkpoints, attempt=str(Attempt.from_env())
@@ -97,11 +102,13 @@ class Trainer:
             plan,
             logger,
             fence,
+            self.replicas,
             wandb_run_id=start.wandb_run_id,
         )
         self.profiler = open_profiler(self.config.profiled_steps, world, start.out_dir, logger, watchdog)
         if checkpoint is not None:
             self.saver.restore(checkpoint)
+        self.replicas.check(self.progress.step)
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
         self.judge = Judge(plan, self.windows, self.engine, self.average, stop, watchdog)
 
@@ -203,6 +210,12 @@ class Trainer:
                 f"not applied"
             )
 
+    def _held_whole(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What every rank must hold alike."""
+        yield from self.engine.replicas()
+        if self.average.mean:
+            yield from self.engine.replicas_like_weights("mean", self.average.mean)
+
     def _micro_batches(self, step: int) -> list[Batch]:
         """This rank's rows of a step's global batch, as many at a time as memory allows."""
         config, windows = self.config, self.windows
@@ -228,6 +241,8 @@ class Trainer:
         started = time.perf_counter()
         with self.gauge.clock.phase("full_pass"):
             loss = self.judge.full_pass(step=self.progress.step)
+            if loss <= self.config.target_loss:  # else it may be the mean loss of models that differ
+                self.replicas.check(self.progress.step)
         self.progress.schedule.judged(loss)
         self.progress.full_pass_s += time.perf_counter() - started
         return loss
@@ -270,6 +285,7 @@ class Trainer:
     def _finish(self, reason: str, full_pass_loss: float | None) -> int:
         """Weights, scores and report into the run directory, the result on the terminal -> the exit status."""
         self.profiler.close()
+        self.replicas.check(self.progress.step)
         report = make_report(reason, full_pass_loss, self.plan, self.progress, self.world, self.engine)
         report |= self.gauge.constants()
         self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
@@ -289,7 +305,7 @@ class Trainer:
             state = self.engine.state_dict()
             self.fence.check()
             if self.world.is_first:
-                report |= {"weights_sha256": save_weights(self.out_dir, state)}
+                report |= {"weights_sha256": save_weights(self.out_dir, state, self.judge.evaluated)}
                 write_json(self.out_dir / REPORT, report)
             recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
             if recitation:

@@ -119,6 +119,12 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def max_tensor(self, values: Tensor) -> Tensor:
+        """The element-wise maxima of values over the ranks, in place, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def gather(self, value: Gathered) -> list[Gathered]:
         """value of every rank, in order of rank, on every rank."""
         values = [value] * self.size

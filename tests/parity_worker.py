@@ -13,18 +13,18 @@ import torch
 import nanogpt.muon
 from nanogpt.cli import main
 from nanogpt.config import TrainConfig
-from nanogpt.engine import Batch, build_engine
+from nanogpt.engine import Batch, Engine, build_engine
 from nanogpt.engine.base import EngineOptions
 from nanogpt.model import GPT
-from nanogpt.plan import make_plan
+from nanogpt.plan import Plan, make_plan
 from nanogpt.run_dir import model_config
 from nanogpt.world import World
 
 nanogpt.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
 
-def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
-    """(mean loss over all ranks, gradient norm) of each of config.max_steps steps."""
+def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
+    """The plan of config and its engine, around a model whose vocabulary is the text's own."""
     plan = make_plan(config, world)
     config, windows = plan.config, plan.windows
     # The text's own tokens, numbered anew: where bf16 is emulated, 50,257 logits a position would take half an hour.
@@ -35,21 +35,29 @@ def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
         config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed,
         gradient_compression=config.gradient_compression,
     )  # fmt: skip
-    engine = build_engine(config.engine, GPT(shape), world, options)
+    return plan, build_engine(config.engine, GPT(shape), world, options)
+
+
+def train_step(plan: Plan, engine: Engine, step: int) -> tuple[float, float]:
+    """One update -> (mean loss over all ranks, gradient norm)."""
+    config, world = plan.config, engine.world
+    mine = plan.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
+    parts = mine.split(config.micro_batch_size)
+    step_tokens, loss = config.batch_size * config.context_length, 0.0
+    for i, starts in enumerate(parts):
+        batch = Batch(*plan.windows.take(starts), step_tokens)
+        loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
+    norm = engine.step(config.learning_rate)
+    (loss,) = world.sum(loss)
+    return loss / step_tokens, norm
+
+
+def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
+    """train_step's figures of each of config.max_steps steps."""
+    plan, engine = small_engine(config, world)
     gathered_for_good = [name for name, p in engine.model.named_parameters() if getattr(p, "ds_persist", False)]
     assert not gathered_for_good, "ZeRO 3 would share nothing out"
-    points, step_tokens = [], config.batch_size * config.context_length
-    for step in range(config.max_steps):
-        mine = windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
-        parts = mine.split(config.micro_batch_size)
-        loss = 0.0
-        for i, starts in enumerate(parts):
-            batch = Batch(*windows.take(starts), step_tokens)
-            loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
-        norm = engine.step(config.learning_rate)
-        (loss,) = world.sum(loss)
-        points.append((loss / step_tokens, norm))
-    return points
+    return [train_step(plan, engine, step) for step in range(config.max_steps)]
 
 
 def run() -> int:

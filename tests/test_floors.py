@@ -16,7 +16,7 @@ FLOORS = [
         checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon records repeat run_dir stopping
         watchdog
         """,
-        "memory preflight",
+        "memory preflight replicas",
         "optim",
         "curves decode engine plan profile progress resume terminal wandb_logger",
         "forecast gauge plot recall recite report saver",

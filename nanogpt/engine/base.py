@@ -117,6 +117,23 @@ class Engine(ABC):
             with torch.no_grad():
                 tensor.view(-1).copy_(checkpoint.read(f"{kind}/{name}", 0, tensor.numel()))
 
+    @abstractmethod
+    def replicas(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, values) of what every rank holds whole, and must hold alike. Every rank must go through all of it."""
+
+    def replicas_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        """The same of tensors that are laid out as local_weights is, as 'KIND/NAME'."""
+        for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
+            if tensor is not None:
+                yield f"{kind}/{name}", tensor
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, values) of every parameter, whole, the tied one once. Every rank must go through all of it.
+
+        A tensor may be gone when the next one comes.
+        """
+        return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
+
     def state_dict(self) -> dict[str, Tensor]:
         """Every parameter, whole, in fp32, on the CPU, the tied one once: on the first rank. Every rank must call."""
-        return {name: p.detach().to("cpu", torch.float32) for name, p in self.model.named_parameters()}
+        return {name: weight.to("cpu", torch.float32) for name, weight in self.weights()}

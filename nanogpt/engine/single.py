@@ -1,6 +1,6 @@
 """One process, one device: the engine that every other is compared with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from torch import Tensor
@@ -50,16 +50,30 @@ class SingleEngine(Engine):
     def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
         restore_replicated(self, self.optimizer, checkpoint, updates)
 
+    def replicas(self) -> Iterator[tuple[str, Tensor]]:
+        return replicated(self, self.optimizer)
+
     def _gradient_scale(self) -> float:
         return 1.0
 
 
+def replicated(engine: Engine, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Weights and moments that every rank holds whole."""
+    for kind, tensors in _weights_and_moments(engine, optimizer):
+        yield from engine.replicas_like_weights(kind, tensors)
+
+
 def replicated_pieces(engine: Engine, optimizer: Optimizer) -> Iterator[Piece]:
-    """This rank's share of weights and moments that every rank holds whole."""
+    """This rank's share of them."""
+    for kind, tensors in _weights_and_moments(engine, optimizer):
+        yield from engine.pieces_like_weights(kind, tensors)
+
+
+def _weights_and_moments(engine: Engine, optimizer: Optimizer) -> Iterator[tuple[str, Sequence[Tensor | None]]]:
     weights = engine.local_weights()
-    yield from engine.pieces_like_weights("weight", weights)
+    yield "weight", weights
     for moment in MOMENTS if optimizer.state else ():
-        yield from engine.pieces_like_weights(moment, [optimizer.state[weight].get(moment) for weight in weights])
+        yield moment, [optimizer.state[weight].get(moment) for weight in weights]
 
 
 def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: Checkpoint, updates: int) -> None:

@@ -17,7 +17,7 @@ from nanogpt.checkpoint import Checkpoint, Piece
 from nanogpt.ds_config import LOGGING, import_deepspeed
 from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
 from nanogpt.engine.compiling import compile_model
-from nanogpt.engine.single import mean_share, replicated_pieces, restore_replicated
+from nanogpt.engine.single import mean_share, replicated, replicated_pieces, restore_replicated
 from nanogpt.model import GPT
 from nanogpt.muon import MuonAdamW, Stretch
 from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
@@ -170,13 +170,26 @@ class DeepSpeedEngine(Engine):
                     mapping.hp_fragment_address.start, mapping.lp_fragment_address.numel,
                 )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def replicas(self) -> Iterator[tuple[str, Tensor]]:
+        if self.stage == 0:
+            return replicated(self, self.optimizer)
+        # What a stage shares out each rank holds a part of; what is gathered from the parts must be alike.
+        return ((f"weight/{name}", weight) for name, weight in self.weights())
+
+    def replicas_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        return super().replicas_like_weights(kind, tensors) if self.stage < 3 else iter(())
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         if self.stage < 3:
-            return super().state_dict()
-        state = {}
+            yield from super().weights()
+            return
         self.weights_written()  # let go of what the last forward has gathered
         for name, parameter in self.model.named_parameters():
             with self._gathered([parameter]):  # one at a time: the device need not hold the whole model
-                if self.world.is_first:
-                    state[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-        return state
+                yield name, parameter.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.stage < 3:
+            return super().state_dict()
+        is_first = self.world.is_first
+        return {name: weight.to("cpu", torch.float32, copy=True) for name, weight in self.weights() if is_first}
