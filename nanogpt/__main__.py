@@ -310,12 +310,12 @@ def run() -> int:
     """The command that the first word names, with the options that follow."""
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(f"{__doc__}\ncommands: {', '.join(COMMANDS)}; python -m nanogpt COMMAND --help")
+        print(f"{__doc__ or ''}\ncommands: {', '.join(COMMANDS)}; python -m nanogpt COMMAND --help")
         return 0
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}: one of {', '.join(COMMANDS)}")
     options, command = COMMANDS[name]
-    return command(parse(options, argv, program=f"python -m nanogpt {name}", about=command.__doc__ or ""))
+    return command(parse(options, argv, program=f"python -m nanogpt {name}", about=command.__doc__))
 
 
 if __name__ == "__main__":

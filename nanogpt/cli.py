@@ -14,7 +14,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import MISSING
 from itertools import pairwise
 from typing import TypeVar, get_origin
@@ -24,12 +23,13 @@ from fire.decorators import SetParseFn
 
 from nanogpt.config import describe_type, option_types
 from nanogpt.errors import ConfigError, ReplicaError
+from nanogpt.lost_terminal import OutputLost, standard_streams
 
 Options = TypeVar("Options")
 SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
 
 
-def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) -> Options:
+def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str | None) -> Options:
     """The options dataclass cls, filled from argv. Prints help and leaves with status 0 on --help or -h.
 
     Fields without a default are positional, in order; one that is a tuple, which must be the last, takes all words
@@ -37,7 +37,7 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str) 
     """
     if "--help" in argv or "-h" in argv:
         if os.environ.get("RANK", "0") == "0":
-            print(help_text(cls, program=program, about=about))
+            print(help_text(cls, program=program, about=about), flush=True)
         raise SystemExit(0)
     _check_form(argv)
     words: list[str] = []
@@ -79,7 +79,7 @@ def without_local_rank(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def help_text(cls: type, *, program: str, about: str) -> str:
+def help_text(cls: type, *, program: str, about: str | None) -> str:
     """Every option of cls with its type, default, unit and sentence, wrapped to the terminal."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
     required = "".join(
@@ -87,7 +87,7 @@ def help_text(cls: type, *, program: str, about: str) -> str:
         for f, kind in option_types(cls)
         if f.default is MISSING
     )
-    lines = [about, "", f"usage: {program}{required} [--option=value ...]", ""]
+    lines = [*([about, ""] if about else ()), f"usage: {program}{required} [--option=value ...]", ""]
     for f, kind in option_types(cls):
         name = f.name.upper() if f.default is MISSING else f"--{f.name}"
         default = "required" if f.default is MISSING else f"default {'none' if f.default is None else f.default}"
@@ -98,44 +98,52 @@ def help_text(cls: type, *, program: str, about: str) -> str:
 
 
 def main(command: Callable[[], int]) -> None:
-    """Run command and leave with its status, with 2 and one line for a ConfigError, 1 for Ctrl-C or a closed pipe."""
+    """Run command and leave with its status: 2 and one line for a ConfigError, 1 for Ctrl-C or an output that is lost.
+
+    Whatever an error's message quotes, it is one line.
+    """
+    with standard_streams():
+        status = _status(command)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # At once: gloo's threads outlive destroy_process_group (torch 2.13). On an overloaded machine ranks aborted
+        # while Python ended ("terminate called without an active exception"): a verified run would have failed.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status(command: Callable[[], int]) -> int:
+    """Run command -> the status to leave with; an error is told."""
     rank = os.environ.get("RANK", "0")
     try:
         status = command()
-        sys.stdout.flush()  # a pipe that is closed is met here at the latest
+        sys.stdout.flush()  # what cannot be written is met here at the latest
+        return status
     except ConfigError as error:
         if rank != "0":
             # The first rank has usually met the same mistake, says so and leaves, and torchrun ends the others within
             # this time. Where it has not, because only this node lacks a file or a GPU, this rank must speak.
             time.sleep(SILENCE_S)
-        print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
-        status = 2
+        told = one_line(str(error))
+        print(f"error: {told}" if rank == "0" else f"error (rank {rank}): {told}", file=sys.stderr)
+        return 2
     except ReplicaError as error:  # every rank raises the same
         if rank == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {error}", file=sys.stderr)
         else:
             time.sleep(SILENCE_S)  # torchrun ends all ranks as soon as one leaves: let the first one speak
-        status = 1
+        return 1
     except KeyboardInterrupt:
         if rank == "0":
-            print("interrupted", file=sys.stderr, flush=True)
+            print("interrupted", file=sys.stderr)
         os._exit(1)  # at once: libraries would wait for their servers and threads
-    except BrokenPipeError:
-        # Whoever read the output has left, as head does. Python would try to write what is left of it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        try:
-            print("error: nobody reads the output any more", file=sys.stderr, flush=True)
-        except BrokenPipeError:  # the same reader
-            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
-        status = 1
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        # At once: gloo's threads outlive destroy_process_group (torch 2.13). On an overloaded machine ranks aborted
-        # while Python ended ("terminate called without an active exception"): a verified run would have failed.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # nobody reads it any more
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
+    except OutputLost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def one_line(text: str) -> str:
+    """text with what is not printable written as in a Python string: a newline as \\n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _check_form(argv: Sequence[str]) -> None:

@@ -1,38 +1,137 @@
-"""What is printed where the terminal may go, as an ssh connection does: no line is worth a run.
+"""What is printed, where it may not be shown or written: a full disk, a lost terminal, a closed descriptor.
 
-say("step 10")
+with standard_streams():    # around all of a program
+    outlive_output()        # a run: what cannot be written waits from here on, and ends nothing
+    say("step 10")
 """
 
 import errno
+import io
 import os
-import stat
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import RLock, current_thread, main_thread
+from typing import TextIO
+
+KEPT_BYTES = 2**20  # of what waits to be written, the newest
+PATIENCE_S = 10.0  # with a reader who takes nothing
+
+# Which errors of writing end the process: a run goes on, but where its reader has left, as head does.
+COMMAND, RUN, ASIDE = (OSError,), (BrokenPipeError,), ()
+
+
+class OutputLost(Exception):  # noqa: N818, as StopRequested
+    """Standard output cannot be written; the message is one line. It is raised once, and then all goes nowhere."""
+
+
+class Output(io.RawIOBase):
+    """The bytes of a standard stream. What is not taken waits, and is written before what follows it."""
+
+    def __init__(self, descriptor: int, fatal: tuple[type[OSError], ...]) -> None:
+        """fatal: the errors that raise OutputLost, in the main thread."""
+        self.fatal = fatal
+        self._descriptor = descriptor
+        self._waiting = bytearray()
+        self._lock = RLock()  # a finalizer may print in the middle of it
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: bytes) -> int:
+        """Take data, and write it if it can be: a run never waits for its reader, a command does as long as others."""
+        with self._lock:
+            self._waiting += data
+            try:
+                self._write_waiting(0.0 if self.fatal != COMMAND else self._patience_s())
+            except OSError as error:
+                # A reader may leave with all that there is to read: unbuffered, print writes the end of a line apart.
+                is_lost = bool(self._waiting.strip())
+                if is_lost and isinstance(error, self.fatal) and current_thread() is main_thread():
+                    self.let_go()
+                    raise OutputLost(_reason(error)) from None
+                del self._waiting[:-KEPT_BYTES]
+        return len(data)
+
+    def finish(self) -> None:
+        """Write what waits, if somebody still takes it, and let go of the rest."""
+        with self._lock:
+            try:
+                self._write_waiting(PATIENCE_S)
+            except OSError:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """Let everything go nowhere from now on: Python, too, would try again at its end and fail."""
+        self._waiting.clear()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
+
+    def _patience_s(self) -> float | None:
+        """How long a command waits for a reader: in a pipe that blocks, as `| less`, for ever."""
+        return None if os.get_blocking(self._descriptor) else PATIENCE_S
+
+    def _write_waiting(self, patience_s: float | None) -> None:
+        while self._waiting:
+            if not select.select([], [self._descriptor], [], patience_s)[1]:
+                raise BlockingIOError(errno.EAGAIN, "nobody reads it")
+            # A pipe that has room has room for this much: it does not block.
+            written = os.write(self._descriptor, self._waiting[: select.PIPE_BUF])
+            del self._waiting[:written]
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Three standard streams, whatever was closed, of which the two for output take every character.
+
+    They are to stay until the process ends. Raises OutputLost, within, where a command's output cannot be written.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file to be opened would become it, and hold what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = _stream(sys.stdout, Output(1, COMMAND))
+    sys.stderr = _stream(sys.stderr, Output(2, ASIDE))
+    streams = (sys.stdout, sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.buffer.fatal = ASIDE
+            stream.flush()
+            stream.buffer.finish()
+
+
+def outlive_output() -> None:
+    """From here on standard output is not worth this process; a reader who leaves ends it still."""
+    if isinstance(output := getattr(sys.stdout, "buffer", None), Output):  # it is another one in a notebook
+        output.fatal = RUN
 
 
 def say(text: str) -> None:
     """A line on stdout, at once."""
-    with despite_lost_terminal():
-        print(text, flush=True)
+    print(text, flush=True)
 
 
-@contextmanager
-def despite_lost_terminal() -> Iterator[None]:
-    """Print within it: where the terminal has gone, with a SIGHUP or without, that goes nowhere and is no error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        _mute()
+def _stream(before: TextIO | None, output: Output) -> TextIO:
+    """A text stream as the one before; None: it was closed when Python began."""
+    if before is None:
+        return io.TextIOWrapper(output, encoding="utf-8", errors="replace", line_buffering=True)
+    with suppress(OSError):
+        before.flush()
+    errors = "replace" if before.errors in ("strict", "surrogateescape") else before.errors
+    buffering = {"line_buffering": before.line_buffering, "write_through": before.write_through}
+    return io.TextIOWrapper(output, encoding=before.encoding, errors=errors, **buffering)
 
 
-def _mute() -> None:
-    """Let what is printed go nowhere from now on, where it went to a terminal that has hung up."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed
-            descriptor = stream.fileno()
-            # A terminal that is gone says no longer that it is one.
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+def _reason(error: OSError) -> str:
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more"
+    return f"the output cannot be written: {error.strerror}"

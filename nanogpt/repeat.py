@@ -24,7 +24,7 @@ import numpy as np
 
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
-from nanogpt.lost_terminal import say
+from nanogpt.lost_terminal import outlive_output, say
 from nanogpt.stop_signals import signals_to_heed
 from nanogpt.strict_json import read_json, write_json
 
@@ -52,6 +52,7 @@ class RepeatOptions(TrainConfig):
 
 def repeat(options: RepeatOptions) -> int:
     """Time to target over several seeds -> 0 when every run reached it, 3 when one did not, 4 when asked to stop."""
+    outlive_output()
     if os.environ.get("WORLD_SIZE", "1") != "1" or "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("repeat starts its runs itself, each one process: leave torchrun out")
     if not PROGRAM.exists():
@@ -79,7 +80,7 @@ def repeat(options: RepeatOptions) -> int:
         say(_line(runs[-1]))
         result = {"options": asked, "runs": runs, **_statistics(runs)}
         write_json(out_dir / RESULT, result)
-        (out_dir / TABLE).write_text(table(result) + "\n")
+        (out_dir / TABLE).write_text(table(result) + "\n", encoding="utf-8")
     say(table(result))
     return 0 if all(run["reached"] for run in runs) else 3
 

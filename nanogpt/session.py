@@ -17,6 +17,7 @@ from nanogpt.flops import peak_flops_per_s
 from nanogpt.health import check_health
 from nanogpt.live_plot import LivePlot
 from nanogpt.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.lost_terminal import outlive_output
 from nanogpt.memory import FP32, free_host_bytes, gigabytes
 from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
@@ -37,6 +38,7 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
 
     launched: time.perf_counter() when the process began. Raises ConfigError before anything is written.
     """
+    outlive_output()
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
     start = None

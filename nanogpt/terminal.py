@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from nanogpt.loggers import Logger, Row, describe_eta
-from nanogpt.lost_terminal import despite_lost_terminal
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 32  # columns of the curve
@@ -35,16 +34,13 @@ class TerminalLogger(Logger):
     def row(self, row: Row) -> None:
         if math.isfinite(row.loss) and row.loss > 0:
             self._losses.append(row.loss)
-        with despite_lost_terminal():
-            self._live.update(self._foot(row), refresh=True)
+        self._live.update(self._foot(row), refresh=True)
 
     def say(self, text: str) -> None:
-        with despite_lost_terminal():
-            self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
-        with despite_lost_terminal():
-            self._live.stop()
+        self._live.stop()
 
     def _foot(self, row: Row) -> Group:
         # The training loss may be below the target long before, or after, a full pass is: only that one has arrived.
