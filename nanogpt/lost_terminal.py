@@ -18,8 +18,9 @@ from typing import TextIO
 KEPT_BYTES = 2**20  # of what waits to be written, the newest
 PATIENCE_S = 10.0  # with a reader who takes nothing
 
-# Which errors of writing end the process: a run goes on, but where its reader has left, as head does.
-COMMAND, RUN, ASIDE = (OSError,), (BrokenPipeError,), ()
+# Which errors of writing end the process. A run goes on without its reader: Ctrl-C also ends the tee behind it, and the
+# save that it asks for would be lost.
+COMMAND, NEVER = (OSError,), ()
 
 
 class OutputLost(Exception):  # noqa: N818, as StopRequested
@@ -98,21 +99,21 @@ def standard_streams() -> Iterator[None]:
         except OSError:  # closed: the next file to be opened would become it, and hold what is printed
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _stream(sys.stdout, Output(1, COMMAND))
-    sys.stderr = _stream(sys.stderr, Output(2, ASIDE))
+    sys.stderr = _stream(sys.stderr, Output(2, NEVER))
     streams = (sys.stdout, sys.stderr)
     try:
         yield
     finally:
         for stream in streams:
-            stream.buffer.fatal = ASIDE
+            stream.buffer.fatal = NEVER
             stream.flush()
             stream.buffer.finish()
 
 
 def outlive_output() -> None:
-    """From here on standard output is not worth this process; a reader who leaves ends it still."""
+    """From here on standard output is not worth this process."""
     if isinstance(output := getattr(sys.stdout, "buffer", None), Output):  # it is another one in a notebook
-        output.fatal = RUN
+        output.fatal = NEVER
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, SHORT, TRAIN, environment, flags, metrics, report, run
 from nanogpt import lost_terminal
 from nanogpt.cli import one_line
-from nanogpt.lost_terminal import ASIDE, COMMAND, RUN, Output, OutputLost
+from nanogpt.lost_terminal import COMMAND, NEVER, Output, OutputLost
 
 REDIRECTED = REPOSITORY / "tests" / "redirected.py"
 TEXT = "“Hélas”, là-bas … ☃ "
@@ -61,7 +61,7 @@ def test_a_pipe_that_nobody_reads_for_a_while(blocks):
     """Invariant: neither kind of pipe delays a run, and its reader gets every byte in order when it is back."""
     reader, writer = os.pipe()
     os.set_blocking(writer, blocks)
-    output = Output(writer, RUN)
+    output = Output(writer, COMMAND)
     for line in LINES:
         output.write(line)
     read = b""
@@ -80,7 +80,7 @@ def test_what_waits_is_bounded(monkeypatch):
     monkeypatch.setattr(lost_terminal, "PATIENCE_S", 0.1)
     reader, writer = os.pipe()
     filled = fill(writer)
-    output = Output(writer, RUN)
+    output = Output(writer, COMMAND)
     for line in LINES:
         output.write(line)
     assert len(os.read(reader, filled)) == filled
@@ -116,7 +116,7 @@ def test_a_log_where_there_is_room_again(how, tmp_path, request):
     if how == "disk":
         filler.write_bytes(bytes(48 * 1024))
     with log.open("wb", buffering=0) as file, file_size_limit(10_000) if how == "ulimit" else contextlib.nullcontext():
-        output = Output(file.fileno(), RUN)
+        output = Output(file.fileno(), NEVER)
         for line in LINES[:1500]:
             output.write(line)
         assert 8192 < log.stat().st_size < len(b"".join(LINES[:1500]))
@@ -133,7 +133,7 @@ def test_a_reader_that_leaves():
     """Invariant: raised once, in the main thread and on standard output, where more than the end of a line is lost."""
     reader, writer = os.pipe()
     os.close(reader)
-    aside, output = Output(os.dup(writer), ASIDE), Output(writer, RUN)
+    aside, output = Output(os.dup(writer), NEVER), Output(writer, COMMAND)
     assert aside.write(b"text") == 4
     assert output.write(b"\n") == 1
     thread = threading.Thread(target=lambda: written.append(output.write(b"from a thread\n")))
