@@ -13,7 +13,7 @@ import os
 import pydoc
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,6 +105,10 @@ def read_ds_config(
     """
     settings = _read(path)
     _check_names(path, settings)
+    for name in _left_to_others(settings):
+        raise ConfigError(
+            f"--ds_config={path}: {name} is 'auto', for another trainer to fill in: give a value, or take it out"
+        )
     zero = settings.setdefault("zero_optimization", {})
     stage = zero["stage"] = zero.get("stage", 0) if zero_stage is None else zero_stage
     if type(stage) is not int or stage not in (0, 1, 2, 3):
@@ -168,6 +172,15 @@ def _check_name(path: str, name: str, known: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(known)}"
         raise ConfigError(f"--ds_config={path}: {name!r} is not a setting that this trainer passes on: {hint}")
+
+
+def _left_to_others(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The settings that are 'auto', which DeepSpeed itself drops from some sections and computes with in others."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _left_to_others(value, f"{prefix}{name}.")
+        elif value == "auto":
+            yield prefix + name
 
 
 def _check_values(path: str, settings: dict[str, Any]) -> None:

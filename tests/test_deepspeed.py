@@ -193,6 +193,12 @@ def test_compile_works_or_warns(stage, tmp_path):
         ({"zero_optimization": 2}, "must hold a JSON object"),
         ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'"),
         ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, "zero_optimization.reduce_bucket_size is"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": "auto"}}},
+            "zero_optimization.offload_param.pin_memory is 'auto'",
+        ),
+        ({"communication_data_type": "auto"}, "communication_data_type is 'auto'"),
         ({"optimizer": {"type": "Adam"}}, "take it out of the file"),
         ({"gradient_clipping": 1.0}, "take it out of the file"),
         ({"train_micro_batch_size_per_gpu": 4}, "--micro_batch_size decides"),
