@@ -32,7 +32,7 @@ class Start:
     checkpoint: Path | None = None  # None: at step 0
     fresh: bool = False  # nothing of an earlier attempt is in out_dir
     skipped: list[str] = field(default_factory=list)  # a line for each newer checkpoint that is broken
-    finished: bool = False  # the run in out_dir has reached its target: there is nothing to do
+    ended: str = ""  # why the run in out_dir is over, by its report: there is nothing to do
     wandb_run_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or token_hex(4))
 
 
@@ -68,7 +68,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
     _check_same(config, corpus_sha256, checkpoint)
     return Start(
         out_dir, checkpoint.path, fresh, skipped,
-        finished=not fresh and _exit_reason(out_dir) == "target_reached",
+        ended="" if fresh else _end(config, out_dir, checkpoint),
         # In another directory it is another run: two of them cannot write one.
         **({} if fresh else _same_wandb_run(checkpoint.progress["wandb_run_id"])),
     )  # fmt: skip
@@ -118,6 +118,18 @@ def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: Checkpoint)
 def _was_cut_short(out_dir: Path) -> bool:
     """Whether a run began here and neither ended nor saved anything."""
     return (out_dir / CONFIG).exists() and _exit_reason(out_dir) in ("", "stopped")
+
+
+def _end(config: TrainConfig, out_dir: Path, checkpoint: Checkpoint) -> str:
+    """The exit_reason of the run in out_dir, where it stands: its target is reached, or a budget still spent."""
+    steps, minutes = config.max_steps, config.max_minutes
+    stands = {
+        "target_reached": True,
+        "max_steps": steps is not None and checkpoint.step >= steps,
+        "max_minutes": minutes is not None and checkpoint.progress["train_s"] > 60 * minutes,
+    }
+    reason = _exit_reason(out_dir)
+    return reason if stands.get(reason) else ""
 
 
 def _exit_reason(out_dir: Path) -> str:

@@ -53,10 +53,11 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     ):
         start = world.gather(start)[0]
         _agree(plan, world)
-        if start.finished:
+        if start.ended:
             if world.is_first:
-                print(f"{start.out_dir} has reached its target already: nothing to do")
-            return EXIT_STATUS["target_reached"]
+                has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
+                print(f"{start.out_dir} {has} already: nothing to do")
+            return EXIT_STATUS[start.ended]
         _require_room(plan, world)
         _examine(plan.config, world)
         with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:

@@ -337,7 +337,10 @@ def test_an_average_ripens_over_a_stop(tmp_path):
 def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
     """Reference: a run with that budget from the start; a spent budget leaves nothing that shows later."""
     assert go(tmp_path, max_steps=10).returncode == 3
-    assert go(tmp_path, max_steps=10).returncode == 3, "the budget is still spent"
+    before = contents(tmp_path)
+    again = go(tmp_path, max_steps=10)
+    assert (again.returncode, "has spent its --max_steps already" in again.stdout) == (3, True)
+    assert contents(tmp_path) == before
     assert report(tmp_path / "out")["steps"] == 10
     assert go(tmp_path).returncode == 0
     assert_same(tmp_path, uninterrupted("single"))
@@ -545,6 +548,19 @@ def test_a_restarted_group_does_not_look_for_the_dead(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
     done = run(*launcher, REPOSITORY / "tests" / "restart_worker.py", cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout) == (0, "restarted True, 2 ranks met\n"), done.stderr
+
+
+def test_a_restart_does_not_spend_a_budget_again(tmp_path):
+    """Invariant: torchrun restarts a run whose time is up, as it does after any failure; nothing is trained or scored.
+
+    The status stays that of a target that was not reached.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max_restarts=1"]
+    words = flags(**OPTIONS, max_minutes=1e-6, out_dir="out")
+    done = run(*launcher, TRAIN, *words, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    assert (done.returncode, report(tmp_path / "out")["exit_reason"]) == (1, "max_minutes"), done.stderr
+    assert (done.stdout.count("scoring"), done.stdout.count("has spent its --max_minutes already")) == (1, 1)
+    assert report(tmp_path / "out")["steps"] == len(metrics(tmp_path / "out")) == 1
 
 
 def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
