@@ -12,11 +12,12 @@ import sys  # noqa: E402
 
 from nanogpt.cli import main, parse, without_local_rank  # noqa: E402
 from nanogpt.config import TrainConfig  # noqa: E402
-from nanogpt.stop_signals import StopSignals  # noqa: E402
+from nanogpt.stop_signals import StopSignals, end_at_once_on_interrupt  # noqa: E402
 
 
 def run() -> int:
     """Flags -> TrainConfig -> train(); torch is imported only for flags that make sense."""
+    end_at_once_on_interrupt()
     stop = StopSignals()
     config = parse(TrainConfig, without_local_rank(sys.argv[1:]), program="train_overfit.py", about=__doc__)
     from nanogpt.session import train

@@ -61,7 +61,11 @@ class Fence:
 
     def check(self) -> None:
         """Raises SystemExit when another attempt has raised it since."""
-        if (now := _written(self.out_dir)) != self.mine:
+        try:
+            now = _written(self.out_dir)
+        except OSError:  # a network file system's hiccup
+            return
+        if now and now != self.mine:
             raise SystemExit(f"error: attempt {now} writes {self.out_dir} now, not {self.mine}: leaving it alone")
 
 

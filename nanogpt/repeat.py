@@ -25,7 +25,7 @@ import numpy as np
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
 from nanogpt.lost_terminal import outlive_output, say
-from nanogpt.stop_signals import signals_to_heed
+from nanogpt.stop_signals import SIGNALS, signals_to_heed
 from nanogpt.strict_json import read_json, write_json
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train_overfit.py"
@@ -71,7 +71,8 @@ def repeat(options: RepeatOptions) -> int:
             say(f"seed {seed}: running, its output in {directory / OUTPUT}")
             words = [f"--{name}={value}" for name, value in (asked | {"seed": seed, "out_dir": directory}).items()]
             status, signalled = _train(words, out_dir, directory, {"options": asked, "runs": runs})
-            if signalled or (status == 4 and not _is_finished(directory)):
+            # A run that has nothing to save yet dies of a signal that asks it to stop.
+            if signalled or ((status == 4 or -status in SIGNALS) and not _is_finished(directory)):
                 say(f"asked to stop at seed {seed}: the same command goes on")
                 return 4
             runs.append(_outcome(seed, directory, status))

@@ -1,5 +1,6 @@
 """report.json: how a run ended, for other programs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,24 @@ def subset_and_windows(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def write_stopped(out_dir: Path, report: dict[str, Any]) -> None:
+def write_report(out_dir: Path, report: dict[str, Any]) -> None:
+    """The report of a run that has come to its end. Raises SystemExit when it cannot be written."""
+    try:
+        write_json(out_dir / REPORT, report)
+    except OSError as error:
+        raise SystemExit(f"error: {out_dir / REPORT} cannot be written ({error}): make room, start again") from None
+
+
+def write_stopped(out_dir: Path, report: dict[str, Any], say: Callable[[str], None]) -> None:
     """The report of a run that was asked to stop. The file STOP has been obeyed: the next run shall not stop too."""
-    write_json(out_dir / REPORT, report)
-    (out_dir / STOP_FILE).unlink(missing_ok=True)
+    try:
+        write_json(out_dir / REPORT, report)
+    except OSError as error:
+        say(f"warning: {out_dir / REPORT} cannot be written ({error.strerror or error})")
+    try:
+        (out_dir / STOP_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        say(
+            f"warning: {out_dir / STOP_FILE} cannot be removed ({error.strerror or error}): remove it, or the next "
+            f"start stops too"
+        )

@@ -36,9 +36,15 @@ from nanogpt.world import World
 def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
 
-    launched: time.perf_counter() when the process began. Raises ConfigError before anything is written.
+    launched: time.perf_counter() when the process began. Raises ConfigError before anything is written. However it
+    ends, each signal does afterwards what it did before stop was made.
     """
     outlive_output()
+    with stop:
+        return _begin(config, launched, stop)
+
+
+def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
     start = None
@@ -73,7 +79,6 @@ def _train(
         raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
     hosts = sorted(set(world.gather(gethostname())))
     if world.is_first:
-        stop.look_in(start.out_dir)
         claim(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
             corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
@@ -83,6 +88,8 @@ def _train(
         )  # fmt: skip
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
     logger = _open_logger(plan.config, world, start, checkpoint)
+    if world.is_first:
+        stop.look_in(start.out_dir)
     try:
         for line in start.skipped:
             logger.say(f"warning: {line}: skipped")
@@ -95,7 +102,7 @@ def _train(
                 progress.restore(checkpoint.progress, ranks=world.size)
             report = make_report("stopped", None, plan, progress, world, None)
             if world.is_first:
-                write_stopped(start.out_dir, report)
+                write_stopped(start.out_dir, report, logger.say)
             logger.result(report, None)
             return stopped_status()
         return Trainer(

@@ -30,6 +30,7 @@ class TerminalLogger(Logger):
         # Redrawn when there is something new, by whoever brings it: no thread beside the training.
         self._live = Live(Text("warming up"), console=self._console, auto_refresh=False, redirect_stderr=False)
         self._live.start()
+        self._console.show_cursor(True)  # that rich hides: whatever ends this process does not have to bring it back
 
     def row(self, row: Row) -> None:
         if math.isfinite(row.loss) and row.loss > 0:

@@ -29,12 +29,11 @@ from nanogpt.profile import open_profiler
 from nanogpt.progress import Progress
 from nanogpt.recall_plot import save_recall
 from nanogpt.replicas import UNLIKE, Replicas
-from nanogpt.report import make_report, write_stopped
+from nanogpt.report import make_report, write_report, write_stopped
 from nanogpt.resume import Start
-from nanogpt.run_dir import REPORT, model_config, save_weights
+from nanogpt.run_dir import model_config, save_weights
 from nanogpt.saver import Saver
 from nanogpt.stop_signals import StopRequested, StopSignals
-from nanogpt.strict_json import write_json
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
 
@@ -116,10 +115,11 @@ class Trainer:
         """The loop, then scores, files and recitation -> the exit status."""
         progress = self.progress
         save = False
+        (out_of_time,) = self.world.max(float(self._is_late()))
+        self.stop.obey()  # every rank has built and compiled its part
         try:
             if progress.verified_loss is not None:  # stopped while it scored what it had reached
                 return self._finish("target_reached", progress.verified_loss)
-            (out_of_time,) = self.world.max(float(self._is_late()))
             while True:
                 if not progress.step_is_unfinished:
                     with self.profiler.step(progress.step + 1):
@@ -271,7 +271,7 @@ class Trainer:
         self._save_and_wait()
         report = make_report("stopped", None, self.plan, self.progress, self.world, self.engine)
         if self.world.is_first:
-            write_stopped(self.out_dir, report)
+            write_stopped(self.out_dir, report, self.logger.say)
         if self.saver.newest is None:
             self.logger.say("warning: nothing could be saved: the same command begins again")
         else:
@@ -306,7 +306,7 @@ class Trainer:
             self.fence.check()
             if self.world.is_first:
                 report |= {"weights_sha256": save_weights(self.out_dir, state, self.judge.evaluated)}
-                write_json(self.out_dir / REPORT, report)
+                write_report(self.out_dir, report)
             recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
             if recitation:
                 tell_result(report, self.logger)

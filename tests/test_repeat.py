@@ -127,6 +127,18 @@ def test_a_signal_stops_the_run_and_the_rest(tmp_path):
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
 
 
+def test_a_run_that_is_ended_before_it_trains_is_no_failure(tmp_path):
+    """Invariant: TERM to the run alone while it imports torch is a request to stop: status 4, nothing counted."""
+    words = ["--seeds=1", *flags(**QUICK)]
+    command = [sys.executable, "-m", "nanogpt", "repeat", *words]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        wait_for((tmp_path / "runs/repeat/seed_0/output.txt").exists, process)
+        assert subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=True).returncode == 0
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 4, said
+    assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
+
+
 def test_a_run_that_was_left_behind_is_no_failure(tmp_path):
     """Invariant: while the run of a killed repeat goes on, another is refused in one line, and counts nothing."""
     with repeating(tmp_path) as (process, words):
