@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -123,6 +123,22 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
         raise ConfigError(_taken(str(out_dir))) from None
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
+
+
+def loss_of(out_dir: Path) -> Callable[[], bool]:
+    """A question for later: whether out_dir, which is held and claimed, was removed, emptied or replaced since."""
+    lock, mine = out_dir / LOCK, os.stat(out_dir / LOCK)  # no other file gets its number while it is open
+
+    def is_lost() -> bool:
+        try:
+            os.stat(out_dir / CONFIG)
+            return not os.path.samestat(mine, os.stat(lock))
+        except FileNotFoundError:
+            return True
+        except OSError:  # a network file system's hiccup
+            return False
+
+    return is_lost
 
 
 def begun_in(out_dir: Path) -> dict[str, Any]:

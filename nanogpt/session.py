@@ -24,7 +24,7 @@ from nanogpt.progress import Progress
 from nanogpt.replicas import what_computes
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start, in_its_own_dtype
-from nanogpt.run_dir import METRICS, claim, held, model_config, take_over
+from nanogpt.run_dir import METRICS, claim, held, loss_of, model_config, take_over
 from nanogpt.stop_signals import StopSignals
 from nanogpt.terminal import TerminalLogger
 from nanogpt.trainer import EXIT_STATUS, Trainer, stopped_status
@@ -89,7 +89,7 @@ def _train(
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
     logger = _open_logger(plan.config, world, start, checkpoint)
     if world.is_first:
-        stop.look_in(start.out_dir)
+        stop.look_in(start.out_dir, loss_of(start.out_dir))
     try:
         for line in start.skipped:
             logger.say(f"warning: {line}: skipped")

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by a file STOP in the run directory.
+"""Being asked to stop: by a signal, by a file STOP in the run directory, or by the loss of that directory.
 
 with StopSignals() as stop:         # USR1 and USR2 are remembered from here on
     stop.look_in(out_dir)           # on one rank, to spare a shared disk
@@ -10,11 +10,13 @@ with StopSignals() as stop:         # USR1 and USR2 are remembered from here on
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 STOP_FILE = "STOP"
+LOST = "the loss of its directory"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
 
@@ -35,6 +37,7 @@ class StopSignals:
         self.name = ""  # of the first signal, 'SIGTERM'
         self._came_at = 0.0
         self._file: Path | None = None
+        self.is_lost: Callable[[], bool] = lambda: False  # whether the run has lost its directory
         self._before: dict[signal.Signals, Any] = {}  # what each signal did
         self._heed(signal.SIGUSR1, signal.SIGUSR2)
 
@@ -44,9 +47,9 @@ class StopSignals:
     def __exit__(self, *exception: object) -> None:
         self._give_back(*self._before)
 
-    def look_in(self, out_dir: Path) -> None:
-        """Take the file STOP in this directory for a request, too."""
-        self._file = out_dir / STOP_FILE
+    def look_in(self, out_dir: Path, is_lost: Callable[[], bool]) -> None:
+        """Take the file STOP in this directory for a request, too, and that is_lost() says that it is gone."""
+        self._file, self.is_lost = out_dir / STOP_FILE, is_lost
 
     def obey(self) -> None:
         """From here on a request is obeyed within a step: remember every signal that asks for it."""
@@ -55,9 +58,9 @@ class StopSignals:
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
-        # Not Path.exists, which raises what a network file system may say for a moment, ESTALE or EACCES.
-        if not self.name and self._file and os.path.exists(self._file):
-            self.name = f"the file {STOP_FILE}"
+        if not self.name and self._file:
+            # Not Path.exists, which raises what a network file system may say for a moment, ESTALE or EACCES.
+            self.name = f"the file {STOP_FILE}" if os.path.exists(self._file) else LOST if self.is_lost() else ""
         return bool(self.name)
 
     def _heed(self, *numbers: signal.Signals) -> None:

@@ -33,7 +33,7 @@ from nanogpt.report import make_report, write_report, write_stopped
 from nanogpt.resume import Start
 from nanogpt.run_dir import model_config, save_weights
 from nanogpt.saver import Saver
-from nanogpt.stop_signals import StopRequested, StopSignals
+from nanogpt.stop_signals import LOST, StopRequested, StopSignals
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
 
@@ -113,6 +113,15 @@ class Trainer:
 
     def run(self) -> int:
         """The loop, then scores, files and recitation -> the exit status."""
+        status = self._run()
+        if self.stop.is_lost():
+            message = f"{self.out_dir} was removed, emptied or replaced during the run: what it held is lost"
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            self.logger.died(FileNotFoundError(message))
+            return 1
+        return status
+
+    def _run(self) -> int:
         progress = self.progress
         save = False
         (out_of_time,) = self.world.max(float(self._is_late()))
@@ -267,6 +276,8 @@ class Trainer:
     def _leave(self) -> int:
         """Save, and leave in the middle of the run -> the exit status."""
         asked = next(name for name in self.world.gather(self.stop.name) if name)
+        if asked == LOST:
+            return 1  # without a save: whoever removed it does not want it back, or it is another run's now
         self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
         self._save_and_wait()
         report = make_report("stopped", None, self.plan, self.progress, self.world, self.engine)

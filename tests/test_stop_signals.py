@@ -1,6 +1,6 @@
-"""What a signal does, before there is anything to save, during a save and after a run.
+"""What a signal does, before there is anything to save, during a save and after a run; and a lost run directory.
 
-Signals, and permissions are real.
+Signals, launchers, permissions and removals are real.
 """
 
 import os
@@ -15,6 +15,9 @@ import pytest
 from test_resume import catches, has_trained, names, start
 
 from conftest import SHORT, TRAIN, environment, flags, wait_for
+from nanogpt.fence import Attempt
+from nanogpt.run_dir import CONFIG, held, loss_of
+from nanogpt.stop_signals import LOST, StopSignals
 
 HERE = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -112,6 +115,40 @@ def test_a_notebook_gets_its_signals_back(tmp_path):
     assert done.returncode == -signal.SIGTERM, done.stdout + done.stderr
     assert done.stdout.endswith("interrupted\n")
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_removed_directory_is_told(tmp_path):
+    """Invariant: status 1, one line and no traceback; what a person has removed does not come back."""
+    program = start(tmp_path)
+    wait_for(has_trained(tmp_path), program)
+    shutil.rmtree(tmp_path / "out")
+    assert program.wait(timeout=200) == 1
+    said = (tmp_path / "log").read_text().splitlines()
+    assert [line for line in said if line.startswith("error: ")] == said[-1:]
+    assert "removed" in said[-1]
+    assert names(tmp_path) == {"log"}
+
+
+def test_what_a_lost_directory_is(tmp_path):
+    """Invariant: one that was removed, emptied, moved or replaced; a file system's passing error is none."""
+    for how in ("removed", "emptied", "moved", "replaced"):
+        out_dir, elsewhere = tmp_path / "out", tmp_path / f"{how}.aside"
+        with held(out_dir, Attempt("", 0)):
+            (out_dir / CONFIG).touch()
+            stop = StopSignals()
+            stop.__exit__()
+            stop.look_in(out_dir, loss_of(out_dir))
+            assert not stop.requested
+            if how == "emptied":
+                (out_dir / CONFIG).unlink()
+            elif how == "removed":
+                shutil.rmtree(out_dir)
+            else:
+                out_dir.rename(elsewhere)
+            if how == "replaced":
+                shutil.copytree(elsewhere, out_dir)
+            assert (stop.requested, stop.name) == (True, LOST), how
+        shutil.rmtree(out_dir, ignore_errors=True)
 
 
 @pytest.fixture
