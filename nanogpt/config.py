@@ -121,7 +121,11 @@ class TrainConfig(Options):
     wandb_tags: str | None = option(None, "words with commas between")
     wandb_notes: str | None = option(None, "a remark on the run")
     wandb_artifact: Literal["true", "false"] = option("false", "send the final weights too")
-    resume: str = option("auto", "auto: go on from out_dir's newest checkpoint, if any; must; never; or a checkpoint")
+    resume: str = option(
+        "auto",
+        "auto: go on from out_dir's newest checkpoint, if any; must; never: begin; a checkpoint: begin from it. "
+        "Started again, a command goes on with the run that it began; to begin once more, name another out_dir",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from nanogpt.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_intact
 from nanogpt.config import TrainConfig
@@ -23,6 +24,8 @@ MAY_CHANGE = {
     "wandb_group", "wandb_name", "wandb_tags", "wandb_notes", "wandb_artifact",
 }  # fmt: skip
 
+UNFINISHED = ("", "stopped")  # exit reasons of a run that was killed or asked to stop
+
 
 @dataclass(frozen=True)
 class Start:
@@ -31,63 +34,108 @@ class Start:
     out_dir: Path
     checkpoint: Path | None = None  # None: at step 0
     fresh: bool = False  # nothing of an earlier attempt is in out_dir
-    skipped: list[str] = field(default_factory=list)  # a line for each newer checkpoint that is broken
+    begun_with: str = "auto"  # what --resume said when the run in out_dir began, a path in full
+    notes: list[str] = field(default_factory=list)  # what a person may not expect, a line each
     ended: str = ""  # why the run in out_dir is over, by its report: there is nothing to do
     wandb_run_id: str = field(default_factory=lambda: os.environ.get("WANDB_RUN_ID") or token_hex(4))
 
 
 def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
     """config with the dtype of the run in out_dir, where it would be chosen anew by the machine that it goes on on."""
-    if config.dtype != "auto" or config.resume not in ("auto", "must"):
+    out_dir = Path(os.path.expanduser(config.out_dir))
+    if config.dtype != "auto" or not _goes_on(config, out_dir):
         return config
-    before = begun_in(Path(os.path.expanduser(config.out_dir))).get("config")
+    before = begun_in(out_dir).get("config")
     dtype = before.get("dtype") if isinstance(before, dict) else None
     return replace(config, dtype=dtype) if dtype in ("bf16", "fp32") else config
 
 
 def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
     """What --resume asks for. Raises ConfigError where that cannot be."""
-    if config.resume == "never":
-        return Start(_check_free(config.out_dir), fresh=True)
-    if config.resume not in ("auto", "must"):
-        checkpoint, skipped = _at(Path(config.resume).expanduser())
-        fresh = check_writable(config.out_dir).resolve() not in checkpoint.path.resolve().parents
-        out_dir = _check_free(config.out_dir) if fresh else check_writable(config.out_dir)
-    else:
-        fresh, out_dir = False, check_writable(config.out_dir)
-        checkpoint, skipped = newest_intact(out_dir)
+    out_dir = check_writable(config.out_dir)
+    if not _goes_on(config, out_dir):
+        return _begin(config, corpus_sha256, out_dir, _asked(config))
+    begun_with = _begun_with(out_dir) or _asked(config)
+    checkpoint, skipped = newest_intact(out_dir)
     if checkpoint is None:
         if skipped:
             raise ConfigError(f"--out_dir={config.out_dir} has no intact checkpoint: {'; '.join(skipped)}")
         if config.resume == "must":
             raise ConfigError(f"--resume=must: --out_dir={config.out_dir} has no checkpoint")
-        # A run that was killed before its first checkpoint begins again; a finished one without any is not touched.
-        if not _was_cut_short(out_dir):
-            return Start(_check_free(config.out_dir), fresh=True)
-        return Start(out_dir, **_same_wandb_run(begun_in(out_dir).get("wandb_run_id")))
+        return _begin(config, corpus_sha256, out_dir, begun_with)
     _check_same(config, corpus_sha256, checkpoint)
+    notes = _skipped(skipped)
+    if config.resume not in ("auto", "must", "never"):
+        notes.append(
+            f"--resume={config.resume} has begun the run in {config.out_dir}, which goes on from its newest "
+            f"checkpoint; to begin there once more, name another --out_dir"
+        )
     return Start(
-        out_dir, checkpoint.path, fresh, skipped,
-        ended="" if fresh else _end(config, out_dir, checkpoint),
-        # In another directory it is another run: two of them cannot write one.
-        **({} if fresh else _same_wandb_run(checkpoint.progress["wandb_run_id"])),
+        out_dir, checkpoint.path, False, begun_with, notes, ended=_end(config, out_dir, checkpoint),
+        **_same_wandb_run(checkpoint.progress),
     )  # fmt: skip
 
 
-def _check_free(out_dir: str) -> Path:
+def _goes_on(config: TrainConfig, out_dir: Path) -> bool:
+    """Whether out_dir's newest checkpoint is the one to go on from.
+
+    A command begins its run once: when a person, torchrun or Slurm starts it again, that run goes on.
+    """
+    own = _begun_with(out_dir) == _asked(config) and (config.resume != "never" or _exit_reason(out_dir) in UNFINISHED)
+    return config.resume in ("auto", "must") or own
+
+
+def _asked(config: TrainConfig) -> str:
+    """auto, never, or the path that --resume names, in full."""
+    if config.resume in ("auto", "must"):
+        return "auto"
+    return config.resume if config.resume == "never" else os.path.realpath(os.path.expanduser(config.resume))
+
+
+def _begun_with(out_dir: Path) -> str:
+    """What _asked() was when the run in out_dir began; '' where there is none."""
+    return str(begun_in(out_dir).get("begun_with", "auto")) if os.path.exists(out_dir / CONFIG) else ""
+
+
+def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: str) -> Start:
+    """At step 0 or from the checkpoint that was named; again, where the run was cut short before its own first one."""
+    checkpoint, notes, before, fresh = None, [], {}, False
+    if begun_with not in ("auto", "never"):
+        checkpoint, skipped = _at(Path(config.resume if begun_with == _asked(config) else begun_with).expanduser())
+        _check_same(config, corpus_sha256, checkpoint)
+        notes = _skipped(skipped)
+    if checkpoint and (out_dir / CHECKPOINTS).resolve() in checkpoint.path.resolve().parents:
+        before = checkpoint.progress
+    elif _begun_with(out_dir) == begun_with and _exit_reason(out_dir) in UNFINISHED:
+        before = begun_in(out_dir)
+    else:  # another run: two of them cannot write one directory, nor one of W&B's
+        _check_free(config.out_dir)
+        fresh = True
+    return Start(
+        out_dir, checkpoint and checkpoint.path, fresh, begun_with, notes,
+        ended=_end(config, out_dir, checkpoint) if checkpoint and not fresh else "", **_same_wandb_run(before),
+    )  # fmt: skip
+
+
+def _check_free(out_dir: str) -> None:
     path = check_free(out_dir)
     if (path / CHECKPOINTS).exists():  # they may be of later steps, and would be taken for the newest
-        raise ConfigError(f"--out_dir={out_dir} holds checkpoints: name another directory, or remove them")
-    return path
+        raise ConfigError(f"--out_dir={out_dir} holds checkpoints: name another directory")
 
 
-def _same_wandb_run(run_id: str | None) -> dict[str, str]:
+def _same_wandb_run(before: dict[str, Any]) -> dict[str, str]:
+    """What makes Start the W&B run that before, of a checkpoint or config.json, tells of."""
+    run_id = before.get("wandb_run_id")
     return {"wandb_run_id": run_id} if run_id and "WANDB_RUN_ID" not in os.environ else {}
+
+
+def _skipped(lines: list[str]) -> list[str]:
+    return [f"warning: {line}: skipped" for line in lines]
 
 
 def _at(path: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint that a person named, itself or by its run."""
-    if (path / MANIFEST).exists() or path.parent.name == CHECKPOINTS:
+    if os.path.exists(path / MANIFEST) or path.parent.name == CHECKPOINTS:
         try:
             return Checkpoint(path), []
         except CheckpointError as error:
@@ -113,11 +161,6 @@ def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: Checkpoint)
             f"{checkpoint.path} is of another run: {', '.join(differing)}; make them the same, or name another "
             f"--out_dir"
         )
-
-
-def _was_cut_short(out_dir: Path) -> bool:
-    """Whether a run began here and neither ended nor saved anything."""
-    return (out_dir / CONFIG).exists() and _exit_reason(out_dir) in ("", "stopped")
 
 
 def _end(config: TrainConfig, out_dir: Path, checkpoint: Checkpoint) -> str:

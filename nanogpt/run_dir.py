@@ -273,4 +273,4 @@ def _git(*words: str) -> str:
 
 
 def _taken(out_dir: str) -> str:
-    return f"--out_dir={out_dir} already holds a run: name another directory, or remove that one"
+    return f"--out_dir={out_dir} already holds a run: name another directory"

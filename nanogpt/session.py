@@ -78,12 +78,15 @@ def _train(
     except CheckpointError as error:  # the first rank has read it
         raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
     hosts = sorted(set(world.gather(gethostname())))
+    left = []
     if world.is_first:
+        if checkpoint:  # before it is claimed: killed in between, the same command would go on from a later step
+            left = abandon_after(start.out_dir, checkpoint.step)
         claim(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
             corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
             predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
-            resumed_from=str(start.checkpoint) if start.checkpoint else None,
+            begun_with=start.begun_with, resumed_from=str(start.checkpoint) if start.checkpoint else None,
             wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         )  # fmt: skip
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
@@ -91,9 +94,9 @@ def _train(
     if world.is_first:
         stop.look_in(start.out_dir, loss_of(start.out_dir))
     try:
-        for line in start.skipped:
-            logger.say(f"warning: {line}: skipped")
-        if world.is_first and checkpoint and (left := abandon_after(start.out_dir, checkpoint.step)):
+        for line in start.notes:
+            logger.say(line)
+        if left:
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
         if any(world.sum(float(stop.requested))):  # before anything is compiled
             logger.say("asked to stop before the first step")

@@ -137,7 +137,7 @@ def test_a_run_is_never_overwritten(room, forked):
     (room / "out" / "metrics.jsonl").write_text("{}\n")
     done = forked(room, TRAIN)
     assert done.returncode == 2
-    assert done.stderr == "error: --out_dir=out already holds a run: name another directory, or remove that one\n"
+    assert done.stderr == "error: --out_dir=out already holds a run: name another directory\n"
     assert (room / "out" / "metrics.jsonl").read_text() == "{}\n"
 
 

@@ -24,8 +24,10 @@ import pytest
 from conftest import REPOSITORY, TINY, TRAIN, environment, flags, metrics, report, run, wait_for
 from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
+from nanogpt.errors import ConfigError
 from nanogpt.plan import make_plan
 from nanogpt.progress import Progress
+from nanogpt.resume import find_start
 from nanogpt.world import World
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
@@ -469,6 +471,83 @@ def test_a_named_checkpoint_goes_on_elsewhere(stopped, tmp_path, uninterrupted):
     assert metrics(tmp_path / "out")[0]["step"] == 6
 
 
+@pytest.mark.parametrize("resume", ["never", "elsewhere", "within"])
+def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path, forked, uninterrupted):
+    """Reference: an undisturbed run. Begun by never, by a checkpoint elsewhere or by going back within out_dir.
+
+    The checkpoint that it began from is gone by then, as keep_checkpoints would have it.
+    """
+    saved = tmp_path / "out" / "checkpoints"
+    if resume == "within":
+        shutil.copytree(stopped / "out", tmp_path / "out")
+    source = {"never": None, "elsewhere": tmp_path / "step_00000004", "within": saved / "step_00000004"}[resume]
+    if resume == "elsewhere":
+        shutil.copytree(stopped / "out" / "checkpoints" / "step_00000004", source)
+    options = {"resume": source or "never"}
+    program = start(tmp_path, **options)
+    wait_for(has_trained(tmp_path, beyond=9), program)
+    program.terminate()
+    assert program.wait(timeout=200) == 4, (tmp_path / "log").read_text()
+    assert ("set aside as abandoned_*: step_00000008" in (tmp_path / "log").read_text()) == (resume == "within")
+    steps = report(tmp_path / "out")["steps"]
+    if source:
+        shutil.rmtree(source)
+    done = go(tmp_path, **options)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from step_{steps:08d} of " in done.stdout
+    assert ("name another --out_dir" in done.stdout) == (source is not None)
+    if resume != "elsewhere":  # whose rows begin after step 4
+        assert_same(tmp_path, uninterrupted("single"))
+    assert outcome(tmp_path)[2] == uninterrupted("single")[2]
+    before = contents(tmp_path)
+    again = forked(tmp_path, TRAIN, *flags(**(OPTIONS | options), out_dir="out"))
+    if resume == "never":  # what has ended is not gone on with by a command that is to begin
+        assert (again.returncode, "already holds a run" in again.stderr) == (2, True)
+    else:
+        assert (again.returncode, "nothing to do" in again.stdout) == (0, True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("resume", "begun_with", "reason", "saved", "begins"),
+    [
+        ("never", "never", None, [], "afresh"),  # killed before its first checkpoint
+        ("auto", "never", None, [], "afresh"),
+        ("named", "named", "stopped", [], "named"),
+        ("auto", "named", None, [], "named"),
+        ("must", "named", None, [4], "step_00000004"),
+        ("must", "named", None, [], "has no checkpoint"),
+        ("never", "auto", None, [4], "already holds a run"),
+        ("never", "never", "max_steps", [4], "already holds a run"),
+        ("never", "named", None, [], "already holds a run"),
+        ("named", "auto", "stopped", [], "already holds a run"),
+        ("named", "never", None, [4], "already holds a run"),
+    ],
+)
+def test_whose_run_goes_on(resume, begun_with, reason, saved, begins, stopped, tmp_path):
+    """Invariant: a command begins as its run began, goes on with that alone; auto and must go on with any run."""
+    named, out_dir = stopped / "out" / "checkpoints" / "step_00000008", tmp_path / "out"
+    values = {"named": str(named)}
+    out_dir.mkdir()
+    before = {"begun_with": values.get(begun_with, begun_with), "wandb_run_id": "before"}
+    (out_dir / "config.json").write_text(json.dumps(before))
+    if reason:
+        (out_dir / "report.json").write_text(json.dumps({"exit_reason": reason}))
+    for step in saved:
+        shutil.copytree(named.with_name(f"step_{step:08d}"), out_dir / "checkpoints" / f"step_{step:08d}")
+    config = json.loads((stopped / "out" / "config.json").read_text())["config"]
+    config = TrainConfig(**config | {"resume": values.get(resume, resume), "out_dir": str(out_dir)})
+    corpus_sha256 = report(stopped / "out")["corpus_sha256"]
+    if " " in begins:
+        with pytest.raises(ConfigError, match=begins):
+            find_start(config, corpus_sha256)
+        return
+    begun = find_start(config, corpus_sha256)
+    at = {"afresh": None, "named": named, "step_00000004": out_dir / "checkpoints" / "step_00000004"}[begins]
+    assert (begun.checkpoint, begun.fresh, begun.begun_with) == (at, False, before["begun_with"])
+    assert begun.wandb_run_id == (newest_intact(out_dir)[0].progress["wandb_run_id"] if saved else "before")
+
+
 def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
     """Reference: an undisturbed run: the scores are made when it is started again; after that it changes nothing.
 
@@ -564,8 +643,11 @@ def test_a_restart_does_not_spend_a_budget_again(tmp_path):
 
 
 def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
-    """Reference: two undisturbed DDP ranks, bit for bit: torchrun --max_restarts starts the group again by itself."""
-    options = flags(**OPTIONS, checkpoint_every=2, out_dir="out")
+    """Reference: two undisturbed DDP ranks, bit for bit: torchrun --max_restarts starts the group again by itself.
+
+    With --resume=never, by which the first group began the run that the second one goes on with.
+    """
+    options = flags(**OPTIONS, checkpoint_every=2, out_dir="out", resume="never")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
     env = environment(OMP_NUM_THREADS="1")
     with (tmp_path / "log").open("w") as log:
