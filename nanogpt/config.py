@@ -102,7 +102,9 @@ class TrainConfig(Options):
         "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"
     )
     compile: Literal["auto", "true", "false"] = option("auto", "torch.compile the model; auto: on CUDA, in a long run")
-    comm_timeout_s: float = option(600.0, "end the run when a rank makes no progress for this long", "seconds")
+    comm_timeout_s: float = option(
+        600.0, "end the run when a rank is missing or makes no progress for this long", "seconds"
+    )
     # Output
     out_dir: str = option("out", "run directory; a run that it holds is resumed")
     log_every: int = option(10, "a row in metrics.jsonl and a line on the terminal", "steps")

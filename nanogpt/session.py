@@ -25,7 +25,7 @@ from nanogpt.replicas import what_computes
 from nanogpt.report import make_report, write_stopped
 from nanogpt.resume import Start, find_start, in_its_own_dtype
 from nanogpt.run_dir import METRICS, claim, held, loss_of, model_config, take_over
-from nanogpt.stop_signals import StopSignals
+from nanogpt.stop_signals import StopRequested, StopSignals
 from nanogpt.terminal import TerminalLogger
 from nanogpt.trainer import EXIT_STATUS, Trainer, stopped_status
 from nanogpt.wandb_logger import check_wandb, open_wandb
@@ -53,10 +53,17 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
         start = find_start(plan.config, plan.corpus.sha256)
         check_wandb(plan.config)
     timeout_s = plan.config.comm_timeout_s
+    try:
+        store = world.meet(timeout_s=timeout_s, asked_to_stop=lambda: stop.requested)
+    except StopRequested:
+        if world.is_first:
+            print("asked to stop while other ranks were missing", flush=True)
+        return stopped_status()
     with (
-        world.process_group(timeout_s=timeout_s, sharded=plan.deepspeed is not None) as store,
         Watchdog(world, store, timeout_s=timeout_s) as watchdog,
+        world.process_group(store, timeout_s=timeout_s, sharded=plan.deepspeed is not None),
     ):
+        watchdog.at("the beginning", patient=True)
         start = world.gather(start)[0]
         _agree(plan, world)
         if start.ended:

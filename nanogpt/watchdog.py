@@ -1,6 +1,6 @@
 """Ends a run that no longer moves, and says which rank stopped, and where.
 
-with Watchdog(world, store, timeout_s=600) as watchdog:
+with Watchdog(world, world.meet(), timeout_s=600) as watchdog:
     watchdog.at("step 12, backward")        # in every rank, at the same places
 
 A rank that hangs makes all others wait in a collective: from inside, a hang and a wait look alike. So each rank has a
@@ -12,16 +12,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from datetime import timedelta
 from pathlib import Path
-from secrets import token_hex
 from threading import Event, Thread, get_ident
 from typing import TypeVar
 
 import torch.distributed as dist
 
+from nanogpt.rendezvous import in_a_thread
 from nanogpt.world import World
 
 Answer = TypeVar("Answer")
@@ -40,12 +39,11 @@ class Watchdog:
         self._main = get_ident()
         self._over = Event()
         self._pulse = self._moves = 0
-        self.at("the beginning", patient=True)
+        self.at("the ranks' connecting")
         self._thread = None
         if world.size > 1:
-            # A connection of its own, as the main thread may be waiting in the other; and names of its own, as torchrun
-            # on several nodes keeps what killed ranks have left in the store. Every rank is here, so all can agree.
-            self._store = dist.PrefixStore(f"watchdog_{world.gather(token_hex(4))[0]}", store.clone())
+            # A connection of its own, as the main thread may be waiting in the other.
+            self._store = dist.PrefixStore("watchdog", store.clone())
             self._store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
             self._thread = Thread(target=self._watch, daemon=True)
 
@@ -89,17 +87,8 @@ class Watchdog:
                 )
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
-        """question() of the store. Raises NoAnswer: torch waits forever for a store whose process is stopped."""
-        answer: Future[Answer] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(question())
-            except dist.DistError as error:
-                answer.set_exception(error)
-
-        Thread(target=ask, daemon=True).start()
-        return answer.result(STORE_TIMEOUT_S)
+        """question() of the store. Raises NoAnswer."""
+        return in_a_thread(question).result(STORE_TIMEOUT_S)
 
     def _tell(self) -> None:
         self._pulse += 1

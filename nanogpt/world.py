@@ -24,9 +24,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from nanogpt.errors import ConfigError
+from nanogpt.rendezvous import meet
 
 Gathered = TypeVar("Gathered")
 
@@ -77,10 +77,23 @@ class World:
         """Whether this is the one rank that writes files and speaks to people."""
         return self.rank == 0
 
-    @contextmanager
-    def process_group(self, *, timeout_s: float = 600.0, sharded: bool = False) -> Iterator[dist.Store | None]:
-        """The default process group around a run: NCCL between GPUs, gloo between CPUs -> its store, if there is one.
+    def meet(self, *, timeout_s: float = 600.0, asked_to_stop: Callable[[], bool] = lambda: False) -> dist.Store | None:
+        """Wait until every rank is there -> the store of this attempt; None where the rank is alone.
 
+        Raises SystemExit with one line that names the missing ranks, StopRequested, ConfigError.
+        """
+        if self.size == 1:
+            return None
+        speaks = self.local_rank == 0
+        return meet(rank=self.rank, size=self.size, timeout_s=timeout_s, asked_to_stop=asked_to_stop, speaks=speaks)
+
+    @contextmanager
+    def process_group(
+        self, store: dist.Store | None = None, *, timeout_s: float = 600.0, sharded: bool = False
+    ) -> Iterator[None]:
+        """The default process group around a run: NCCL between GPUs, gloo between CPUs.
+
+        store: of meet(), which is called where there is none yet.
         timeout_s: how long the program means to wait for a rank; a collective, which cannot say why, waits longer.
         sharded: for an engine that shares its state out. It needs a group even alone, and it is there to save memory,
         so what is freed on a CPU goes back to the kernel.
@@ -91,15 +104,19 @@ class World:
         if cuda:
             torch.cuda.set_device(self.device)  # before anything allocates, or every rank would use GPU 0
         if self.size == 1 and not sharded:
-            yield None
+            yield
             return
         timeout = max(timedelta(seconds=timeout_s), COLLECTIVE_TIMEOUT) + MARGIN
-        store = self._store(timeout)
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", timeout=timeout, device_id=self.device if cuda else None,
-            store=store, rank=self.rank, world_size=self.size,
-        )  # fmt: skip
-        yield store
+        store = store or self.meet(timeout_s=timeout_s) or dist.HashStore()
+        store.set_timeout(timeout)
+        try:
+            dist.init_process_group(
+                "nccl" if cuda else "gloo", timeout=timeout, device_id=self.device if cuda else None,
+                store=store, rank=self.rank, world_size=self.size,
+            )  # fmt: skip
+        except RuntimeError as error:  # a rank has gone since
+            raise SystemExit(f"error: rank {self.rank} cannot connect to the others: {_one_line(error)}") from None
+        yield
         # Not after an exception: with a peer gone both would wait for the time-out. The barrier is for torchrun, which
         # ends all ranks as soon as one leaves with a status other than 0, and the first may still be writing.
         dist.barrier()
@@ -179,24 +196,16 @@ class World:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def _store(self, timeout: timedelta) -> dist.Store:
-        """Where the ranks leave their addresses for each other."""
-        if self.size == 1:
-            return dist.HashStore()
-        store, _, _ = next(rendezvous("env://", self.rank, self.size, timeout=timeout))
-        # torchrun keeps one store over its restarts, with the addresses of the killed ranks still in it: whoever comes
-        # back first would connect to those (torch 2.13). Each restart therefore has its own part of the store.
-        # Only on one node: the nodes of a larger world need not count their restarts alike.
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            store = dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        return store
-
     def _reduce(self, values: tuple[float, ...], op: dist.ReduceOp.RedOpType) -> tuple[float, ...]:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, op)
         return tuple(tensor.tolist())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:

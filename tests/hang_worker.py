@@ -1,9 +1,12 @@
 """train_overfit.py, but the last rank falls asleep: in its rows of step 8 for good, or among its scores for a while.
 
+Or it is killed, when all ranks have come and are about to connect.
+
 ASLEEP_IN=batch torchrun --standalone --nproc_per_node=2 tests/hang_worker.py --comm_timeout_s=3
 """
 
 import os
+import signal
 import time
 
 import train_overfit
@@ -26,7 +29,13 @@ if __name__ == "__main__":
             time.sleep(naps_s.pop())
         return recite_text(*known)
 
-    if os.environ["ASLEEP_IN"] == "batch":
+    def process_group(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["ASLEEP_IN"] == "connecting":
+        if is_last:
+            World.process_group = process_group
+    elif os.environ["ASLEEP_IN"] == "batch":
         Windows.global_batch = fetch
     else:
         scorecard.recite_text = recite

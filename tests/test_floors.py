@@ -10,8 +10,9 @@ from conftest import REPOSITORY
 FLOORS = [
     {"nanogpt." + name for name in floor.split()}
     for floor in (
-        "errors",
-        "config digest eager fence lost_terminal model stop_signals strict_json tensor_file tokenizer world",
+        "errors stop_signals",
+        "config digest eager fence lost_terminal model rendezvous strict_json tensor_file tokenizer",
+        "world",
         """
         checkpoint cli corpus data ds_config eta flops health hf loggers metrics muon records repeat run_dir stopping
         watchdog

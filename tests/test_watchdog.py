@@ -15,26 +15,36 @@ OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeo
 HANGS = REPOSITORY / "tests" / "hang_worker.py"
 
 
+def start_ranks(cwd, script=TRAIN, **env):
+    """Two ranks of a run that never ends, started by hand, each with its log."""
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command, ranks = [sys.executable, str(script), *flags(**OPTIONS)], []
+    for rank in ("0", "1"):
+        with (cwd / f"log{rank}").open("w") as log:
+            its_own = environment(OMP_NUM_THREADS="1", RANK=rank, LOCAL_RANK=rank, **env)
+            ranks.append(subprocess.Popen(command, cwd=cwd, env=its_own, stdout=log, stderr=log))
+    return ranks
+
+
 @pytest.fixture
 def two_ranks(tmp_path):
-    """Two ranks of a run that never ends, started by hand, each with its log; killed at the end."""
-    env = environment(
-        OMP_NUM_THREADS="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
-    )
-    command = [sys.executable, str(TRAIN), *flags(**OPTIONS)]
-    ranks = []
-    for rank in ("0", "1"):
-        with (tmp_path / f"log{rank}").open("w") as log:
-            ranks.append(
-                subprocess.Popen(
-                    command, cwd=tmp_path, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stdout=log, stderr=log
-                )
-            )
+    """start_ranks(), once they train; killed at the end."""
+    ranks = start_ranks(tmp_path)
     wait_for(lambda: (tmp_path / "out" / "metrics.jsonl").exists() and metrics(tmp_path / "out"), seconds=120)
     yield ranks
     for process in ranks:
         process.kill()
         process.wait()
+
+
+def test_a_rank_that_dies_while_all_connect(tmp_path):
+    """Invariant: torch waits for it for eleven minutes; the other rank ends within the time-out and some seconds."""
+    first, killed = start_ranks(tmp_path, HANGS, ASLEEP_IN="connecting")
+    assert killed.wait(timeout=120) == -signal.SIGKILL
+    assert first.wait(timeout=60) == 1
+    (line,) = [line for line in (tmp_path / "log0").read_text().splitlines() if line.startswith("error: ")]
+    assert "rank 1 does not answer" in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
