@@ -32,6 +32,13 @@ from nanogpt.wandb_logger import check_wandb, open_wandb
 from nanogpt.watchdog import Watchdog
 from nanogpt.world import World
 
+# Launchers that tell their processes nothing which torch understands: how many there are, and which of them this is.
+LAUNCHERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+
 
 def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
     """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
@@ -45,6 +52,7 @@ def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
 
 
 def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
+    _refuse_copies()
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
     start = None
@@ -124,6 +132,18 @@ def _train(
     finally:
         watchdog.at("the end", patient=True)
         logger.close()
+
+
+def _refuse_copies() -> None:
+    """Refuse to be one of several processes that know nothing of each other: each would train alone, in one out_dir."""
+    for launcher, (size, rank) in LAUNCHERS.items():
+        if "WORLD_SIZE" not in os.environ and (count := os.environ.get(size, "1")) != "1":
+            if os.environ.get(rank, "0") != "0":
+                raise SystemExit(2)  # one of them speaks
+            raise ConfigError(
+                f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
+                f"each node, as slurm/train.sh does"
+            )
 
 
 def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Checkpoint | None) -> Logger:

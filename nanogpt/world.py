@@ -33,6 +33,7 @@ Gathered = TypeVar("Gathered")
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MARGIN = timedelta(minutes=1)
+LARGEST_PORT = 2**16 - 1
 PROCESS_STATUS = Path("/proc/self/status")
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -64,8 +65,8 @@ class World:
                 f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}, LOCAL_WORLD_SIZE={local_size} do not fit "
                 f"together: start with torchrun, or unset them"
             )
-        if size > 1 and not ("MASTER_ADDR" in env and env.get("MASTER_PORT", "").isdigit()):
-            raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
+        if size > 1:
+            _check_address(size)
         device = _pick_device(local_rank, local_size, size)
         # NVIDIA's images let products of fp32 run in TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE): what is reported as fp32,
         # scores and MFU, must be that.
@@ -204,12 +205,26 @@ class World:
         return tuple(tensor.tolist())
 
 
+def _check_address(size: int) -> None:
+    """Of the first rank, where all meet. Raises ConfigError."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not (host and port):
+        raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
+    if not (port.isdecimal() and 1 <= int(port) <= LARGEST_PORT):
+        raise ConfigError(f"MASTER_PORT={port} must be a number from 1 to {LARGEST_PORT}")
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
 def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:
     if torch.cuda.is_available():
+        if size > 1 and "LOCAL_RANK" not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE={size} without LOCAL_RANK, the rank within its machine, would put every rank on the first "
+                f"GPU: start with torchrun"
+            )
         if local_size > (gpus := torch.cuda.device_count()):
             raise ConfigError(f"{local_size} processes on a node with {gpus} GPUs: --nproc_per_node={gpus}")
         return torch.device("cuda", local_rank)

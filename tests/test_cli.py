@@ -235,8 +235,12 @@ def test_commands_refuse_in_one_line(room, forked):
 
 
 def test_a_world_that_is_not_torchruns(room):
-    """Invariant: half of torchrun's environment is refused, not hung upon."""
+    """Invariant: half of torchrun's environment is refused, not hung upon; so are copies that srun started."""
     for env, line in (
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+            "error: srun starts this command 2 times, and torchrun is",
+        ),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),
         ({"WORLD_SIZE": "two"}, "error: RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers"),

@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from conftest import SHORT, environment, flags, free_port, wait_for
@@ -18,6 +19,7 @@ from nanogpt import rendezvous
 from nanogpt.errors import ConfigError
 from nanogpt.rendezvous import meet
 from nanogpt.stop_signals import StopRequested
+from nanogpt.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -159,9 +161,9 @@ def test_an_address_that_is_nobody_s(monkeypatch):
         assert took_s < 60  # a resolver's own time-outs
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "comm_timeout_s"])
+@pytest.mark.parametrize("how", ["SIGUSR1", "SIGTERM", "comm_timeout_s"])
 def test_a_rank_alone(how, tmp_path):
-    """Invariant: asked to stop it leaves with status 4, else with 1 and one line that names the other; nothing is made.
+    """Invariant: asked to stop it leaves with status 4, killed it is at once, else 1 and one line; nothing is made.
 
     Today's time-out of a process group is eleven minutes.
     """
@@ -184,7 +186,33 @@ train_overfit.main(train_overfit.run)
     if how == "comm_timeout_s":
         line = "error: 1 of 2 ranks came, rank 1 is missing: gave up after 1 s (--comm_timeout_s)\n"
         assert (process.returncode, err) == (1, line)
+    elif how == "SIGTERM":
+        assert (process.returncode, err) == (-signal.SIGTERM, "")
     else:
         assert (process.returncode, err) == (4, "")
         assert out.endswith("asked to stop while other ranks were missing\n")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE=2 without MASTER_ADDR and MASTER_PORT"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT=65536 must be a number from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT=0 must be a number from 1 to 65535"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http must be a number"),
+        ({}, "WORLD_SIZE=2 without LOCAL_RANK"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns(changed, line, monkeypatch):
+    """Invariant: it is refused before anybody waits; with GPUs, of which each rank needs its own, LOCAL_RANK too."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | changed).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=line):
+        World.from_env()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    if not changed:
+        assert World.from_env().device == torch.device("cuda", 1)
