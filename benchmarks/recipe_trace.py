@@ -30,7 +30,7 @@ from nanogpt.plan import Plan, make_plan
 from nanogpt.progress import Progress
 from nanogpt.recall import Forward, read
 from nanogpt.run_dir import model_config
-from nanogpt.strict_json import read_json, write_json
+from nanogpt.strict_json import find_json, write_json
 from nanogpt.world import World
 
 REMEMBERED = 0.99  # of the windows
@@ -76,7 +76,7 @@ def measure(options: TraceOptions) -> dict[str, Any]:
     world = World.from_env()
     plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
     out = Path(options.out)
-    result = read_json(out, of="a result") if out.exists() else {"traces": []}
+    result = find_json(out) or {"traces": []}
     muon: dict[str, float] = {}
     if plan.config.optimizer == "muon":
         muon["channels"] = options.channels or channels_together(options.n_embd)

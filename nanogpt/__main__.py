@@ -12,17 +12,18 @@ python -m nanogpt repeat --seeds=10 --out_dir=runs/repeat
 """
 
 import codecs
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
 from nanogpt.errors import CheckpointError, ConfigError
+from nanogpt.files import user_path
 from nanogpt.repeat import RepeatOptions, repeat
 
 if TYPE_CHECKING:
@@ -104,8 +105,10 @@ def score(options: ScoreOptions) -> int:
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
         raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
-    if options.html is not None and not Path(options.html).parent.is_dir():  # known before anything is computed
-        raise ConfigError(f"--html={options.html} cannot be written: {Path(options.html).parent} is no directory")
+    if options.html is not None:
+        parent = user_path(options.html, f"--html={options.html}").parent
+        if not os.path.isdir(parent):  # known before anything is computed
+            raise ConfigError(f"--html={options.html} cannot be written: {parent} is no directory")
     if options.line is None:
         with _as_reported(options.run_dir):
             table = score_table(run.report)
@@ -159,7 +162,7 @@ def _write_page(run: "Run", options: ScoreOptions) -> None:
     with _as_reported(options.run_dir):
         page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
     try:
-        Path(to).write_text(page, encoding="utf-8", newline="\n")
+        user_path(to, f"--html={to}").write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise ConfigError(f"--html={to} cannot be written: {error.strerror or error}") from None
     print(f"{to}: open it in a browser", file=sys.stderr)
@@ -176,13 +179,13 @@ def verify(options: VerifyOptions) -> int:
     """Compute every score of report.json again from the weights and the text; status 1 where one differs."""
     from nanogpt.certificate import verify as checks
     from nanogpt.corpus import read_corpus
-    from nanogpt.run_dir import load_run
+    from nanogpt.run_dir import load_run, run_directory
 
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
         raise ConfigError(f"{options.run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
     differing = []
-    for check in checks(run, Path(options.run_dir), read_corpus(run.config.data)):
+    for check in checks(run, run_directory(options.run_dir), read_corpus(run.config.data)):
         verdict = "fits   " if check.fits else "DIFFERS"
         print(f"{verdict} {check.name}: stated {check.stated}, found {check.found}", flush=True)
         if not check.fits:
@@ -209,7 +212,7 @@ def checkpoint(options: CheckpointOptions) -> int:
     """Which checkpoints of a run are intact, the newest first; status 1 when the newest is not."""
     from nanogpt.checkpoint import examine
 
-    examined = list(examine(Path(options.run_dir)))
+    examined = list(examine(user_path(options.run_dir, options.run_dir)))
     if not examined:
         raise ConfigError(f"{options.run_dir} holds no checkpoint")
     for name, found in examined:
@@ -230,14 +233,15 @@ def plot(options: PlotOptions) -> int:
     from nanogpt.curves import read_curve
     from nanogpt.plot import FORMATS, draw, save
 
-    if Path(options.out).suffix not in FORMATS:
+    out = user_path(options.out, f"--out={options.out}")
+    if out.suffix not in FORMATS:
         raise ConfigError(f"--out={options.out} must end in one of {', '.join(FORMATS)}")
     curves = [read_curve(run_dir) for run_dir in options.run_dir]
     for curve in curves:
         if not curve.steps:
             raise ConfigError(f"{curve.name} has logged no step yet")
     try:
-        save(draw(curves), Path(options.out))
+        save(draw(curves), out)
     except ImportError as error:
         raise ConfigError(f"no picture without matplotlib ({error}): pip install matplotlib") from None
     except OSError as error:
@@ -262,7 +266,7 @@ def export(options: ExportOptions) -> int:
     from nanogpt.hf import write_hf
     from nanogpt.run_dir import load_run
 
-    run, out = load_run(options.run_dir), Path(options.out)
+    run, out = load_run(options.run_dir), user_path(options.out, options.out)
     try:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty: name another directory")

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from nanogpt.digest import file_sha256
 from nanogpt.errors import CheckpointError, ConfigError
-from nanogpt.strict_json import finite, write_json
+from nanogpt.files import read_file, whole
+from nanogpt.strict_json import finite, parse_json, write_json
 from nanogpt.tensor_file import save_tensors
 from nanogpt.world import World
 
@@ -168,7 +169,7 @@ class Checkpoint:
         """
         self.path = path
         try:
-            content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            content = parse_json(read_file(path / MANIFEST))
             digest = content.pop("sha256")
             if content["format"] != FORMAT:
                 raise CheckpointError(f"is of format {content['format']}, this program's is {FORMAT}")
@@ -257,10 +258,10 @@ def _newest_first(directory: Path) -> list[tuple[str, Path]]:
 
 def _name_latest(directory: Path, name: str) -> None:
     """Write into `latest` which checkpoint is the newest, for other programs."""
-    latest = directory / f".{LATEST}.tmp"
-    latest.write_text(name + "\n")
-    _sync(latest)
-    os.replace(latest, directory / LATEST)
+    with whole(directory / LATEST) as file:
+        file.write(f"{name}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
     _sync(directory)
 
 

@@ -3,19 +3,18 @@
 read_corpus("builtin").text[:14] == "First Citizen:"
 """
 
-import fcntl
 import hashlib
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nanogpt.errors import ConfigError
+from nanogpt.files import IrregularFileError, lock, read_file, regular, user_path
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def read_corpus(data: str) -> Corpus:
 
 def cache_dir() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/nanogpt-overfit, or ~/.cache/nanogpt-overfit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nanogpt-overfit"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "the cache of downloads") / "nanogpt-overfit"
 
 
 def fetch(download: Download, directory: Path) -> Path:
@@ -83,10 +82,14 @@ def fetch(download: Download, directory: Path) -> Path:
         if _is_intact(target, download):
             return target
         directory.mkdir(parents=True, exist_ok=True)
-        with _lock(directory / f"{download.file_name}.lock"):
+        with (
+            open(directory / f"{download.file_name}.lock", "w", opener=regular) as file,
+            TemporaryDirectory(dir=directory) as mine,
+        ):
+            locked = lock(file, TOTAL_TIMEOUT_S)  # else each process downloads it for itself
             if _is_intact(target, download):  # another rank was first
                 return target
-            part = directory / f"{download.file_name}.part"
+            part = Path(directory if locked else mine, f"{download.file_name}.part")
             _download(download, part)
             if not _is_intact(part, download):
                 part.unlink()
@@ -99,24 +102,23 @@ def fetch(download: Download, directory: Path) -> Path:
 
 
 def _read_file(data: str) -> bytes:
-    path = Path(os.path.expanduser(data))
     try:
-        if not (path.is_file() or path.is_dir()) and path.exists():  # /dev/zero would be read for ever
-            raise ConfigError(f"--data={data} is not a regular file")
-        return path.read_bytes()
+        return read_file(user_path(data, f"--data={data}"))
     except ConfigError:
         raise
     except FileNotFoundError:
         raise ConfigError(f"--data={data}: no such file (builtin and tinyshakespeare need none)") from None
     except IsADirectoryError:
         raise ConfigError(f"--data={data} is a directory: name a text file in it") from None
+    except IrregularFileError:
+        raise ConfigError(f"--data={data} is not a regular file") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ConfigError(f"--data={data!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _is_intact(path: Path, download: Download) -> bool:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError:
         return False
     return len(content) == download.size_bytes and hashlib.sha256(content).hexdigest() == download.sha256
@@ -132,7 +134,7 @@ def _download(download: Download, part: Path) -> None:
     give_up = time.monotonic() + TOTAL_TIMEOUT_S
     with (
         urllib.request.urlopen(request, timeout=READ_TIMEOUT_S) as response,
-        part.open("ab" if response.status == 206 else "wb") as file,
+        open(part, "ab" if response.status == 206 else "wb", opener=regular) as file,
     ):
         while file.tell() <= download.size_bytes and (chunk := response.read(1 << 16)):
             file.write(chunk)
@@ -140,19 +142,3 @@ def _download(download: Download, part: Path) -> None:
                 raise TimeoutError(f"not finished after {TOTAL_TIMEOUT_S:.0f} s; run again to go on")
         if response.length and file.tell() <= download.size_bytes:  # read() ends quietly when a connection breaks off
             raise ConnectionError("the connection broke off; run again to go on")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold path's advisory lock; the kernel frees it when a holder dies."""
-    give_up = time.monotonic() + TOTAL_TIMEOUT_S
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise TimeoutError(f"another process holds {path}") from None
-                time.sleep(0.1)
-        yield

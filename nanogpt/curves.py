@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.errors import ConfigError
+from nanogpt.files import read_file
 from nanogpt.loggers import duration
-from nanogpt.run_dir import CONFIG, FINISHED, METRICS, REPORT
-from nanogpt.strict_json import parse_json, read_json
+from nanogpt.run_dir import CONFIG, FINISHED, METRICS, REPORT, run_directory
+from nanogpt.strict_json import find_json, parse_json, read_json
 
 # Options that leave the curve as it is; those of W&B, known by their first word, do so too.
 SILENT = {
@@ -42,15 +43,13 @@ class Curve:
 
 def read_curve(run_dir: str) -> Curve:
     """The run in run_dir, maybe without any row yet. Raises ConfigError where a file is missing or damaged."""
-    path = Path(run_dir)
-    if not path.is_dir():
-        raise ConfigError(f"{run_dir}: no such run directory")
+    path = run_directory(run_dir)
     stored = read_json(path / CONFIG, of=FINISHED)
-    report = read_json(path / REPORT, of=FINISHED) if (path / REPORT).exists() else {"exit_reason": "so far"}
+    report = find_json(path / REPORT)
     rows = _read_rows(path / METRICS)
     try:
         options = {name: value for name, value in stored["config"].items() if not _is_silent(name)}
-        reason = report["exit_reason"].replace("_", " ")
+        reason = "so far" if report is None else report["exit_reason"].replace("_", " ")
         steps, wall_s = [int(row["step"]) for row in rows], [float(row["wall_s"]) for row in rows]
         return Curve(
             name=run_dir,
@@ -85,11 +84,11 @@ def name_differences(curves: Sequence[Curve]) -> list[str]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, but for a last one that is still being written."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = read_file(path).decode("utf-8").splitlines(keepends=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: is {path.parent} the directory of a run?") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nanogpt.files import regular
+
 BLOCK_BYTES = 2**20
 COLUMNS = 1024  # of the square that a tensor is laid out in, in words of two values
 
@@ -18,7 +20,7 @@ COLUMNS = 1024  # of the square that a tensor is laid out in, in words of two va
 def file_sha256(path: Path) -> str:
     """Of path as it is on disk now, in hexadecimal. Raises OSError."""
     digest = hashlib.sha256()  # hashlib.file_digest wants Python 3.11
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -8,7 +8,6 @@ Whatever would leave DDP's curve, or would be ignored without a word, is refused
 
 import copy
 import difflib
-import json
 import os
 import pydoc
 import re
@@ -19,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from nanogpt.errors import ConfigError
+from nanogpt.files import read_file
+from nanogpt.strict_json import parse_json
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "ds_config.json"
 OLDEST = (0, 19, 8)  # DeepSpeed
@@ -133,7 +134,7 @@ def dtype_of(settings: dict[str, Any]) -> str:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+        settings = parse_json(read_file(Path(path)), make_object=_without_duplicates)
     except OSError as error:
         raise ConfigError(f"--ds_config={path}: {error.strerror or error}") from None
     except ValueError as error:

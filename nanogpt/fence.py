@@ -9,10 +9,12 @@ keeps such a copy out only where the file system shares locks between nodes, and
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nanogpt.errors import ConfigError
+from nanogpt.files import read_file, whole
 
 FENCE = ".attempt"
 
@@ -26,9 +28,11 @@ class Attempt:
 
     @classmethod
     def from_env(cls) -> "Attempt":
-        """What Slurm put into the environment."""
-        job = os.environ.get("SLURM_JOB_ID", "")
-        return cls(job, int(os.environ.get("SLURM_RESTART_COUNT", "0")) if job else 0)
+        """What Slurm put into the environment. Raises ConfigError where that is no attempt."""
+        job, count = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        if job and not re.fullmatch("[0-9]{0,9}", count):
+            raise ConfigError(f"SLURM_RESTART_COUNT={count} must be a whole number")
+        return cls(job, int(count or 0) if job else 0)
 
     def __str__(self) -> str:
         return f"{self.job}.{self.number}" if self.job else ""
@@ -46,9 +50,8 @@ class Attempt:
         """Let out_dir be written by this attempt alone."""
         if not self.job and not (out_dir / FENCE).exists():  # nobody to keep out
             return NoFence()
-        temporary = out_dir / f"{FENCE}.tmp"
-        temporary.write_text(str(self))
-        os.replace(temporary, out_dir / FENCE)
+        with whole(out_dir / FENCE) as file:
+            file.write(str(self).encode())
         return Fence(out_dir, str(self)) if self.job else NoFence()
 
 
@@ -80,8 +83,9 @@ class NoFence(Fence):
 
 
 def _written(out_dir: Path) -> str:
-    """Who raised the fence of out_dir: 'JOB.ATTEMPT', or ''."""
+    """Who raised the fence of out_dir: 'JOB.ATTEMPT', or '' where nobody has or it is damaged."""
     try:
-        return (out_dir / FENCE).read_text()
+        found = read_file(out_dir / FENCE).decode(errors="replace")
     except FileNotFoundError:
         return ""
+    return found if re.fullmatch(r"[^.]*\.[0-9]{1,9}", found) else ""

@@ -3,10 +3,8 @@
 plan = make_plan(TrainConfig(), World.from_env())
 """
 
-import os
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from nanogpt.corpus import NAMED, Corpus, read_corpus
 from nanogpt.data import Windows, control_windows, memorised_windows
 from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.errors import ConfigError
+from nanogpt.files import absolute_path
 from nanogpt.flops import best_dtype, flops_per_token, table_peak
 from nanogpt.hf import read_hf_shape
 from nanogpt.memory import Memory, predict_memory, shortage
@@ -65,7 +64,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
     config = replace(
         config,
-        data=config.data if config.data in NAMED else os.path.abspath(os.path.expanduser(config.data)),
+        data=config.data if config.data in NAMED else str(absolute_path(config.data, f"--data={config.data}")),
         subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
         stride=config.stride or config.context_length,
         micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),
@@ -80,7 +79,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     if deepspeed:
         config = replace(
             config,
-            ds_config=os.path.abspath(os.path.expanduser(config.ds_config or DEFAULT_PATH)),
+            ds_config=_ds_config_path(config),
             zero_stage=deepspeed["zero_optimization"]["stage"],
             dtype=dtype_of(deepspeed),
         )
@@ -137,13 +136,17 @@ def _begun_from(config: TrainConfig) -> TrainConfig:
     """config with the shape of the model that --init_from names."""
     if config.init_from is None:
         return config
-    directory = os.path.abspath(os.path.expanduser(config.init_from))
-    shape = read_hf_shape(Path(directory))
+    directory = absolute_path(config.init_from, f"--init_from={config.init_from}")
+    shape = read_hf_shape(directory)
     found = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
     for name, value in found.items():
         if getattr(config, name) not in (value, getattr(TrainConfig, name)):
             raise ConfigError(f"--{name}={getattr(config, name)} is not the {value} of --init_from={config.init_from}")
-    return replace(config, init_from=directory, **found)
+    return replace(config, init_from=str(directory), **found)
+
+
+def _ds_config_path(config: TrainConfig) -> str:
+    return str(absolute_path(config.ds_config, f"--ds_config={config.ds_config}") if config.ds_config else DEFAULT_PATH)
 
 
 def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
             f"divide the {share} windows of each rank"
         )
     settings = read_ds_config(
-        os.path.expanduser(config.ds_config or DEFAULT_PATH),
+        _ds_config_path(config),
         zero_stage=config.zero_stage,
         dtype=config.dtype,
         best_dtype=best_dtype(world),

@@ -24,9 +24,10 @@ import numpy as np
 
 from nanogpt.config import TrainConfig, option
 from nanogpt.errors import ConfigError
+from nanogpt.files import regular, user_path
 from nanogpt.lost_terminal import outlive_output, say
 from nanogpt.stop_signals import SIGNALS, signals_to_heed
-from nanogpt.strict_json import read_json, write_json
+from nanogpt.strict_json import find_json, read_json, write_json
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train_overfit.py"
 RESULT, TABLE, OUTPUT = "repeat.json", "repeat.md", "output.txt"
@@ -57,7 +58,7 @@ def repeat(options: RepeatOptions) -> int:
         raise ConfigError("repeat starts its runs itself, each one process: leave torchrun out")
     if not PROGRAM.exists():
         raise ConfigError(f"{PROGRAM} is missing: start from the repository, or install with pip install -e")
-    out_dir = Path(options.out_dir).expanduser()  # as the runs themselves take it
+    out_dir = user_path(options.out_dir, f"--out_dir={options.out_dir}")
     asked = {
         f.name: value
         for f in fields(TrainConfig)
@@ -165,8 +166,8 @@ def _statistics(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _check_same(out_dir: Path, asked: dict[str, Any]) -> None:
     """Raise ConfigError where out_dir holds something else than runs with the options asked."""
-    if (out_dir / RESULT).exists():
-        before = read_json(out_dir / RESULT, of="of a repeat").get("options", {})
+    if (result := find_json(out_dir / RESULT)) is not None:
+        before = result.get("options", {})
         differing = [f"--{name}" for name in {**before, **asked} if before.get(name) != asked.get(name)]
         if differing:
             raise ConfigError(f"{out_dir} holds runs with another {', '.join(differing)}: name another --out_dir")
@@ -175,16 +176,16 @@ def _check_same(out_dir: Path, asked: dict[str, Any]) -> None:
 
 
 def _is_finished(directory: Path) -> bool:
-    path = directory / "report.json"
-    return path.exists() and read_json(path, of="the directory of a run").get("exit_reason") != "stopped"
+    report = find_json(directory / "report.json")
+    return report is not None and report.get("exit_reason") != "stopped"
 
 
 def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, Any]) -> tuple[int, bool]:
     """Run the program to its end -> (its status, whether a signal came meanwhile, which it was passed)."""
-    begun = not out_dir.exists()
+    begun = not os.path.exists(out_dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        output = (directory / OUTPUT).open("ab")
+        output = open(directory / OUTPUT, "ab", opener=regular)  # noqa: SIM115, closed below
         said_before = output.tell()
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None

@@ -3,7 +3,6 @@
 start = find_start(config, corpus_sha256)       # on the first rank, before anything is made
 """
 
-import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 from nanogpt.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.errors import CheckpointError, ConfigError
+from nanogpt.files import absolute_path, user_path
 from nanogpt.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
+from nanogpt.strict_json import find_json
 
 # What may differ from the run that is resumed: who computes it and how long, what is written and where. The text is
 # compared by what it holds.
@@ -42,7 +43,7 @@ class Start:
 
 def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
     """config with the dtype of the run in out_dir, where it would be chosen anew by the machine that it goes on on."""
-    out_dir = Path(os.path.expanduser(config.out_dir))
+    out_dir = absolute_path(config.out_dir, f"--out_dir={config.out_dir}")
     if config.dtype != "auto" or not _goes_on(config, out_dir):
         return config
     before = begun_in(out_dir).get("config")
@@ -89,7 +90,12 @@ def _asked(config: TrainConfig) -> str:
     """auto, never, or the path that --resume names, in full."""
     if config.resume in ("auto", "must"):
         return "auto"
-    return config.resume if config.resume == "never" else os.path.realpath(os.path.expanduser(config.resume))
+    return "never" if config.resume == "never" else os.path.realpath(_named(config))
+
+
+def _named(config: TrainConfig) -> Path:
+    """The path that --resume names."""
+    return user_path(config.resume, f"--resume={config.resume}")
 
 
 def _begun_with(out_dir: Path) -> str:
@@ -101,7 +107,7 @@ def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: s
     """At step 0 or from the checkpoint that was named; again, where the run was cut short before its own first one."""
     checkpoint, notes, before, fresh = None, [], {}, False
     if begun_with not in ("auto", "never"):
-        checkpoint, skipped = _at(Path(config.resume if begun_with == _asked(config) else begun_with).expanduser())
+        checkpoint, skipped = _at(_named(config) if begun_with == _asked(config) else Path(begun_with))
         _check_same(config, corpus_sha256, checkpoint)
         notes = _skipped(skipped)
     if checkpoint and (out_dir / CHECKPOINTS).resolve() in checkpoint.path.resolve().parents:
@@ -119,7 +125,7 @@ def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: s
 
 def _check_free(out_dir: str) -> None:
     path = check_free(out_dir)
-    if (path / CHECKPOINTS).exists():  # they may be of later steps, and would be taken for the newest
+    if os.path.exists(path / CHECKPOINTS):  # they may be of later steps, and would be taken for the newest
         raise ConfigError(f"--out_dir={out_dir} holds checkpoints: name another directory")
 
 
@@ -177,9 +183,8 @@ def _end(config: TrainConfig, out_dir: Path, checkpoint: Checkpoint) -> str:
 
 def _exit_reason(out_dir: Path) -> str:
     """Of the report in out_dir; '' where there is none."""
-    try:
-        return json.loads((out_dir / REPORT).read_text(encoding="utf-8"))["exit_reason"]
-    except FileNotFoundError:
+    if (report := find_json(out_dir / REPORT)) is None:
         return ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out_dir / REPORT} cannot be read: {error!r}") from None
+    if not isinstance(reason := report.get("exit_reason"), str):
+        raise ConfigError(f"{out_dir / REPORT} is not a run's: it has no exit_reason")
+    return reason

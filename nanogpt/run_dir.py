@@ -4,11 +4,9 @@ run = load_run("out")
 run.model, run.config, run.report["loss"]
 """
 
-import fcntl
-import json
 import os
+import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -26,8 +24,10 @@ from nanogpt.config import TrainConfig
 from nanogpt.digest import file_sha256, fingerprint
 from nanogpt.errors import ConfigError
 from nanogpt.fence import Attempt, Fence
+from nanogpt.files import absolute_path, lock, regular, require_regular, user_path, whole
+from nanogpt.lost_terminal import say
 from nanogpt.model import GPT, GPTConfig
-from nanogpt.strict_json import read_json, write_json
+from nanogpt.strict_json import find_json, parse_json, read_json, write_json
 from nanogpt.tensor_file import save_tensors
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
@@ -35,6 +35,7 @@ RECALL_PNG = "recall.png"
 LOCK = ".lock"
 FINISHED = "the directory of a finished run"
 TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
+ROW_BYTES = 2**20  # more than a row of metrics.jsonl has
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight, which is the one that is stored
 
 
@@ -48,16 +49,23 @@ def check_free(out_dir: str) -> Path:
 
 def check_writable(out_dir: str) -> Path:
     """out_dir as a path that can be written to, without making anything. Raises ConfigError."""
-    path = Path(os.path.abspath(os.path.expanduser(out_dir)))
+    path = absolute_path(out_dir, f"--out_dir={out_dir}")
     nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))  # of those that exist
-    try:
+    with _refused(out_dir):
         for part in path.relative_to(nearest).parts:
             (nearest / part).exists()  # raises for a name that is too long
         with TemporaryFile(dir=nearest):  # has no name
             pass
+    return path
+
+
+@contextmanager
+def _refused(out_dir: str | Path) -> Iterator[None]:
+    """Write out_dir within it. Raises ConfigError where that cannot be."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
-    return path
 
 
 def take_over(out_dir: str, attempt: Attempt) -> None:
@@ -67,43 +75,33 @@ def take_over(out_dir: str, attempt: Attempt) -> None:
     attempt that wrote last is a later one, or out_dir cannot be written.
     """
     path = check_writable(out_dir)
-    if attempt.follows(path):
-        attempt.raise_fence(path)
-        with suppress(BlockingIOError), (path / LOCK).open("a") as lock:
-            _lock(lock, TAKEOVER_S)
+    with _refused(out_dir):
+        if attempt.follows(path):
+            attempt.raise_fence(path)
+            with suppress(BlockingIOError), open(path / LOCK, "a", opener=regular) as held_by_it:
+                lock(held_by_it, TAKEOVER_S)
 
 
 @contextmanager
 def held(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
     """out_dir, made if it is not there, for this process alone. Raises ConfigError while another process has it.
 
-    The kernel lets go of the lock when the process dies, however it dies. A process that the lock does not reach, on
-    another node, is kept out by the fence.
+    A process that the lock does not reach, on another node or where the file system has no locks, is kept out by the
+    fence, if it is an earlier attempt of the same job.
     """
-    try:
+    with _refused(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         attempt.follows(out_dir)  # refused where a later one has come in the meantime
-        lock = (out_dir / LOCK).open("a")
-        _lock(lock, patience_s=0.0)
-        fence = attempt.raise_fence(out_dir)
-    except BlockingIOError:
-        raise ConfigError(f"--out_dir={out_dir} is being written by another run: wait for it, or stop it") from None
-    except OSError as error:
-        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
-    with lock:
-        yield fence
-
-
-def _lock(file: IO[str], patience_s: float) -> None:
-    """Raises BlockingIOError when another process has had the lock for patience_s."""
-    give_up = time.monotonic() + patience_s
-    while True:
+        file = open(out_dir / LOCK, "a", opener=regular)  # noqa: SIM115, the caller's
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = lock(file, patience_s=0.0)
         except BlockingIOError:
-            if time.monotonic() >= give_up:
-                raise
-            time.sleep(0.5)
+            raise ConfigError(f"--out_dir={out_dir} is being written by another run: wait for it, or stop it") from None
+        fence = attempt.raise_fence(out_dir)
+    if not locked:
+        say(f"warning: the file system of {out_dir} has no locks: nothing keeps another run out of it")
+    with file:
+        yield fence
 
 
 def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **facts: Any) -> None:
@@ -113,16 +111,15 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
     ConfigError when fresh and another run was first, or when out_dir cannot be written.
     """
     content = {"config": asdict(config), **facts, **provenance()}
-    try:
-        write_json(out_dir / CONFIG, content, exclusive=fresh)
+    with _refused(out_dir):
+        try:
+            write_json(out_dir / CONFIG, content, exclusive=fresh)
+        except FileExistsError:
+            raise ConfigError(_taken(str(out_dir))) from None
         if not fresh:
             _cut_metrics(out_dir / METRICS, from_step)
             for name in (REPORT, WEIGHTS, RECALL_PNG):  # they would tell of another end
                 (out_dir / name).unlink(missing_ok=True)
-    except FileExistsError:
-        raise ConfigError(_taken(str(out_dir))) from None
-    except OSError as error:
-        raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
 def loss_of(out_dir: Path) -> Callable[[], bool]:
@@ -144,10 +141,9 @@ def loss_of(out_dir: Path) -> Callable[[], bool]:
 def begun_in(out_dir: Path) -> dict[str, Any]:
     """What config.json says of the run that was begun in out_dir; empty where there is none that can be read."""
     try:
-        content = json.loads((out_dir / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return find_json(out_dir / CONFIG) or {}
+    except ConfigError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def provenance() -> dict[str, Any]:
@@ -161,17 +157,14 @@ def provenance() -> dict[str, Any]:
 
 def _cut_metrics(path: Path, from_step: int) -> None:
     """Drop the rows from from_step on, and a last one that was cut off."""
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] >= from_step:
+    with suppress(FileNotFoundError), open(path, "rb", opener=regular) as rows, whole(path) as kept:
+        while (line := rows.readline(ROW_BYTES)).endswith(b"\n"):
+            try:
+                if parse_json(line)["step"] >= from_step:
+                    break
+            except (ValueError, KeyError, TypeError):
                 break
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(line)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+            kept.write(line)
 
 
 def save_weights(out_dir: Path, state: dict[str, Tensor], evaluated: dict[str, bytes]) -> str:
@@ -205,6 +198,19 @@ def weights_sha256(out_dir: Path) -> str:
     return file_sha256(out_dir / WEIGHTS)
 
 
+def run_directory(given: str) -> Path:
+    """The directory that a person named as a run's. Raises ConfigError where there is none."""
+    path = user_path(given, given)
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            return path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # it may be there
+        raise ConfigError(f"{given} cannot be read: {error.strerror}") from None
+    raise ConfigError(f"{given}: no such run directory")
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run, read back."""
@@ -216,9 +222,7 @@ class Run:
 
 def load_run(out_dir: str) -> Run:
     """The run in out_dir with its final weights, on the CPU. Raises ConfigError when a file is missing or damaged."""
-    path = Path(out_dir)
-    if not os.path.isdir(path):
-        raise ConfigError(f"{out_dir}: no such run directory")
+    path = run_directory(out_dir)
     stored = read_json(path / CONFIG, of=FINISHED)
     report = read_json(path / REPORT, of=FINISHED)
     known = {f.name for f in fields(TrainConfig)}
@@ -228,6 +232,7 @@ def load_run(out_dir: str) -> Run:
         raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
     shape = model_config(config)
     try:
+        require_regular(path / WEIGHTS)
         state = load_file(path / WEIGHTS)
         values = sum(weight.numel() for weight in state.values())
         if values != shape.num_parameters:  # before a model is built of what config.json says

@@ -1,5 +1,7 @@
 """Where the text comes from: the package, files of all kinds, a real HTTP server on this machine."""
 
+import errno
+import fcntl
 import hashlib
 import http.server
 import re
@@ -147,6 +149,17 @@ def test_many_processes_one_download(serve, tmp_path):
     for rank in ranks:
         rank.join(timeout=60)
     assert server.requests == [None]
+
+
+def test_a_cache_without_locks(serve, tmp_path, monkeypatch):
+    """Invariant: where the file system has no locks the text comes all the same, and nothing but it stays."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert fetch(serve().download, tmp_path).read_bytes() == CONTENT
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "text.txt.lock"}
 
 
 def test_an_unwritable_cache(serve, tmp_path):

@@ -75,3 +75,19 @@ def test_the_lock_ends_with_its_holder(tmp_path):
         fence.check()
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_which_attempt_this_is(monkeypatch, tmp_path):
+    """Invariant: an empty count is the first attempt, a wrong one is refused, and a damaged fence keeps nobody out."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for count, number in (("", 0), ("3", 3)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        assert Attempt.from_env() == Attempt("12", number)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
+    with pytest.raises(ConfigError, match="SLURM_RESTART_COUNT=many must be a whole number"):
+        Attempt.from_env()
+    for damaged in (b"", b"12.x", b"12.\xff", b"12"):
+        (tmp_path / ".attempt").write_bytes(damaged)
+        take_over(str(tmp_path), NEW)
+        with held(tmp_path, NEW) as fence:
+            fence.check()

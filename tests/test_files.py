@@ -2,16 +2,24 @@
 
 import json
 import math
+import os
 import resource
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
+from conftest import SHORT, TRAIN, flags
 from nanogpt.config import TrainConfig
+from nanogpt.corpus import cache_dir, read_corpus
+from nanogpt.curves import read_curve
 from nanogpt.errors import ConfigError
 from nanogpt.fence import Attempt
+from nanogpt.files import LARGEST_BYTES, user_path
 from nanogpt.loggers import JsonlLogger, Row, describe, duration
-from nanogpt.run_dir import check_free, claim, held
+from nanogpt.resume import find_start
+from nanogpt.run_dir import check_free, check_writable, claim, held, load_run
 from nanogpt.strict_json import finite, write_json
 
 NO_JOB = Attempt("", 0)
@@ -116,3 +124,151 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(tmp_path / "report.json", {"loss": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert json.loads((tmp_path / "report.json").read_text()) == {"loss": 1.0}
+
+
+def test_a_resumed_run_keeps_the_whole_rows_before_its_step(tmp_path):
+    """Invariant: rows from the step on, a damaged one and what follows it are dropped; the others stay to the byte."""
+    rows = b'{"step": 1}\n{"step": 2}\n'
+    for rest in (
+        b'{"step": 3}\n',
+        b'{"step": 2',
+        b"",
+        b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n",
+        b"\0" * 2**21,
+    ):
+        (tmp_path / "metrics.jsonl").write_bytes(rows + rest)
+        claim(tmp_path, TrainConfig(), fresh=False, from_step=3)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == rows
+
+
+def pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.write_bytes(b"")
+    os.truncate(path, LARGEST_BYTES + 1)
+
+
+def deep(path):
+    path.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+
+
+def half_deep(path):
+    """As deep as json reads, and too deep for what walks through it."""
+    path.write_text('{"a": ' + "[" * 700 + "]" * 700 + "}\n")
+
+
+STEP = "out/checkpoints/step_00000001"
+READERS = {
+    "out/config.json": (["nanogpt", "score", "out"], ["nanogpt", "plot", "out"]),
+    "out/report.json": (["nanogpt", "score", "out"], ["nanogpt", "plot", "out"], [TRAIN]),
+    "out/metrics.jsonl": (["nanogpt", "plot", "out"],),
+    "out/model.safetensors": (["nanogpt", "score", "out"],),
+    "hf/config.json": ([TRAIN, "--init_from=hf", "--out_dir=new"],),
+    "hf/model.safetensors": ([TRAIN, "--init_from=hf", "--out_dir=new"],),
+    f"{STEP}/manifest.json": ([TRAIN, f"--resume={STEP}", "--out_dir=new"],),
+    "free/.lock": ([TRAIN, *flags(**SHORT), "--out_dir=free"],),
+    "ds.json": ([TRAIN, "--engine=deepspeed", "--ds_config=ds.json", "--out_dir=new"],),
+    "seeds/repeat.json": (["nanogpt", "repeat", "--out_dir=seeds"],),
+}
+SAFETENSORS_REFUSES = {"out/model.safetensors", "hf/model.safetensors", "free/.lock"}  # or nobody reads what it holds
+
+
+@pytest.mark.parametrize("damage", [pipe, endless, deep, half_deep])
+def test_what_is_no_file_of_ours_is_refused_at_once(finished, tmp_path, forked, damage):
+    """Invariant: a pipe, a file without an end, JSON without a floor is one line and status 2, and nothing is made."""
+    for name, readers in READERS.items():
+        if name in SAFETENSORS_REFUSES and damage is not pipe:
+            continue
+        room = tmp_path / name.replace("/", "-")
+        shutil.copytree(finished[0], room / "out", copy_function=os.link)  # a copy is written to a new file
+        for directory in ("hf", "free", "seeds", STEP):
+            (room / directory).mkdir(exist_ok=True, parents=True)
+        os.link(finished[0] / "model.safetensors", room / "hf" / "model.safetensors")
+        (room / name).unlink(missing_ok=True)
+        damage(room / name)
+        for words in readers:
+            done = forked(room, *words)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), (name, words, done)
+            assert not (room / "new").exists()
+
+
+@contextmanager
+def ordinary_user():
+    """Within it root is one, where the file system asks."""
+    is_root = os.geteuid() == 0
+    try:
+        os.seteuid(65534 if is_root else os.geteuid())
+        yield
+    finally:
+        os.seteuid(0 if is_root else os.geteuid())
+
+
+PATHS = ["x" * 300, "a/" * 3000, "~nobody-of-that-name", "~nobody-of-that-name/x", "closed/out", "loop"]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=[path[:30] for path in PATHS])
+def test_a_path_that_cannot_be_is_refused(tmp_path, monkeypatch, path):
+    """Invariant: one ConfigError of one line, whatever is asked of a name that is too long, closed, or in no home."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed" / "out").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "closed").chmod(0)
+    options = {"max_steps": 1} | SHORT
+    with ordinary_user():
+        for ask in (
+            lambda: check_writable(path),
+            lambda: find_start(TrainConfig(**options, resume=path), ""),
+            lambda: load_run(path),
+            lambda: read_curve(path),
+            lambda: read_corpus(path),
+        ):
+            with pytest.raises(ConfigError) as refused:
+                ask()
+            assert "\n" not in str(refused.value)
+    (tmp_path / "closed").chmod(0o700)
+
+
+def test_commands_refuse_such_paths(tmp_path, finished, forked):
+    """Invariant: the same for what a command writes, and where only the command looks."""
+    for path in PATHS[:4]:
+        for words in (
+            ["score", finished[0], f"--html={path}/page.html"],
+            ["plot", finished[0], f"--out={path}.png"],
+            ["export", finished[0], path],
+            ["checkpoint", "verify", path],
+            ["repeat", f"--out_dir={path}"],
+        ):
+            done = forked(tmp_path, "nanogpt", *words)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), (words, done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_s_home_is_no_directory_here(tmp_path, monkeypatch):
+    """Invariant: without HOME and a line in passwd ~ is refused; no directory gets that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(user_path("~/x", "it")) == "/home/me/x"
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    for ask in (lambda: check_writable("~/x"), cache_dir, lambda: read_corpus("tinyshakespeare")):
+        with pytest.raises(ConfigError, match="~ is nobody's home"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_directory_that_no_file_can_name(tmp_path, monkeypatch):
+    """Invariant: where it is not UTF-8 or gone a run is refused at its start; a command still reads there."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(ConfigError, match="the name of the working directory is not UTF-8"):
+        check_writable("out")
+    assert check_writable(str(tmp_path)) == tmp_path
+    assert user_path("out", "out").parts == ("out",)
+    odd.rmdir()
+    with pytest.raises(ConfigError, match="the working directory is gone"):
+        check_writable("out")

@@ -10,7 +10,8 @@ from conftest import REPOSITORY
 FLOORS = [
     {"nanogpt." + name for name in floor.split()}
     for floor in (
-        "errors stop_signals",
+        "errors",
+        "files stop_signals",
         "config digest eager fence lost_terminal model rendezvous strict_json tensor_file tokenizer",
         "world",
         """
