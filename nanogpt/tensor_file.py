@@ -1,5 +1,6 @@
-"""Writes safetensors files that others may read as they may what stands beside them."""
+"""Writes safetensors files that others may read as they may any other file of this process."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -8,5 +9,9 @@ from torch import Tensor
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Raises OSError or SafetensorError when there is no room."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode & 0o777  # as the umask has it
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(path.parent.stat().st_mode & 0o666)  # the library makes it readable by its owner alone
+    with suppress(OSError):  # some file systems know no modes
+        path.chmod(mode)  # the library makes it readable by its owner alone

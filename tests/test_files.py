@@ -272,3 +272,55 @@ def test_a_working_directory_that_no_file_can_name(tmp_path, monkeypatch):
     odd.rmdir()
     with pytest.raises(ConfigError, match="the working directory is gone"):
         check_writable("out")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+def test_what_is_written_has_the_mode_that_the_umask_leaves(tmp_path, umask):
+    """Reference: a file that open() makes, a directory that mkdir() makes; above them lies one that all may write."""
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    before = os.umask(umask)
+    try:
+        (tmp_path / "file").touch()
+        save_tensors({"a": torch.zeros(3)}, out / "model.safetensors")
+        save_tensors({"a": torch.ones(3)}, out / "model.safetensors")
+        write_json(out / "report.json", {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode for path in out.iterdir()} == {(tmp_path / "file").stat().st_mode}
+
+
+REFUSING = """
+#include <errno.h>
+#include <sys/types.h>
+int chmod(const char *path, mode_t mode) { errno = EPERM; return -1; }
+int fchmod(int file, mode_t mode) { errno = EPERM; return -1; }
+int flock(int file, int operation) { errno = ENOLCK; return -1; }
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path_factory):
+    """The environment of a program whose file system has neither modes nor locks."""
+    if not shutil.which("gcc"):
+        pytest.skip("gcc is needed to make a library that refuses chmod and flock")
+    directory = tmp_path_factory.mktemp("refusing")
+    (directory / "refusing.c").write_text(REFUSING)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", "refusing.so", "refusing.c"], cwd=directory, check=True)
+    return {"LD_PRELOAD": str(directory / "refusing.so"), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_file_system_without_modes_and_locks(refusing, tmp_path):
+    """Invariant: a run saves, ends and is exported; one line says that nothing is locked, and the fence is raised."""
+    words = [*flags(**SHORT, max_steps=2, out_dir="out")]
+    done = run(sys.executable, TRAIN, *words, cwd=tmp_path, env=refusing | {"SLURM_JOB_ID": "7"})
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.stdout.count("has no locks") == 1
+    assert "could be saved" not in done.stdout
+    assert (tmp_path / "out" / ".attempt").read_text() == "7.0"
+    assert newest_intact(tmp_path / "out")[0].step == 2
+    assert report(tmp_path / "out")["steps"] == 2
+    assert load_run(str(tmp_path / "out")).model
+    done = run(sys.executable, "-m", "nanogpt", "export", "out", "hf", cwd=tmp_path, env=refusing)
+    assert done.returncode == 0, done.stderr
