@@ -56,9 +56,8 @@ class Checkpointer:
         """attempt: a name that no other process has which may still be writing a checkpoint of the same run."""
         self._directory, self._world, self._keep = out_dir / CHECKPOINTS, world, keep
         self._suffix = f"{attempt and '.'}{attempt}.tmp"
-        if world.is_first:
-            for abandoned in self._directory.glob(".step_*.tmp"):
-                shutil.rmtree(abandoned, ignore_errors=True)
+        for abandoned in self._directory.glob(".step_*.tmp"):  # of a kill, on this rank's disk
+            shutil.rmtree(abandoned, ignore_errors=True)
         self._thread: Thread | None = None
         self._result: dict[str, Any] = {}
         self._step, self._progress = 0, {}
@@ -90,15 +89,15 @@ class Checkpointer:
         self._thread = None
         results = self._world.gather(self._result)
         failure = next((r["failure"] for r in results if "failure" in r), "")
-        if self._world.is_first:
+        if self._world.is_first and not failure:
             try:
-                if not failure:
-                    self._complete({r["name"]: {"bytes": r["bytes"], "sha256": r["sha256"]} for r in results})
+                self._complete({r["name"]: {"bytes": r["bytes"], "sha256": r["sha256"]} for r in results})
             except OSError as error:
                 failure = str(error)
-            if failure:
-                shutil.rmtree(self._temporary, ignore_errors=True)
-        return self._world.gather(failure)[0]
+        if failure := self._world.gather(failure)[0]:
+            shutil.rmtree(self._temporary, ignore_errors=True)  # each rank its own, where they share no disk
+            self._world.gather(None)  # before one of them writes there again, where they do
+        return failure
 
     @property
     def _temporary(self) -> Path:

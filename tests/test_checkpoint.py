@@ -215,13 +215,14 @@ def _save_apart(rank, port, out_dir, answers):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
     with world.process_group():
+        (out_dir / str(rank) / "checkpoints" / ".step_00000009.tmp").mkdir(parents=True)  # a kill has left it here
         writer = Checkpointer(out_dir / str(rank), world, keep=1)
         writer.begin(1, [Piece("weight/a", 50 * rank, VALUES[world.rows(100)])], {})
         answers.put(writer.commit())
 
 
 def test_ranks_that_do_not_share_a_disk_complete_nothing(tmp_path):
-    """Invariant: a checkpoint is complete only when the first rank sees every rank's file."""
+    """Invariant: a checkpoint is complete only when the first rank sees every rank's file, or nothing stays of it."""
     context = torch.multiprocessing.get_context("spawn")
     port, answers = free_port(), context.Queue()
     ranks = [context.Process(target=_save_apart, args=(rank, port, tmp_path, answers)) for rank in range(2)]
@@ -232,6 +233,7 @@ def test_ranks_that_do_not_share_a_disk_complete_nothing(tmp_path):
     for rank in ranks:
         rank.join(timeout=60)
     assert newest_intact(tmp_path / "0") == newest_intact(tmp_path / "1") == (None, [])
+    assert [list((tmp_path / rank / "checkpoints").iterdir()) for rank in "01"] == [[], []]
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path):
