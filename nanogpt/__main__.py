@@ -268,15 +268,7 @@ def export(options: ExportOptions) -> int:
 
     run, out = load_run(options.run_dir), user_path(options.out, options.out)
     try:
-        if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty: name another directory")
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            write_hf(run.model, out)
-        except (OSError, SafetensorError):
-            for part in out.iterdir():  # the directory was empty: the next attempt shall find it so
-                part.unlink()
-            raise
+        write_hf(run.model, out)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     print(f"{out}: for transformers.AutoModelForCausalLM and AutoTokenizer, and for --init_from")

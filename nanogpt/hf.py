@@ -8,6 +8,8 @@ The weights have the same names on both sides; transformers keeps four matrices 
 """
 
 import json
+import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nanogpt.errors import ConfigError
+from nanogpt.files import require_regular
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.strict_json import read_json, write_json
 from nanogpt.tensor_file import save_tensors
@@ -25,13 +28,31 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 END_OF_TEXT = VOCAB_SIZE - 1
 LAYER_NORM_EPSILON = 1e-5
+UNFINISHED = ".unfinished"
 
 
 def write_hf(model: GPT, directory: Path) -> None:
-    """The model with GPT-2's tokenizer into directory; files of another export there are replaced.
+    """The model with GPT-2's tokenizer into directory, which may be there but must not hold files.
 
-    Raises OSError or SafetensorError when there is no room.
+    However it ends, directory holds a whole model, or UNFINISHED, and then the next call begins again, or nothing.
+    Raises OSError or SafetensorError when there is no room, and ConfigError where files are in the way.
     """
+    unfinished = directory / UNFINISHED
+    if not unfinished.exists() and directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty: name another directory")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        _write_parts(model, unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    for name in sorted(os.listdir(unfinished), key=lambda name: name == CONFIG):  # it makes a model of the rest: last
+        os.replace(unfinished / name, directory / name)
+    unfinished.rmdir()
+
+
+def _write_parts(model: GPT, directory: Path) -> None:
     save_tensors(
         {n: p.detach().t().contiguous() if n.endswith(CONV1D) else p.detach() for n, p in model.named_parameters()},
         directory / WEIGHTS,
@@ -70,11 +91,15 @@ def read_hf_shape(directory: Path) -> GPTConfig:
             block_size=int(stored["n_positions"]), n_layer=int(stored["n_layer"]), n_head=int(stored["n_head"]),
             n_embd=int(stored["n_embd"]),
         )  # fmt: skip
+        weights = _Weights(directory)
+        weights.require_layers(shape.n_layer)  # before a model is built of what config.json says
         with torch.device("meta"):
             model = GPT(shape)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError, RuntimeError) as error:
         raise ConfigError(f"{directory / CONFIG} does not say the model's shape: {error!r}") from None
-    _Weights(directory).check(model)
+    weights.check(model)
     return shape
 
 
@@ -92,12 +117,18 @@ class _Weights:
     def __init__(self, directory: Path) -> None:
         self._path = directory / WEIGHTS
         try:
+            require_regular(self._path)
             self._file = safe_open(self._path, framework="pt")
         except FileNotFoundError:
             raise ConfigError(f"{self._path}: no such file") from None
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{self._path} cannot be read: {error}") from None
+            raise ConfigError(f"{self._path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         self._stored = {name.removeprefix("transformer."): name for name in self._file.keys()}  # noqa: SIM118
+
+    def require_layers(self, count: int) -> None:
+        """Raise ConfigError where there are not even as many weights."""
+        if count > len(self._stored):
+            raise ConfigError(f"{self._path} has no weight for most of the {count:,} layers of {CONFIG}")
 
     def check(self, model: GPT) -> None:
         """Raise ConfigError for the first parameter of model that is missing or of another shape."""

@@ -1,19 +1,21 @@
 """transformers loads what is exported, offline, and gives the same numbers; a run begins from such a directory."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
 from itertools import islice
+from multiprocessing import get_context
 
 import pytest
 import torch
 
-from conftest import TINY, TRAIN, flags, metrics, report, run, train
+from conftest import TINY, TRAIN, flags, metrics, report, run, train, wait_for
 from nanogpt.corpus import read_corpus
 from nanogpt.data import Windows
 from nanogpt.errors import ConfigError
-from nanogpt.hf import load_hf, read_hf_shape, write_hf
+from nanogpt.hf import UNFINISHED, load_hf, read_hf_shape, write_hf
 from nanogpt.model import GPT, GPTConfig
 from nanogpt.recite import generate
 from nanogpt.run_dir import load_run
@@ -78,6 +80,11 @@ def test_what_is_exported_can_be_loaded(exported):
         (lambda d: _edit(d, model_type="llama"), "model_type llama"),
         (lambda d: _edit(d, activation_function="relu"), "activation_function relu"),
         (lambda d: _edit(d, n_head="four"), "shape"),
+        (lambda d: _edit(d, n_layer=10**9), "has no weight for most"),
+        (lambda d: _edit(d, n_layer=1e300), "has no weight for most"),
+        (lambda d: _edit(d, n_embd=2**31), "shape"),
+        (lambda d: _edit(d, n_positions=2**62), "shape"),
+        (lambda d: _edit(d, n_layer=10**9, n_embd=0), "has no weight for most"),
     ],
 )
 def test_what_does_not_fit_is_refused(exported, tmp_path, damage, said):
@@ -117,6 +124,36 @@ def test_a_full_disk_leaves_no_half_export(finished, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "hf cannot be written" in done.stderr
     assert run(sys.executable, *export, cwd=tmp_path).returncode == 0
+
+
+def test_an_export_that_is_cut_short_is_none(exported, tmp_path, monkeypatch):
+    """Invariant: a kill while it writes, or while it puts into place, leaves no model; the next export is whole."""
+    model, directory = exported
+    out = tmp_path / "hf"
+    child = get_context("fork").Process(target=write_hf, args=(model, out))
+    child.start()
+    wait_for((out / UNFINISHED / "model.safetensors").exists)
+    child.kill()
+    child.join()
+    assert [path.name for path in out.iterdir()] == [UNFINISHED]
+    puts = []
+
+    def interrupted(source, target):
+        puts.append(target)
+        if len(puts) == 4:
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nanogpt.hf.os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_hf(model, out)
+    assert not (out / "config.json").exists()
+    write_hf(model, out)
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="not empty"):
+        write_hf(model, out)
 
 
 def test_a_run_begins_with_a_gpt2_of_another_size(tmp_path):
