@@ -5,6 +5,7 @@ b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -97,9 +98,21 @@ def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[b
 
 def _can_spell(pending: bytes) -> Tensor:
     """(V,) bool: the tokens that begin with pending or are themselves a beginning of it."""
-    tables = encoding()
-    fits = torch.zeros(tables.n_vocab, dtype=torch.bool)
-    for token in range(tables.n_vocab - 1):  # the last is <|endoftext|>, which spells nothing
-        piece = tables.decode_single_token_bytes(token)
-        fits[token] = piece.startswith(pending) or pending.startswith(piece)
+    spellings, tokens = _by_spelling()
+    fits = torch.zeros(encoding().n_vocab, dtype=torch.bool)
+    at = bisect_left(spellings, pending)
+    while at < len(spellings) and spellings[at].startswith(pending):
+        fits[tokens[at]] = True
+        at += 1
+    for length in range(1, min(len(pending), max(map(len, spellings))) + 1):
+        at = bisect_left(spellings, pending[:length])
+        if spellings[at : at + 1] == [pending[:length]]:
+            fits[tokens[at]] = True
     return fits
+
+
+@cache
+def _by_spelling() -> tuple[list[bytes], list[int]]:
+    """The tokens' bytes in order, and the tokens; without the last, <|endoftext|>, which spells nothing."""
+    spellings = encoding().token_byte_values()
+    return spellings, [encoding().encode_single_token(spelling) for spelling in spellings]

@@ -1,5 +1,6 @@
 """Scores read off forward passes against plain loops and real decoding, on a model that has memorised a little text."""
 
+import time
 from itertools import islice
 
 import pytest
@@ -21,7 +22,7 @@ from nanogpt.recall import (
     recite_text,
     verbatim_runs,
 )
-from nanogpt.recite import continue_text, generate, locate, shortest_prompt, verdict
+from nanogpt.recite import _can_spell, continue_text, generate, locate, shortest_prompt, verdict
 from nanogpt.run_dir import load_run
 from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
 
@@ -189,6 +190,18 @@ def test_healing_never_repeats_the_prompt(memory):
         assert prompt.encode() + b"".join(pieces) == spelled, prompt
     with pytest.raises(ValueError, match="at least one token"):
         next(continue_text(model, "", context_length=config.context_length))
+
+
+def test_what_can_spell_the_rest_of_a_prompt():
+    """Reference: each token asked by itself; 500 such questions, which a long last word asks, take seconds."""
+    spellings = [encoding().decode_single_token_bytes(token) for token in range(50256)]
+    for pending in (b" ", b" ki", b"x", "日".encode()[:2], b"\xff\xff", b"-" * 300, b"the quick"):
+        can = [token for token, s in enumerate(spellings) if s.startswith(pending) or pending.startswith(s)]
+        assert _can_spell(pending).nonzero().flatten().tolist() == can
+    started = time.process_time()
+    for length in range(500, 1000):
+        _can_spell(b"ab" * length)
+    assert time.process_time() - started < 10
 
 
 def test_the_shortest_prompt_of_a_line(memory):
