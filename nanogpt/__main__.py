@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nanogpt.cli import main, parse
 from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.errors import CheckpointError, ConfigError
+from nanogpt.errors import CheckpointError, ConfigError, one_line
 from nanogpt.files import user_path
 from nanogpt.repeat import RepeatOptions, repeat
 
@@ -246,6 +246,8 @@ def plot(options: PlotOptions) -> int:
         raise ConfigError(f"no picture without matplotlib ({error}): pip install matplotlib") from None
     except OSError as error:
         raise ConfigError(f"--out={options.out} cannot be written: {error.strerror or error}") from None
+    except Exception as error:  # of matplotlib's: they have no common base
+        raise ConfigError(f"--out={options.out} cannot be drawn: {one_line(error)}") from None
     print(f"{options.out} shows {len(curves)} runs" if len(curves) > 1 else f"{options.out} shows {curves[0].name}")
     return 0
 

@@ -14,3 +14,8 @@ class CheckpointError(Exception):
 
 class ReplicaError(Exception):
     """Ranks that ought to hold the same do not: raised on every rank, with one line; ends the process with status 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line: some have no text, some a hundred lines."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

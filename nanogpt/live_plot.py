@@ -11,6 +11,7 @@ from threading import Event, Thread
 from typing import Any
 
 from nanogpt.curves import read_curve
+from nanogpt.errors import one_line
 from nanogpt.loggers import Logger, Recitation, Row
 from nanogpt.plot import draw, save
 
@@ -58,5 +59,5 @@ class LivePlot(Logger):
                 save(draw([curve]), self._out_dir / LOSS_PNG)
         except Exception as error:  # no matplotlib, one that does not work, a full disk: they have no common base
             if not self._has_failed:
-                self._say(f"warning: {LOSS_PNG} could not be drawn ({error}); going on")
+                self._say(f"warning: {LOSS_PNG} could not be drawn ({one_line(error)}); going on")
             self._has_failed = True

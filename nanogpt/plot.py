@@ -6,11 +6,15 @@ save(figure, Path("loss.png"))
 
 import logging
 import os
+import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite, log10
 from pathlib import Path
+from threading import Lock
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from nanogpt.curves import Curve, name_differences
@@ -26,15 +30,57 @@ DASHES = ("-", "--", "-.", ":")
 GREY = "#666666"
 LABEL_WIDTH = 125  # characters that fit beside each other under the panels
 TITLE_WIDTH = 110
+NEUTRAL = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": ""}  # an environment that chooses nothing of matplotlib's
 FAR = 10.0  # a floor that is further below the target would press the curves together: it is said, not drawn
+_one_thread = Lock()
 
 
+@contextmanager
+def plain_matplotlib() -> Iterator[None]:
+    """Within it matplotlib draws in its own style and in silence, whatever a person has set; after it that is back.
+
+    One thread at a time: those settings are the process's.
+    """
+    logger = logging.getLogger("matplotlib")
+    with _one_thread:
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it tells of its caches, and of lines in matplotlibrc
+        # Letters that its font lacks. By module, so that a notebook's own pictures still warn.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning, r"nanogpt\.")
+        try:
+            matplotlib = _import_matplotlib()
+            with matplotlib.rc_context(matplotlib.rcParamsDefault):
+                yield
+        finally:
+            logger.setLevel(level)
+
+
+def _import_matplotlib() -> ModuleType:
+    try:
+        import matplotlib
+    except ImportError:
+        raise
+    except Exception:  # a matplotlibrc in another encoding, a backend of a notebook that is not installed here
+        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[name]  # of the half import
+        before = {name: os.environ.get(name) for name in NEUTRAL}
+        os.environ.update(NEUTRAL)
+        try:
+            import matplotlib
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+    return matplotlib
+
+
+@plain_matplotlib()
 def draw(curves: Sequence[Curve]) -> "Figure":
     """Two panels, the logarithm of the loss over steps and over time. Each curve must have a row."""
     from matplotlib.figure import Figure  # no pyplot: that keeps every figure, and wants the main thread
     from matplotlib.lines import Line2D
 
-    quiet()
     styles = [(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i in range(len(curves))]
     names = [
         textwrap.fill(f"{name}: {curve.outcome}", LABEL_WIDTH)
@@ -67,6 +113,7 @@ def draw(curves: Sequence[Curve]) -> "Figure":
     return figure
 
 
+@plain_matplotlib()
 def save(figure: "Figure", path: Path) -> None:
     """Write a picture, whole or not at all, in the format that the path's ending, one of FORMATS, names."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may draw the same
@@ -122,9 +169,3 @@ def _scale(panels: Sequence["Axes"], curves: Sequence[Curve]) -> None:
 def _unit(longest_s: float) -> tuple[str, float]:
     """(name, seconds) of the unit that suits a time axis."""
     return ("s", 1.0) if longest_s < 180 else ("min", 60.0) if longest_s < 3 * 3600 else ("h", 3600.0)
-
-
-def quiet() -> None:
-    """Keep back what matplotlib says of its caches, and of letters that its font lacks."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from nanogpt.errors import one_line
 from nanogpt.heatmap import COLOURS, Mark, cut, marks, overview, tally
-from nanogpt.plot import quiet, save
+from nanogpt.plot import plain_matplotlib, save
 from nanogpt.recall import RecitedText
 from nanogpt.recall_layout import GUTTER, SAID_SIZE, SHEET_WIDTH, Gap, Line, Sheet, lay_out
 from nanogpt.run_dir import RECALL_PNG
@@ -39,14 +40,14 @@ def save_recall(out_dir: Path, recited: RecitedText, title: list[str], say: Call
     try:
         save(draw_recall(recited, title), out_dir / RECALL_PNG)
     except Exception as error:  # no matplotlib, one that does not work, a full disk: they have no common base
-        say(f"warning: {RECALL_PNG} could not be drawn ({error}); going on")
+        say(f"warning: {RECALL_PNG} could not be drawn ({one_line(error)}); going on")
 
 
+@plain_matplotlib()
 def draw_recall(recited: RecitedText, title: list[str]) -> "Figure":
     """The text as a heat map under an overview of all of it; beneath a loss stands what was said instead."""
     from matplotlib.figure import Figure
 
-    quiet()
     mark = marks(recited)
     sheet = lay_out(cut(recited))
     text_at = STRIP_AT + STRIP + TICKS + 12

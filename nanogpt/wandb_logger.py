@@ -22,7 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from nanogpt.config import TrainConfig
-from nanogpt.errors import ConfigError
+from nanogpt.errors import ConfigError, one_line
 from nanogpt.loggers import Logger, NullLogger, Recitation, Row
 from nanogpt.run_dir import CONFIG, RECALL_PNG, WEIGHTS
 from nanogpt.strict_json import finite
@@ -147,7 +147,7 @@ class WandbLogger(Logger):
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # whatever it is, the run is worth more
             self._say(
-                f"warning: W&B is off from here on ({_reason(error)}); {self._out_dir}/metrics.jsonl has every row"
+                f"warning: W&B is off from here on ({one_line(error)}); {self._out_dir}/metrics.jsonl has every row"
             )
             with suppress(Exception):
                 wandb.teardown(exit_code=1)
@@ -164,7 +164,7 @@ class WandbLogger(Logger):
         except Exception as error:
             if mode == "offline":
                 raise
-            self._say(f"warning: W&B cannot be reached ({_reason(error)}): offline")
+            self._say(f"warning: W&B cannot be reached ({one_line(error)}): offline")
             with suppress(Exception):
                 wandb.teardown(exit_code=0)  # else the next init waits for the first
             run = self._init(wandb, "offline")
@@ -191,11 +191,6 @@ class WandbLogger(Logger):
             tags=config.wandb_tags.split(",") if config.wandb_tags else None,
             config=facts.pop("config") | finite(facts), allow_val_change=True,
         )  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; some have no text."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _has_key(wandb: Any) -> bool:

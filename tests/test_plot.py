@@ -1,13 +1,17 @@
 """Pictures of runs: they show what the run's files hold, and never cost a run its end."""
 
 import json
+import logging
 import resource
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from conftest import REPOSITORY, SHORT, flags, metrics, report, run, train
@@ -74,6 +78,58 @@ def test_a_run_leaves_its_picture(finished, tmp_path):
     save(draw([read_curve(str(out_dir))]), tmp_path / "again.png")
     assert (out_dir / "loss.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     assert imread(out_dir / "loss.png").shape == (440, 1000, 4)
+
+
+@pytest.mark.parametrize(
+    ("matplotlibrc", "env"),
+    [
+        (b"text.usetex: True\nlines.linewidth: 9\nsavefig.bbox: tight\n", {}),
+        ("font.family: café\n".encode("latin1"), {"MPLBACKEND": "module://not_installed.backend_inline"}),
+        (b"no such line\nbackend: unknown\n", {"MPLBACKEND": "unknown"}),
+        (None, {"MPLCONFIGDIR": "/dev/null/nowhere"}),
+    ],
+)
+def test_no_setting_of_a_person_decides_over_a_picture(finished, tmp_path, matplotlibrc, env):
+    """Reference: the picture that the run left, byte by byte; and nothing on stderr."""
+    if matplotlibrc:
+        (tmp_path / "matplotlibrc").write_bytes(matplotlibrc)
+        env = {"MPLCONFIGDIR": str(tmp_path)} | env
+    (tmp_path / "here").mkdir()
+    plot = (sys.executable, "-m", "nanogpt", "plot", finished[0], "--out=loss.png")
+    done = run(*plot, cwd=tmp_path / "here", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "here" / "loss.png").read_bytes() == (finished[0] / "loss.png").read_bytes()
+
+
+def test_a_persons_own_settings_stay(tmp_path):
+    """Invariant: drawing, in two threads at once too, changes no setting of matplotlib, its log or other warnings."""
+    curves = [read_curve(write_run(tmp_path / "run", data="日本.txt"))]
+    save(draw(curves), tmp_path / "before.png")
+    log = logging.getLogger("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True, "lines.linewidth": 9, "savefig.dpi": 7}):
+        log.setLevel(logging.INFO)
+        settings = dict(matplotlib.rcParams)
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda name: save(draw(curves), tmp_path / name), ["1.png", "2.png", "3.png", "4.png"]))
+        assert dict(matplotlib.rcParams) == settings
+        assert log.level == logging.INFO
+        log.setLevel(logging.NOTSET)
+    for name in ("1.png", "2.png", "3.png", "4.png"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "before.png").read_bytes()
+    figure = Figure()
+    figure.suptitle("日本")
+    with pytest.warns(UserWarning, match="Glyph"):
+        figure.savefig(tmp_path / "theirs.png")
+
+
+def test_a_matplotlib_that_does_not_work_is_one_line(finished, tmp_path):
+    """Invariant: status 2 and the first line of what it says, which may be a hundred lines."""
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise RuntimeError('\\nlatex could not be found\\n' * 50)")
+    env = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    done = run(sys.executable, "-m", "nanogpt", "plot", finished[0], cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --out=loss.png cannot be drawn: latex could not be found\n"
 
 
 def test_a_picture_while_the_run_goes_on(tmp_path):
