@@ -123,7 +123,7 @@ def _status(command: Callable[[], int]) -> int:
             # The first rank has usually met the same mistake, says so and leaves, and torchrun ends the others within
             # this time. Where it has not, because only this node lacks a file or a GPU, this rank must speak.
             time.sleep(SILENCE_S)
-        told = one_line(str(error))
+        told = printable(str(error))
         print(f"error: {told}" if rank == "0" else f"error (rank {rank}): {told}", file=sys.stderr)
         return 2
     except ReplicaError as error:  # every rank raises the same
@@ -141,7 +141,7 @@ def _status(command: Callable[[], int]) -> int:
         return 1
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """text with what is not printable written as in a Python string: a newline as \\n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanogpt.errors import ConfigError
+from nanogpt.errors import ConfigError, one_line
 from nanogpt.rendezvous import meet
 
 Gathered = TypeVar("Gathered")
@@ -116,7 +116,7 @@ class World:
                 store=store, rank=self.rank, world_size=self.size,
             )  # fmt: skip
         except RuntimeError as error:  # a rank has gone since
-            raise SystemExit(f"error: rank {self.rank} cannot connect to the others: {_one_line(error)}") from None
+            raise SystemExit(f"error: rank {self.rank} cannot connect to the others: {one_line(error)}") from None
         yield
         # Not after an exception: with a peer gone both would wait for the time-out. The barrier is for torchrun, which
         # ends all ranks as soon as one leaves with a status other than 0, and the first may still be writing.
@@ -212,10 +212,6 @@ def _check_address(size: int) -> None:
         raise ConfigError(f"WORLD_SIZE={size} without MASTER_ADDR and MASTER_PORT: start with torchrun")
     if not (port.isdecimal() and 1 <= int(port) <= LARGEST_PORT):
         raise ConfigError(f"MASTER_PORT={port} must be a number from 1 to {LARGEST_PORT}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:

@@ -5,12 +5,16 @@ import math
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import torch
 
-from conftest import SHORT, TRAIN, flags
+from conftest import SHORT, TRAIN, flags, report, run
+from nanogpt.checkpoint import newest_intact
 from nanogpt.config import TrainConfig
 from nanogpt.corpus import cache_dir, read_corpus
 from nanogpt.curves import read_curve
@@ -21,6 +25,7 @@ from nanogpt.loggers import JsonlLogger, Row, describe, duration
 from nanogpt.resume import find_start
 from nanogpt.run_dir import check_free, check_writable, claim, held, load_run
 from nanogpt.strict_json import finite, write_json
+from nanogpt.tensor_file import save_tensors
 
 NO_JOB = Attempt("", 0)
 ROW = Row(

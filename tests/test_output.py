@@ -14,7 +14,7 @@ import pytest
 
 from conftest import REPOSITORY, SHORT, TRAIN, environment, flags, metrics, report, run
 from nanogpt import lost_terminal
-from nanogpt.cli import one_line
+from nanogpt.cli import printable
 from nanogpt.lost_terminal import COMMAND, NEVER, Output, OutputLost
 
 REDIRECTED = REPOSITORY / "tests" / "redirected.py"
@@ -240,7 +240,7 @@ def test_without_docstrings_there_is_help():
         assert usual.stdout.endswith(bare.stdout)
 
 
-def test_every_error_is_one_line(tmp_path, forked):
+def test_every_error_is_printable(tmp_path, forked):
     """Invariant: whatever an argument holds, what it shows of it has no line end, and no escape for the terminal."""
     for words in (["--data=a\nb"], ["--data=\x1b[31mred\r\u2028\x85"], ["--resume=a\n\nb"]):
         done = forked(tmp_path, TRAIN, *words)
@@ -250,4 +250,4 @@ def test_every_error_is_one_line(tmp_path, forked):
     done = forked(tmp_path, "nanogpt", "score", "no\nsuch")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "no\\nsuch" in done.stderr
-    assert one_line("naïve ☃") == "naïve ☃"
+    assert printable("naïve ☃") == "naïve ☃"
