@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One torchrun on one node of the job, for slurm/train.sh: a rank for each GPU, or one where the job has none.
 set -euo pipefail
+: "${MASTER_ADDR:?is missing: srun must pass the environment of slurm/train.sh on (--export in SRUN_ARGS?)}"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ranks=$((${SLURM_GPUS_ON_NODE:-0} > 0 ? SLURM_GPUS_ON_NODE : 1))
 threads=$((SLURM_CPUS_ON_NODE / ranks))
@@ -10,22 +11,26 @@ ulimit -n "$(ulimit -Hn)"
 
 # torchrun, without its own traceback where torch is missing or broken, a rank has failed or a signal came.
 torchrun='
-import socket, sys
+import socket, sys, time
 host = socket.gethostname()
+def leave(line):
+    print(line, file=sys.stderr, flush=True)
+    time.sleep(1)  # srun ends the step at the first failure, and loses what it has not read
+    sys.exit(1)
 try:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 except Exception as error:
-    sys.exit(f"error: {host}: {sys.executable} cannot import torch ({type(error).__name__}: {error})")
+    leave(f"error: {host}: {sys.executable} cannot import torch ({type(error).__name__}: {error})")
 try:
     main()
 except SignalException as signal:
-    sys.exit(f"{host}: torchrun was sent {signal.sigval.name}")
+    leave(f"{host}: torchrun was sent {signal.sigval.name}")
 except ChildFailedError as error:
     rank, failure = error.get_first_failure()
     how = failure.signal_name() if failure.exitcode < 0 else f"exit status {failure.exitcode}"
-    sys.exit(f"error: {host}: rank {rank} failed ({how})")'
+    leave(f"error: {host}: rank {rank} failed ({how})")'
 # A log a rank, and all of them in the job log. tee outlives the signals that torchrun sends to a rank's process group. A
 # rank dies with its torchrun: each has a session of its own, which a Slurm that tracks process groups would not find.
 # shellcheck disable=SC2016

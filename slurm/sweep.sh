@@ -10,7 +10,7 @@ if [[ ! ${1:-} =~ ^[a-z_]+=[^,]+(,[^,]+)*$ ]]; then
     echo "error: slurm/sweep.sh OPTION=VALUE,VALUE,... [options of sbatch] [-- options of train_overfit.py]" >&2
     exit 2
 fi
-export SWEEP_OPTION=${1%%=*} SWEEP_VALUES=${1#*=}
+sweep=$1
 shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ -f "$here/site.env" ]; then
@@ -29,17 +29,18 @@ while (($# > 0)) && [ "$1" != -- ]; do
     shift
 done
 if (($# > 0)); then shift; fi
-case "$SWEEP_OPTION $*" in
+case "$sweep $*" in
     *out_dir* | *out-dir*)
         echo "error: slurm/sweep.sh gives each run a directory of its own: no --out_dir" >&2
         exit 2
         ;;
 esac
 
-commas=${SWEEP_VALUES//[^,]/}
-array=$(sbatch --parsable --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$@")
+commas=${sweep//[^,]/}
+array=$(sbatch --parsable --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$sweep" "$@")
 array=${array%%;*} # with --clusters its name follows
 mkdir -p "runs/$array"
+table=$(printf 'python3 %q %q' "$here/summary.py" "runs/$array")
 summary=$(sbatch --parsable --dependency="afterany:$array" --job-name=sweep-summary --nodes=1 --ntasks=1 --time=5 \
-    "${who_and_where[@]}" --output="runs/$array/summary.md" --wrap="python3 '$here/summary.py' 'runs/$array'")
-echo "job $array: $SWEEP_OPTION = $SWEEP_VALUES; job ${summary%%;*} writes runs/$array/summary.md when all are over"
+    "${who_and_where[@]}" --output="runs/$array/summary.md" --wrap="$table")
+echo "job $array: ${sweep%%=*} = ${sweep#*=}; job ${summary%%;*} writes runs/$array/summary.md when all are over"

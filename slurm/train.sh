@@ -35,12 +35,14 @@ fail() { # STATUS MESSAGE
     exit "$1"
 }
 
-show_job() { scontrol --oneliner show job "$job"; }
+# Slurm's line on this job; the number of one task of an array is that of the whole array too.
+show_job() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
+
+fact() { sed -n "s/.* $1=\([^ ]*\).*/\1/p" <<< "$facts"; } # NAME: of what Slurm knows of this job
 
 requeue() { # WHY
     # Never after TERM: to requeue a job that a person has just cancelled would bring it back. Nor from a node that
     # Slurm has given up while the job runs again elsewhere.
-    local facts
     facts=$(show_job)
     if [[ $asked == *TERM* || $facts != *JobState=RUNNING* || $facts != *"Restarts=$attempt "* ]]; then
         say "$1; Slurm decides what becomes of the job"
@@ -54,45 +56,90 @@ requeue() { # WHY
     exit 0
 }
 
-on_each_node() { srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "${SRUN_ARGS[@]}" "$@"; }
+expand_home() { # ~/PATH or ~USER/PATH, as the ranks would, who may have another HOME in a container
+    local user=${1%%/*} home=${HOME:-}
+    if [ "$user" != "~" ] || [ -z "$home" ]; then
+        user=${user:1}
+        home=$(getent passwd "${user:-$(id -u)}" | cut -d: -f6) || fail 2 "--out_dir=$1: there is no user $user"
+    fi
+    echo "$home${1#"${1%%/*}"}"
+}
+
+lost_node() { # whether a node is gone, which Slurm takes minutes to notice
+    local waited=0 down='State=(DOWN|FAIL|[A-Z+]*(\*|NOT_RESPONDING))'
+    if timeout 60 "${each_node[@]}" --overlap true; then return 1; fi
+    if [ -n "$ran" ]; then return 0; fi
+    # What kept the ranks from running may be no node's fault, and would come again. So Slurm must say that it is one's,
+    # and is asked as long as a step runs on this node.
+    until [[ $(scontrol --oneliner show node "$SLURM_JOB_NODELIST") =~ $down ]]; do
+        timeout 60 "${each_node[@]}" --nodes=1 --ntasks=1 --nodelist="$MASTER_ADDR" --overlap true || return 1
+        ((waited < 300)) || return 1
+        sleep 5
+        waited=$((waited + 5))
+    done
+}
 
 : "${SLURM_JOB_ID:?start it with sbatch slurm/train.sh}"
-attempt=${SLURM_RESTART_COUNT:-0}
-job=$SLURM_JOB_ID # of an array the number of one task is that of the whole array too
-if [ -n "${SLURM_ARRAY_JOB_ID:-}" ]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+# One task a node, with this script's environment, whatever sbatch was told of tasks and of --export.
+each_node=(srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 
-# Slurm runs a copy of this file: it knows where the original is.
-original=$(show_job | sed -n 's/.* Command=\([^ ]*\).*/\1/p')
-repository=$(dirname "$(dirname "$original")")
-[ -f "$repository/train_overfit.py" ] || repository=$SLURM_SUBMIT_DIR
-[ -f "$repository/train_overfit.py" ] || fail 2 "no train_overfit.py in $repository: submit from there"
+# A job that another job submits inherits its SLURM_RESTART_COUNT and SLURM_ARRAY_JOB_ID: Slurm itself must say so too.
+facts=$(show_job)
+attempt=$(fact Restarts)
+if ((${SLURM_RESTART_COUNT:-0} < attempt)); then attempt=${SLURM_RESTART_COUNT:-0}; fi # requeued a moment ago
+export SLURM_RESTART_COUNT=$attempt
+task=$(fact ArrayTaskId) job=$SLURM_JOB_ID
+if [ -n "$task" ]; then job=$(fact ArrayJobId)_$task; fi
+
+# Slurm runs a copy of this file: it knows where the original is, and shows that with its arguments, up to a newline.
+words=${*:+ $*}
+original=${facts#* Command=}
+original=${original%% WorkDir=*}
+original=${original%"${words%%$'\n'*}"}
+for repository in "$(readlink -f "$original")" "$SLURM_SUBMIT_DIR/slurm/train.sh"; do
+    repository=${repository%/*/*}
+    if [ -f "$repository/train_overfit.py" ]; then break; fi
+done
+[ -f "$repository/train_overfit.py" ] || fail 2 "no train_overfit.py above $original, nor in $repository: submit there"
 SRUN_ARGS=() CONTAINER=()
 # shellcheck disable=SC1091
 if [ -f "$repository/slurm/site.env" ]; then source "$repository/slurm/site.env"; fi
 max_restarts=${MAX_RESTARTS:-20}
+[[ $max_restarts =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail 2 "MAX_RESTARTS=$max_restarts must be a whole number"
 ((attempt <= max_restarts)) || fail 4 "restarted more often than MAX_RESTARTS=$max_restarts allows"
 
-run_dir=runs/$SLURM_JOB_ID health=--health=warn options=()
+named='' health=--health=warn options=()
 if [ -n "${ENGINE:-}" ]; then options+=("--engine=$ENGINE"); fi
-if [ -n "${SWEEP_OPTION:-}" ]; then # slurm/sweep.sh: the value of this task of the array
-    IFS=, read -ra values <<< "$SWEEP_VALUES"
-    value=${values[SLURM_ARRAY_TASK_ID]}
-    options+=("--$SWEEP_OPTION=$value")
-    run_dir=runs/$SLURM_ARRAY_JOB_ID/$SWEEP_OPTION=${value//\//_}
-    export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-sweep-$SLURM_ARRAY_JOB_ID}
+if [ -n "$task" ] && [[ ${1:-} =~ ^[a-z_]+= ]]; then # OPTION=VALUE,VALUE,... of slurm/sweep.sh: a value a task
+    IFS=, read -ra values <<< "${1#*=}"
+    value=${values[task]:-}
+    [ -n "$value" ] || fail 2 "$1 has no value for task $task of the array"
+    options+=("--${1%%=*}=$value")
+    named=runs/${job%_*}/${1%%=*}=${value//\//_}
+    shift
+    export WANDB_RUN_GROUP=${WANDB_RUN_GROUP:-sweep-${job%_*}}
 fi
-for option in "$@"; do
+while (($# > 0)); do
+    option=$1
+    shift
+    if [[ $option =~ ^--(out[_-]dir|health)$ && ${1:---} != --* ]]; then # its value is a word of its own
+        option=$option=$1
+        shift
+    fi
     case $option in
-        --out_dir=?* | --out-dir=?*) run_dir=${option#*=} ;;
+        --out_dir="~"* | --out-dir="~"*) named=$(expand_home "${option#*=}") ;;
+        --out_dir=?* | --out-dir=?*) named=${option#*=} ;;
+        --out_dir= | --out-dir=) fail 2 "$option needs a value" ;;
         --health=*) health=$option ;;
         *) options+=("$option") ;;
     esac
 done
+run_dir=${named:-runs/$SLURM_JOB_ID}
 options+=("--out_dir=$run_dir" "$health")
 
 # What this attempt leaves: a log a rank, and a file that is older than all it writes.
 export LOG_DIR=$run_dir/logs/$SLURM_JOB_ID.$attempt
-mkdir -p "$LOG_DIR"
+made=$(mkdir -p "$LOG_DIR" 2>&1) || fail 2 "--out_dir=$run_dir cannot be written (${made##*: })"
 scontrol show hostnames "$SLURM_JOB_NODELIST" > "$LOG_DIR/nodes"
 out_dir=$run_dir
 if [[ $asked == *USR1* ]]; then touch "$out_dir/STOP"; fi # it came before there was a directory
@@ -124,7 +171,7 @@ say "$SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), ${gpus##*:} GPUs and $SLU
 say "rendezvous $MASTER_ADDR:$MASTER_PORT, id $RENDEZVOUS_ID"
 
 # In the background, as bash runs a trap only when no command is in the foreground. wait returns at each signal.
-on_each_node --kill-on-bad-exit=1 "${CONTAINER[@]}" bash "$code/slurm/node.sh" "${options[@]}" &
+"${each_node[@]}" --kill-on-bad-exit=1 "${SRUN_ARGS[@]}" "${CONTAINER[@]}" bash "$code/slurm/node.sh" "${options[@]}" &
 step=$!
 while kill -0 "$step" 2> /dev/null; do wait "$step" || true; done
 status=0
@@ -154,9 +201,8 @@ if [ "$reason" = stopped ]; then
     say "asked to stop, saved"
     exit 4
 fi
-# Slurm takes minutes to notice that a node is gone. What looks like a failure of the ranks may be that.
-if ! timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true; then
-    requeue "a node does not answer"
-fi
-[ "$status" -gt 0 ] || status=1
-fail "$status" "a rank failed, see $LOG_DIR"
+# What looks like a failure of the ranks may be a lost node's.
+ran=$(compgen -G "$LOG_DIR/rank_*.log") || true
+if lost_node; then requeue "a node does not answer"; fi
+[ -n "$ran" ] || fail 1 "no rank has started, see above"
+fail 1 "a rank failed, see $LOG_DIR"

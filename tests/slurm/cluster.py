@@ -115,12 +115,16 @@ class Cluster:
     """A running cluster."""
 
     def submit(
-        self, cwd: Path, *words: str, options: dict[str, Any] | None = None, env: dict[str, str] | None = None
+        self,
+        cwd: Path,
+        *words: str,
+        options: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        script: Path = REPOSITORY / "slurm" / "train.sh",
     ) -> Job:
         """sbatch WORDS slurm/train.sh OPTIONS, of a tiny model unless they say otherwise."""
         flags = [f"--{name}={value}" for name, value in (TINY | (options or {})).items()]
-        script = str(REPOSITORY / "slurm" / "train.sh")
-        return Job(slurm("sbatch", "--parsable", *words, script, *flags, cwd=cwd, env=env).strip(), cwd)
+        return Job(slurm("sbatch", "--parsable", *words, str(script), *flags, cwd=cwd, env=env).strip(), cwd)
 
     def cut(self, node: str) -> float:
         """A power cut of a node -> the time."""

@@ -6,8 +6,10 @@ a requeued job may start again.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,8 +40,22 @@ def undisturbed(cluster, tmp_path_factory):
     """A job on two nodes that ran to its end."""
     job = cluster.submit(tmp_path_factory.mktemp("undisturbed"), "--nodes=2", *CPU_NODES)
     job.wait_until_over()
-    assert job.state == "COMPLETED", job.log
+    assert (job.state, job.facts["ExitCode"]) == ("COMPLETED", "0:0"), job.log
     return job
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of what train.sh needs, in a directory with a blank, whose site.env brings the environment."""
+    there = tmp_path / "my clone"
+    for name in ("nanogpt", "slurm"):
+        shutil.copytree(REPOSITORY / name, there / name)
+    for name in ("train_overfit.py", "ds_config.json"):
+        shutil.copy(REPOSITORY / name, there / name)
+    venv = Path(sys.executable).parent
+    site = f'PATH="{venv}:$PATH" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES="" WANDB_MODE=disabled'
+    (there / "slurm" / "site.env").write_text(f"export {site}\n")
+    return there
 
 
 def outcome(run_dir):
@@ -91,7 +107,7 @@ def test_scancel_saves_and_is_final(cluster, tmp_path):
 def test_a_failing_rank_fails_the_job(cluster, tmp_path):
     """Invariant: at once, not requeued, and the log names the rank, its node and what ended it."""
     played = failing_rank(cluster, tmp_path)
-    assert (played.job.state, played.job.restarts) == ("FAILED", 0)
+    assert (played.job.state, played.job.restarts, played.job.facts["ExitCode"]) == ("FAILED", 0, "1:0")
     assert played.left_s < 30, "not at once"
     assert re.search(r"error: node[12]: rank [01] failed \(SIGKILL\)", played.job.log), played.job.log
 
@@ -107,9 +123,13 @@ def test_a_finished_job_stays_finished(cluster, undisturbed):
 
 
 def test_the_real_time_limit(cluster, tmp_path):
-    """Invariant: Slurm's own signal, up to 30 s earlier than asked for, is in time; the job did not end by TIMEOUT."""
+    """Invariant: Slurm's own signal, up to 30 s earlier than asked for, is in time; the job did not end by TIMEOUT.
+
+    Also of a job that another job submits, which inherits what Slurm told that one of itself.
+    """
     words = ("--nodes=1", *CPU_NODES, "--time=2", "--signal=B:USR1@60")
-    job = cluster.submit(tmp_path, *words, options={"target_loss": 1e-4})
+    inherited = {"SLURM_RESTART_COUNT": "3", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "1"}
+    job = cluster.submit(tmp_path, *words, options={"target_loss": 1e-4}, env=inherited)
     job.wait_until(lambda: job.restarts == 1, "it is requeued")
     slurm("scancel", job.id)
     assert "time limit near, saved; requeued" in job.log
@@ -168,7 +188,10 @@ def test_two_jobs_share_the_nodes(cluster, tmp_path, undisturbed):
 
 
 def test_a_sweep_ends_in_a_table(cluster, tmp_path):
-    """Reference: the runs' own reports; a run for each value, and of the array a signal requeues one task alone."""
+    """Reference: the runs' own reports; a run for each value, and of the array a signal requeues one task alone.
+
+    Also where sbatch keeps back all variables but a list.
+    """
     options = flags(**{name: value for name, value in TINY.items() if name != "learning_rate"})
     sweep = [
         REPOSITORY / "slurm" / "sweep.sh",
@@ -176,6 +199,7 @@ def test_a_sweep_ends_in_a_table(cluster, tmp_path):
         "-p",
         "grace",
         "--nodes=1",
+        "--export=PATH,OMP_NUM_THREADS,CUDA_VISIBLE_DEVICES,WANDB_MODE",
         *CPU_NODES,
         "--",
         *options,
@@ -249,6 +273,78 @@ def test_a_mistake_is_one_line(cluster, tmp_path):
     """Invariant: what train_overfit.py says of a wrong option is in the job log, and the job fails."""
     job = cluster.submit(tmp_path, "--nodes=1", *CPU_NODES, options={"batch_size": 0})
     job.wait_until_over()
-    assert job.state == "FAILED"
+    assert (job.state, job.facts["ExitCode"]) == ("FAILED", "1:0")
     assert job.log.count("error: --batch_size=0 must be a positive number") == 1
     assert "Traceback" not in job.log
+
+
+def test_the_ways_to_submit_it(cluster, tmp_path, clone):
+    """Invariant: it trains where it was told to, with the environment of site.env, and ends with the documented status.
+
+    Through a link; a home with a blank, as ~; tasks that Slurm would start itself; an environment that sbatch keeps
+    back, wholly or but for a list.
+    """
+    link = tmp_path / "train me.sh"
+    link.symlink_to(clone / "slurm" / "train.sh")
+    home = tmp_path / "my home"
+    home.mkdir()
+    words = ("--nodes=1", *CPU_NODES, "--ntasks-per-node=2", "--export=HOME")
+    options = {"out_dir": "~/a b", "wandb_notes": "two\n lines", "max_steps": 2}
+    told = cluster.submit(tmp_path, *words, options=options, env={"HOME": str(home)}, script=link)
+    options = {"target_loss": 1e-4}
+    script = clone / "slurm" / "train.sh"
+    bare = cluster.submit(
+        tmp_path, "--nodes=1", *CPU_NODES, options=options, env={"SBATCH_EXPORT": "NONE"}, script=script
+    )
+    bare.wait_until(lambda: bare.trains(attempt=0), "it trains")
+    (bare.run_dir / "STOP").touch()
+    for job in (told, bare):
+        job.wait_until_over()
+    assert (told.state, told.facts["ExitCode"]) == ("FAILED", "3:0"), told.log
+    assert (bare.state, bare.facts["ExitCode"]) == ("FAILED", "4:0"), bare.log
+    assert told.log.splitlines()[-1].endswith("target not reached: max_steps")
+    assert (report(home / "a b")["world_size"], bare.report["world_size"]) == (1, 1)
+    assert (home / "a b" / "logs" / f"{told.id}.0" / "rank_0.log").exists()
+    assert not list(tmp_path.rglob("~*"))
+
+
+def test_what_cannot_start_is_one_line(cluster, tmp_path):
+    """Invariant: status 2, one line that names what is wrong, and nothing left beside the log."""
+    alone = tmp_path / "train.sh"
+    shutil.copy(REPOSITORY / "slurm" / "train.sh", alone)
+    words = ("--nodes=1", *CPU_NODES)
+    jobs = {
+        "MAX_RESTARTS=1e3 must be": cluster.submit(tmp_path, *words, env={"MAX_RESTARTS": "1e3"}),
+        "no user nobody-of-that-name": cluster.submit(tmp_path, *words, options={"out_dir": "~nobody-of-that-name/x"}),
+        "--out_dir=/proc/x cannot be": cluster.submit(tmp_path, *words, options={"out_dir": "/proc/x"}),
+        "no train_overfit.py above": cluster.submit(tmp_path, *words, script=alone),
+    }
+    for said, job in jobs.items():
+        job.wait_until_over()
+        assert (job.state, job.facts["ExitCode"], job.log.count("\n")) == ("FAILED", "2:0", 1), job.log
+        assert said in job.log
+    assert {path.name for path in tmp_path.iterdir()} == {"train.sh", *(f"slurm-{job.id}.out" for job in jobs.values())}
+
+
+def test_steps_that_cannot_start_are_not_a_lost_node(cluster, tmp_path):
+    """Invariant: what fails before any rank has run, and every node up, fails the job at once and is not requeued."""
+    job = cluster.submit(tmp_path, "--nodes=2", *CPU_NODES, env={"SLURM_MPI_TYPE": "none such"})  # srun refuses
+    job.wait_until(lambda: job.restarts == 1 or job.state == "FAILED", "it fails")
+    slurm("scancel", job.id)
+    assert (job.state, job.restarts, job.facts["ExitCode"]) == ("FAILED", 0, "1:0"), job.log
+    assert job.log.splitlines()[-1].startswith("error: no rank has started")
+
+
+def test_a_node_lost_before_the_ranks_start(cluster, tmp_path):
+    """Invariant: requeued, as Slurm says that the node is down, though no rank has run that could have been hurt."""
+    job = cluster.submit(tmp_path, "--nodes=2", *CPU_NODES)
+    job.wait_until(lambda: "rendezvous" in job.log, "it starts")
+    node = slurm("scontrol", "show", "hostnames", job.facts["NodeList"]).split()[1]
+    cluster.crash(node)
+    try:
+        job.wait_until(lambda: job.restarts == 1 or job.state == "FAILED", "it is requeued")
+        assert job.restarts == 1, job.log
+        slurm("scancel", job.id)
+    finally:
+        cluster.boot(node)
+    assert not job.rank_log(attempt=0).exists()
