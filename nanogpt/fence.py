@@ -28,8 +28,12 @@ class Attempt:
 
     @classmethod
     def from_env(cls) -> "Attempt":
-        """What Slurm put into the environment. Raises ConfigError where that is no attempt."""
-        job, count = (os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        """What slurm/train.sh put into the environment, which knows numbers that Slurm uses again; else Slurm itself.
+
+        Raises ConfigError where that is no attempt.
+        """
+        job = os.environ.get("RUN_JOB") or os.environ.get("SLURM_JOB_ID", "")
+        count = os.environ.get("SLURM_RESTART_COUNT", "")
         if job and not re.fullmatch("[0-9]{0,9}", count):
             raise ConfigError(f"SLURM_RESTART_COUNT={count} must be a whole number")
         return cls(job, int(count or 0) if job else 0)

@@ -37,9 +37,18 @@ case "$sweep $*" in
 esac
 
 commas=${sweep//[^,]/}
-array=$(sbatch --parsable --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$sweep" "$@")
+# Held until it is known that the directory is free, as Slurm uses numbers again: its runs would be in the table.
+array=$(sbatch --parsable --hold --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$sweep" "$@")
 array=${array%%;*} # with --clusters its name follows
-mkdir -p "runs/$array"
+if ! made=$({ mkdir -p runs && mkdir "runs/$array"; } 2>&1); then
+    scancel "$array"
+    echo "error: runs/$array cannot be made (${made##*: }): job $array is cancelled; start again" >&2
+    exit 2
+fi
+case " ${for_sbatch[*]} " in
+    *" --hold "* | *" -H "*) ;;
+    *) scontrol release "$array" ;;
+esac
 table=$(printf 'python3 %q %q' "$here/summary.py" "runs/$array")
 summary=$(sbatch --parsable --dependency="afterany:$array" --job-name=sweep-summary --nodes=1 --ntasks=1 --time=5 \
     "${who_and_where[@]}" --output="runs/$array/summary.md" --wrap="$table")

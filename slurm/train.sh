@@ -134,22 +134,47 @@ while (($# > 0)); do
         *) options+=("$option") ;;
     esac
 done
-run_dir=${named:-runs/$SLURM_JOB_ID}
+
+# A job's name is its number, in runs/, code/ and logs/ and for the fence (nanogpt/fence.py). Slurm uses numbers again,
+# and clusters share disks: where the number is another job's, this one's name has the time too. A requeued job knows
+# its own by the copy of the code, which says whose it is.
+identity="${SLURM_CLUSTER_NAME:-} $SLURM_JOB_ID $(fact AllocNode:Sid)"
+unique=$SLURM_JOB_ID-$(date +%Y%m%dT%H%M%S) name=$SLURM_JOB_ID own=''
+codes=(runs/"$name"{,-*}/code/"$name"{,-*})
+if [ -n "$named" ]; then codes=("$named/code/$name"{,-*}); fi
+for code in "${codes[@]}"; do
+    if ((attempt > 0)) && [ "$(cat "$code/JOB" 2> /dev/null)" = "$identity" ]; then own=$code; fi
+done
+if [ -n "$own" ]; then
+    name=${own##*/} run_dir=${own%/code/*}
+elif [ -n "$named" ]; then
+    run_dir=$named
+    if [ -e "$named/code/$name" ] || [ -e "$named/logs/$name.0" ]; then name=$unique; fi
+else
+    run_dir=runs/$name
+    mkdir -p runs 2> /dev/null || true
+    if ! mkdir "$run_dir" 2> /dev/null && [ -e "$run_dir" ]; then
+        say "$run_dir is not this job's: another has had the number. This one is in runs/$unique"
+        name=$unique run_dir=runs/$unique
+    fi
+fi
+code=$run_dir/code/$name
+export RUN_JOB=$name
 options+=("--out_dir=$run_dir" "$health")
 
 # What this attempt leaves: a log a rank, and a file that is older than all it writes.
-export LOG_DIR=$run_dir/logs/$SLURM_JOB_ID.$attempt
+export LOG_DIR=$run_dir/logs/$name.$attempt
 made=$(mkdir -p "$LOG_DIR" 2>&1) || fail 2 "--out_dir=$run_dir cannot be written (${made##*: })"
 scontrol show hostnames "$SLURM_JOB_NODELIST" > "$LOG_DIR/nodes"
 out_dir=$run_dir
 if [[ $asked == *USR1* ]]; then touch "$out_dir/STOP"; fi # it came before there was a directory
 
 # A requeue, perhaps days later, runs the code that the job began with.
-code=$run_dir/code/$SLURM_JOB_ID
 if [ ! -d "$code" ]; then
     rm -rf "$code.tmp" && mkdir -p "$code.tmp"
     cp -R "$repository"/{train_overfit.py,ds_config.json,nanogpt,slurm} "$code.tmp"
     git -C "$repository" describe --always --dirty --abbrev=40 --exclude='*' > "$code.tmp/COMMIT" 2> /dev/null || true
+    echo "$identity" > "$code.tmp/JOB"
     mv "$code.tmp" "$code"
 fi
 
@@ -157,7 +182,7 @@ fi
 MASTER_ADDR=$(head -n 1 "$LOG_DIR/nodes")
 MASTER_PORT=$((10000 + (SLURM_JOB_ID * 31 + attempt) % 20000))
 export MASTER_ADDR MASTER_PORT
-export RENDEZVOUS_ID=$SLURM_JOB_ID.$attempt
+export RENDEZVOUS_ID=$name.$attempt
 export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
 export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=${TORCH_NCCL_DEBUG_INFO_TEMP_FILE:-$LOG_DIR/nccl_trace_rank_}
 # Every GPU and CPU that the job has on a node. A step gets no GPU that it does not ask for, one CPU by default, and
@@ -166,7 +191,7 @@ gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
 SRUN_ARGS+=(--cpus-per-task="$(tr , '\n' <<< "$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | head -n 1)")
 if [ "${gpus##*:}" -gt 0 ]; then SRUN_ARGS+=(--gpus-per-node="$gpus"); fi
 
-say "job $SLURM_JOB_ID, attempt $attempt of at most $((max_restarts + 1)): $run_dir, logs in $LOG_DIR"
+say "job $name, attempt $attempt of at most $((max_restarts + 1)): $run_dir, logs in $LOG_DIR"
 say "$SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), ${gpus##*:} GPUs and $SLURM_CPUS_ON_NODE CPUs each"
 say "rendezvous $MASTER_ADDR:$MASTER_PORT, id $RENDEZVOUS_ID"
 

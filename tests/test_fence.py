@@ -91,3 +91,18 @@ def test_which_attempt_this_is(monkeypatch, tmp_path):
         take_over(str(tmp_path), NEW)
         with held(tmp_path, NEW) as fence:
             fence.check()
+
+
+def test_a_job_that_slurm_gives_the_number_of_another(tmp_path, monkeypatch):
+    """Invariant: by the name that slurm/train.sh gives it, it is no early attempt of the job that had its number."""
+    with held(tmp_path, Attempt("12", 3)) as older:
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    with pytest.raises(ConfigError, match="attempt 3 of job 12"):
+        take_over(str(tmp_path), Attempt.from_env())
+    monkeypatch.setenv("RUN_JOB", "12-20260131T235959")
+    take_over(str(tmp_path), Attempt.from_env())
+    with held(tmp_path, Attempt.from_env()) as fence:
+        fence.check()
+        with pytest.raises(SystemExit, match=r"12-20260131T235959\.0 writes .* now, not 12\.3"):
+            older.check()

@@ -32,14 +32,15 @@ TINY = {
 
 @dataclass(frozen=True)
 class Job:
-    """One job and the run directory that it has by default."""
+    """One job, its log and its run directory."""
 
     id: str
     cwd: Path
+    name: str = ""  # in runs/; none: its id
 
     @property
     def run_dir(self) -> Path:
-        return self.cwd / "runs" / self.id
+        return self.cwd / "runs" / (self.name or self.id)
 
     @property
     def log(self) -> str:
@@ -72,7 +73,7 @@ class Job:
         return json.loads((self.run_dir / "report.json").read_text())
 
     def rank_log(self, attempt: int, rank: int = 0) -> Path:
-        return self.run_dir / "logs" / f"{self.id}.{attempt}" / f"rank_{rank}.log"
+        return self.run_dir / "logs" / f"{self.run_dir.name}.{attempt}" / f"rank_{rank}.log"
 
     def trains(self, attempt: int) -> bool:
         """Whether that attempt has logged a step."""
@@ -94,7 +95,7 @@ class Job:
 
     def ranks(self) -> list[int]:
         """The process ids of its ranks, wherever they run."""
-        mine = str(self.run_dir / "code" / self.id / "train_overfit.py").encode()
+        mine = str(self.run_dir / "code" / self.run_dir.name / "train_overfit.py").encode()
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -140,6 +141,10 @@ class Cluster:
         """Let a node's slurmd hang, while what runs there goes on -> the time."""
         control("freeze", node)
         return time.time()
+
+    def forget(self, job_id: str) -> None:
+        """Lose all that the controller knows of jobs; the next one gets job_id."""
+        control("forget", job_id)
 
     @contextmanager
     def slowed(self, node: str, rate: str) -> Iterator[None]:
@@ -188,12 +193,19 @@ def control(*words: str) -> None:
 
 
 def slurm(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """A command of Slurm -> what it prints. Jobs find this Python first, one thread and no real GPU."""
+    """A command of Slurm, which must succeed -> what it prints."""
+    done = ask_slurm(*words, cwd=cwd, env=env)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+def ask_slurm(
+    *words: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command of Slurm. Jobs find this Python first, one thread and no real GPU."""
     conf = run("env").stdout.strip().removeprefix("export SLURM_CONF=")
     own = {"SLURM_CONF": conf, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled"}
     own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
+    return subprocess.run(
         words, cwd=cwd, env=os.environ | own | (env or {}), capture_output=True, text=True, timeout=180, check=False
     )
-    assert done.returncode == 0, f"{words}: {done.stderr}"
-    return done.stdout

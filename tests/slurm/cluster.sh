@@ -11,6 +11,7 @@
 #   cluster.sh freeze NODE      its slurmd hangs; the job's processes live on and reach everybody
 #   cluster.sh slow NODE RATE   a bad cable: it receives at RATE (10mbit), until it is slowed to RATE 0
 #   cluster.sh boot NODE        after cut, crash or freeze: a fresh slurmd
+#   cluster.sh forget ID        the controller forgets every job, and the next one gets this number
 #   cluster.sh down             stop everything and remove it
 #
 #   cluster.sh can              whether this machine lets us: root with CAP_NET_ADMIN and CAP_SYS_ADMIN
@@ -126,7 +127,7 @@ boot() { # NODE
 }
 
 up() { # N
-    local n=${1:-3} i waited
+    local n=${1:-3} i
     down
     configure "$n"
     # a fixed MAC: a bridge otherwise takes its ports' lowest one, and the nodes would know the controller by an old one
@@ -138,12 +139,25 @@ up() { # N
         --log-file="$dir/log/munged.log" --seed-file="$dir/run/munge.seed" --num-threads=2
     slurmctld -c -f "$SLURM_CONF"
     for ((i = 1; i <= n; i++)); do boot "node$i"; done
+    wait_until_idle "$n"
+}
+
+wait_until_idle() { # N
+    local waited
     for ((waited = 0; waited < 100; waited++)); do
-        if [ "$(sinfo -h -N -p main -t idle -o %N 2> /dev/null | wc -l)" = "$n" ]; then return; fi
+        if [ "$(sinfo -h -N -p main -t idle -o %N 2> /dev/null | wc -l)" = "$1" ]; then return; fi
         sleep 0.2
     done
     echo "the nodes are not idle after 20 s; logs in $dir/log" >&2
     return 1
+}
+
+forget() { # ID
+    kill_pidfile "$dir/run/slurmctld.pid"
+    rm -rf "$dir/state" && mkdir "$dir/state"
+    sed -i '/^FirstJobId=/d' "$SLURM_CONF" && echo "FirstJobId=$1" >> "$SLURM_CONF"
+    slurmctld -c -f "$SLURM_CONF"
+    wait_until_idle "$(grep -c '^NodeName=node' "$SLURM_CONF")"
 }
 
 kill_namespace() { # NAMESPACE
@@ -195,6 +209,7 @@ case ${1:-} in
         [ "$3" = 0 ] || tc qdisc add dev "slurmv${2#node}" root tbf rate "$3" burst 256kb latency 400ms
         ;;
     boot) boot "$2" ;;
+    forget) forget "$2" ;;
     down) down ;;
     *)
         sed -n '2,/^set /{/^#/p}' "$0"

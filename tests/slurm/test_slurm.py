@@ -9,11 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster import CPU_NODES, REPOSITORY, TINY, Job, slurm, start_cluster, why_not
+from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
 from conftest import flags, metrics, report
 from nanogpt.checkpoint import Checkpoint, examine
 from scenarios import SCENARIOS, cancel, failing_rank
@@ -235,6 +236,18 @@ def test_the_runs_of_a_sweep_do_not_share_a_directory(words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_does_not_mix_with_an_older_one(cluster, tmp_path):
+    """Invariant: where the directory of its number is taken, status 2, one line, and its jobs are cancelled."""
+    latest = slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=true")
+    array = str(int(latest) + 1)
+    (tmp_path / "runs" / array).mkdir(parents=True)
+    done = ask_slurm(str(REPOSITORY / "slurm" / "sweep.sh"), "seed=0,1", *CPU_NODES, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"runs/{array} cannot be made (File exists)" in done.stderr
+    assert Job(array, tmp_path).state == "CANCELLED"
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", array]
+
+
 def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
     """Invariant: by default a job has the whole node, and starts a rank for each of its GPUs; ENGINE passes through."""
     job = cluster.submit(tmp_path, "--nodes=1", options={"max_steps": 2}, env={"ENGINE": "deepspeed"})
@@ -348,3 +361,26 @@ def test_a_node_lost_before_the_ranks_start(cluster, tmp_path):
     finally:
         cluster.boot(node)
     assert not job.rank_log(attempt=0).exists()
+
+
+def test_a_number_that_slurm_uses_again(cluster, undisturbed):
+    """Reference: the job that had the number, from whose code and result, in runs/NUMBER, the new one takes nothing.
+
+    The last test: the controller forgets all jobs.
+    """
+    before = outcome(undisturbed.run_dir)
+    started = undisturbed.run_dir / "code" / undisturbed.id / "train_overfit.py"
+    started.write_text("raise SystemExit('the old code')")
+    cluster.forget(undisturbed.id)
+    job = cluster.submit(undisturbed.cwd, "--nodes=2", *CPU_NODES)
+    assert job.id == undisturbed.id
+    job.wait_until(lambda: "This one is in runs/" in job.log, "it starts", timeout_s=60)
+    job = replace(job, name=re.search(r"This one is in runs/(\S+)", job.log)[1])
+    job.wait_until(lambda: job.steps > 12, "it has trained 12 steps")
+    job.signal_batch_script("USR1")
+    job.wait_until(lambda: job.restarts == 1, "it is requeued")
+    job.wait_until_over()
+    assert int(re.findall(r"resumed from step_(\d+)", job.log)[-1]) > 12, "its own"
+    assert_same(job, undisturbed)
+    assert outcome(undisturbed.run_dir) == before
+    assert sorted(path.name for path in (undisturbed.cwd / "runs").iterdir()) == [undisturbed.id, job.name]
