@@ -68,7 +68,7 @@ def read_corpus(data: str) -> Corpus:
 
 def cache_dir() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/nanogpt-overfit, or ~/.cache/nanogpt-overfit."""
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "the cache of downloads") / "nanogpt-overfit"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME, or ~/.cache") / "nanogpt-overfit"
 
 
 def fetch(download: Download, directory: Path) -> Path:

@@ -42,11 +42,10 @@ def absolute_path(given: str, what: str) -> Path:
     """The same as a path that holds wherever the run goes on. Raises ConfigError where there can be none."""
     try:
         path = os.path.abspath(user_path(given, what))
-        path.encode()
     except OSError as error:
         raise ConfigError(f"{what}: the working directory is gone ({error.strerror})") from None
-    except UnicodeEncodeError:
-        raise ConfigError(f"{what}: the name of the working directory is not UTF-8: start in another one") from None
+    if path.encode(errors="replace").decode() != path:  # the files of a run and its messages could not name it
+        raise ConfigError(f"{what} is {path!a} here, which is not UTF-8: start in another directory")
     return Path(path)
 
 
@@ -88,8 +87,9 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb", opener=regular) as file:
             yield file
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def lock(file: IO[Any], patience_s: float) -> bool:

@@ -270,7 +270,7 @@ def test_a_working_directory_that_no_file_can_name(tmp_path, monkeypatch):
     odd = tmp_path / os.fsdecode(b"caf\xe9")
     odd.mkdir()
     monkeypatch.chdir(odd)
-    with pytest.raises(ConfigError, match="the name of the working directory is not UTF-8"):
+    with pytest.raises(ConfigError, match="which is not UTF-8: start in another directory"):
         check_writable("out")
     assert check_writable(str(tmp_path)) == tmp_path
     assert user_path("out", "out").parts == ("out",)
