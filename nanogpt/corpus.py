@@ -5,6 +5,7 @@ read_corpus("builtin").text[:14] == "First Citizen:"
 
 import hashlib
 import os
+import re
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -41,6 +42,21 @@ TINY_SHAKESPEARE = Download(
     size_bytes=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+ICONV = "convert it with iconv -f {0} -t UTF-8"
+# How files begin that are no UTF-8 text, though some are valid UTF-8; what they are, and how to get at their text.
+FOREIGN = (
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32 text", ICONV.format("UTF-32")),  # may begin as UTF-16 does
+    (rb"\xff\xfe|\xfe\xff", "UTF-16 text", ICONV.format("UTF-16")),
+    (rb"\x1f\x8b", "compressed by gzip", "unpack it with gunzip"),
+    (rb"BZh[1-9]1AY&SY", "compressed by bzip2", "unpack it with bunzip2"),
+    (rb"\xfd7zXZ\0", "compressed by xz", "unpack it with unxz"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it with unzstd"),
+    (rb"PK\x03\x04", "a zip archive, as .docx, .odt and .epub are", "unpack it, or save it as plain text"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it, and name a text file of it"),
+    (rb".{257}ustar", "a tar archive", "unpack it, and name a text file of it"),
+    (rb"%PDF-[0-9]", "a PDF document", "get its text with pdftotext"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an old Word or Excel", "save it as plain text"),
+)
 NAMED = ("builtin", "tinyshakespeare")  # what --data takes besides a path
 READ_TIMEOUT_S = 20.0  # without a byte from the server
 TOTAL_TIMEOUT_S = 300.0  # for the whole download, and for waiting while another process makes it
@@ -54,16 +70,33 @@ def read_corpus(data: str) -> Corpus:
         content = fetch(TINY_SHAKESPEARE, cache_dir()).read_bytes()
     else:
         content = _read_file(data)
+    if foreign := _foreign(content):
+        raise ConfigError(f"--data={data} is {foreign[0]}, and not UTF-8 text: {foreign[1]}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"--data={data} is not UTF-8 text (byte 0x{content[error.start]:02x} at offset {error.start}): "
-            f"convert it, for example with iconv -f latin1 -t utf-8"
-        ) from None
+        remedy = "it is no text" if 0 in content else f"{ICONV.format('ENCODING')}; file -i may know from which"
+        where = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise ConfigError(f"--data={data} is not UTF-8 text ({where}): {remedy}") from None
     if not text.strip():
         raise ConfigError(f"--data={data} is empty: name a file with text in it")
     return Corpus(text, hashlib.sha256(content).hexdigest())
+
+
+def _foreign(content: bytes) -> tuple[str, str] | None:
+    """What a file is that is no UTF-8 text, and how to get at its text; None where it is not known to be another."""
+    for beginning, what, remedy in FOREIGN:
+        if re.match(beginning, content, re.DOTALL):
+            return what, remedy
+    head = content[: 1 << 16]
+    share = head.count(0) / max(1, len(head))
+    if share > 0.8:
+        return "NUL bytes", "it is no text"
+    if share > 0.3:  # without a mark at its beginning, ASCII in UTF-16 is valid UTF-8, every second character a NUL
+        width = 4 if share > 0.6 else 2
+        order = "LE" if head[::width].count(0) < head[width - 1 :: width].count(0) else "BE"
+        return f"UTF-{8 * width} text", ICONV.format(f"UTF-{8 * width}{order}")
+    return None
 
 
 def cache_dir() -> Path:

@@ -29,6 +29,7 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 END_OF_TEXT = VOCAB_SIZE - 1
 LAYER_NORM_EPSILON = 1e-5
 UNFINISHED = ".unfinished"
+DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are numbers as they stand; integers and F8 have scales beside
 
 
 def write_hf(model: GPT, directory: Path) -> None:
@@ -131,11 +132,16 @@ class _Weights:
             raise ConfigError(f"{self._path} has no weight for most of the {count:,} layers of {CONFIG}")
 
     def check(self, model: GPT) -> None:
-        """Raise ConfigError for the first parameter of model that is missing or of another shape."""
+        """Raise ConfigError for the first parameter of model that is missing, or of another shape or kind."""
         for name, parameter in model.named_parameters():
             if (short := name.removeprefix("transformer.")) not in self._stored:
                 raise ConfigError(f"{self._path} has no weight {short}")
-            found = self._file.get_slice(self._stored[short]).get_shape()
+            stored = self._file.get_slice(self._stored[short])
+            if (dtype := stored.get_dtype()) not in DTYPES:
+                raise ConfigError(
+                    f"{self._path} has {short} in {dtype}, as if quantised: save it in {', '.join(DTYPES)}"
+                )
+            found = stored.get_shape()
             if found != list(parameter.t().shape if name.endswith(CONV1D) else parameter.shape):
                 raise ConfigError(f"{self._path} has {short} of shape {tuple(found)}: of another model than {CONFIG}")
 

@@ -1,11 +1,18 @@
 """Where the text comes from: the package, files of all kinds, a real HTTP server on this machine."""
 
+import bz2
 import errno
 import fcntl
+import gzip
 import hashlib
 import http.server
+import io
+import lzma
 import re
+import subprocess
+import tarfile
 import threading
+import zipfile
 from multiprocessing import get_context
 
 import pytest
@@ -40,6 +47,60 @@ def test_a_file_is_read_as_it_is(tmp_path, content):
     read = read_corpus(str(path))
     assert read.text == content
     assert read.sha256 == hashlib.sha256(content.encode()).hexdigest()
+
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak: naïve café.\n" * 20
+
+
+def zipped():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("text.txt", TEXT)
+    return file.getvalue()
+
+
+def tarred():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("text.txt"))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(TEXT.encode()), "is compressed by gzip, and not UTF-8 text: unpack it with gunzip"),
+        (bz2.compress(TEXT.encode()), "bunzip2"),
+        (lzma.compress(TEXT.encode()), "unxz"),
+        (zipped(), "is a zip archive"),
+        (tarred(), "is a tar archive"),
+        (b"%PDF-1.4\n(some text)\n%%EOF\n", "is a PDF document.*pdftotext"),
+        (TEXT.encode("utf-16"), "is UTF-16 text, .* convert it with iconv -f UTF-16 -t UTF-8$"),
+        (b"\xfe\xff" + TEXT.encode("utf-16-be"), "is UTF-16 text, .* iconv -f UTF-16 -t UTF-8$"),
+        (TEXT.encode("utf-32"), "is UTF-32 text, .* iconv -f UTF-32 -t UTF-8$"),
+        (TEXT.encode("utf-16-le"), "is UTF-16 text, .* iconv -f UTF-16LE -t UTF-8$"),
+        (TEXT.encode("utf-16-be"), "is UTF-16 text, .* iconv -f UTF-16BE -t UTF-8$"),
+        (TEXT.replace("ï", "i").encode("utf-16-le", "ignore"), "iconv -f UTF-16LE -t UTF-8$"),
+        (TEXT.encode("utf-32-le"), "is UTF-32 text, .* iconv -f UTF-32LE -t UTF-8$"),
+        (TEXT.encode("utf-32-be"), "is UTF-32 text, .* iconv -f UTF-32BE -t UTF-8$"),
+        (bytes(5000), "is NUL bytes"),
+        (
+            TEXT.encode("latin1"),
+            r"is not UTF-8 text \(byte 0xef at offset 63\): convert it with iconv -f ENCODING",
+        ),
+        (TEXT.encode("utf-8") + b"\xff\x00", "it is no text$"),
+    ],
+)
+def test_what_is_no_text_is_named_for_what_it_is(tmp_path, content, message):
+    """Reference: files of Python's own packers and encoders; where iconv is advised, its answer is the text."""
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_corpus(str(path))
+    if advised := re.search(r"iconv -f \S+ -t \S+$", str(raised.value)):
+        converted = subprocess.run([*advised[0].split(), path], capture_output=True, check=True).stdout
+        (tmp_path / "converted").write_bytes(converted)
+        assert read_corpus(str(tmp_path / "converted")).text.replace("naive", "naïve") == TEXT
 
 
 class Server:

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import TINY, TRAIN, flags, metrics, report, run, train, wait_for
 from nanogpt.corpus import read_corpus
@@ -66,6 +67,22 @@ def test_what_is_exported_can_be_loaded(exported):
     transformers.AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory / "theirs")
     load_hf(again, directory / "theirs")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [(torch.int8, "I8"), (torch.int64, "I64"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")],
+)
+def test_weights_that_are_no_numbers_as_they_stand_are_refused(exported, tmp_path, dtype, stored):
+    """Invariant: one quantised matrix among the others is a ConfigError that names it; half precision is read."""
+    shutil.copytree(exported[1], tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "transformer.h.1.mlp.c_fc.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"has h.1.mlp.c_fc.weight in {stored}, as if quantised"):
+        read_hf_shape(tmp_path)
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, tmp_path / "model.safetensors")
+    load_hf(GPT(read_hf_shape(tmp_path)), tmp_path)
 
 
 @pytest.mark.parametrize(
