@@ -8,8 +8,8 @@ and the run goes on without. WANDB_* variables keep their meaning where no optio
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -41,23 +41,71 @@ SECTIONS = {
 
 
 def check_wandb(config: TrainConfig) -> None:
-    """Refuse --wandb=online where it cannot be, before the run leaves a trace. Raises ConfigError."""
-    if config.wandb != "online":
+    """Refuse what W&B would refuse, and --wandb=online where it cannot be, before the run leaves a trace.
+
+    Raises ConfigError.
+    """
+    if _mode(config) == "disabled":
         return
     if find_spec("wandb") is None:
-        raise ConfigError('--wandb=online needs the package: pip install "nanogpt-overfit[wandb]"')
+        if config.wandb == "online":
+            raise ConfigError('--wandb=online needs the package: pip install "nanogpt-overfit[wandb]"')
+        return
+    options = _settings_of(config)
+    variables = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    if config.wandb != "online" and not options and not variables:
+        return  # importing it takes a second
     import wandb
 
+    settings = wandb.Settings()
+    for name, value in variables.items():
+        with _refusing(wandb, name):
+            settings.update_from_env_vars({name: value})
+    for name, value in options.items():
+        with _refusing(wandb, f"--wandb_{name.removeprefix('run_')}"):
+            settings.update_from_dict({name: value})
+    with _refusing(wandb, "WANDB_FORK_FROM and WANDB_RESUME_FROM of a run that may be resumed"):
+        settings.update_from_dict({"resume": "allow"})
+    if config.wandb == "online":
+        _require_key(wandb)
+
+
+@contextmanager
+def _refusing(wandb: Any, what: str) -> Iterator[None]:
+    """Raise ConfigError for what W&B does not take."""
+    try:
+        yield
+    except (ValueError, TypeError, wandb.Error) as error:
+        raise ConfigError(f"W&B does not take {what}: {_reason(error)}") from None
+
+
+def _require_key(wandb: Any) -> None:
     wandb.setup(settings=wandb.Settings(silent=True, mode="online"))  # whatever WANDB_MODE says
-    # A server that cannot be reached is no mistake: the run goes on offline.
-    with suppress(wandb.Error, OSError, HTTPException):
+    try:
         if not _has_key(wandb):
             raise ConfigError("--wandb=online needs a key: `wandb login`, or WANDB_API_KEY; or --wandb=offline")
+    except wandb.errors.AuthenticationError as error:
+        raise ConfigError(f"--wandb=online needs another key ({_reason(error)}); or --wandb=offline") from None
+    except (wandb.Error, OSError, HTTPException):
+        pass  # a server that cannot be reached is no mistake: the run goes on offline
+
+
+def _mode(config: TrainConfig) -> str:
+    return os.environ.get("WANDB_MODE", "auto") if config.wandb == "auto" else config.wandb
+
+
+def _settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What the options say, under W&B's names."""
+    asked = {
+        "project": config.wandb_project, "run_name": config.wandb_name, "run_group": config.wandb_group,
+        "run_notes": config.wandb_notes, "run_tags": config.wandb_tags.split(",") if config.wandb_tags else None,
+    }  # fmt: skip
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def open_wandb(config: TrainConfig, out_dir: Path, run_id: str, say: Callable[[str], None]) -> Logger:
     """The mirror that config asks for, or none. say: how to tell a person where it is, or what failed."""
-    mode = os.environ.get("WANDB_MODE", "auto") if config.wandb == "auto" else config.wandb
+    mode = _mode(config)
     if mode == "disabled":
         return NullLogger()
     if find_spec("wandb") is None:
@@ -147,7 +195,7 @@ class WandbLogger(Logger):
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # whatever it is, the run is worth more
             self._say(
-                f"warning: W&B is off from here on ({one_line(error)}); {self._out_dir}/metrics.jsonl has every row"
+                f"warning: W&B is off from here on ({_reason(error)}); {self._out_dir}/metrics.jsonl has every row"
             )
             with suppress(Exception):
                 wandb.teardown(exit_code=1)
@@ -164,7 +212,7 @@ class WandbLogger(Logger):
         except Exception as error:
             if mode == "offline":
                 raise
-            self._say(f"warning: W&B cannot be reached ({one_line(error)}): offline")
+            self._say(f"warning: W&B cannot be reached ({_reason(error)}): offline")
             with suppress(Exception):
                 wandb.teardown(exit_code=0)  # else the next init waits for the first
             run = self._init(wandb, "offline")
@@ -177,20 +225,25 @@ class WandbLogger(Logger):
         return run
 
     def _init(self, wandb: Any, mode: str) -> Any:
-        config, env = self._config, os.environ
+        env = os.environ
         facts = json.loads((self._out_dir / CONFIG).read_text(encoding="utf-8"))
         settings = wandb.Settings(
             init_timeout=CONNECT_S, login_timeout=CONNECT_S, finish_timeout=FINISH_S - 5, finish_timeout_raises=True,
-            silent=True, console="off",
+            silent=True, console="off", **_settings_of(self._config),
         )  # fmt: skip
         return wandb.init(
             mode=mode, id=self._run_id, resume="allow", settings=settings,
             dir=env.get("WANDB_DIR") or str(self._out_dir),
-            project=config.wandb_project or env.get("WANDB_PROJECT", PROJECT),
-            name=config.wandb_name, group=config.wandb_group, notes=config.wandb_notes,
-            tags=config.wandb_tags.split(",") if config.wandb_tags else None,
+            project=settings.project or env.get("WANDB_PROJECT", PROJECT),
             config=facts.pop("config") | finite(facts), allow_val_change=True,
         )  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; pydantic's first line says only that there is one."""
+    if type(error).__name__ == "ValidationError":
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return one_line(error)
 
 
 def _has_key(wandb: Any) -> bool:
