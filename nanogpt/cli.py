@@ -132,6 +132,11 @@ def _status(command: Callable[[], int]) -> int:
         else:
             time.sleep(SILENCE_S)  # torchrun ends all ranks as soon as one leaves: let the first one speak
         return 1
+    except SystemExit as error:
+        if not isinstance(error.code, str):
+            raise
+        print(printable(error.code), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if rank == "0":
             print("interrupted", file=sys.stderr)

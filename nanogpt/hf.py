@@ -41,12 +41,15 @@ def write_hf(model: GPT, directory: Path) -> None:
     unfinished = directory / UNFINISHED
     if not unfinished.exists() and directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"{directory} is not empty: name another directory")
+    begun_before = unfinished.exists()  # some of it may be in place already
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         _write_parts(model, unfinished)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if begun_before:
+            unfinished.mkdir()
         raise
     for name in sorted(os.listdir(unfinished), key=lambda name: name == CONFIG):  # it makes a model of the rest: last
         os.replace(unfinished / name, directory / name)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from nanogpt.errors import ConfigError
+from nanogpt.errors import ConfigError, one_line
 from nanogpt.stop_signals import StopRequested
 
 Answer = TypeVar("Answer")
@@ -29,6 +29,7 @@ Answer = TypeVar("Answer")
 LINE_S = 30.0  # between two lines about who is missing
 POLL_S, LATER_POLL_S = 0.1, 1.0  # the latter once it has taken long
 SILENCE_S = 10.0  # after which a rank that came is missing again; and before a rank speaks that is not to speak first
+FIRST_S = 600.0  # that the others wait for the first rank at least: it may have to read a large checkpoint
 RESOLVE_S = 10.0  # that the name of a host may stay unknown
 CALL_TIMEOUT = timedelta(seconds=10)
 STOP_S = 5.0  # that a rank which was asked to stop still waits, as it may be that all were: they then stop together
@@ -65,7 +66,7 @@ def meet(
             why = outcome.why
         elif now - unasked_at > STOP_S:
             why = STOPPED
-        elif now - began > timeout_s:
+        elif now - began > (timeout_s if me.has_met_first else max(timeout_s, FIRST_S)):
             why = f"{me.missing}: gave up after {timeout_s:g} s (--comm_timeout_s)"
         elif call.done():
             time.sleep(POLL_S if now - began < SILENCE_S else LATER_POLL_S)
@@ -134,8 +135,13 @@ class _Rank:
             return self._look(self._store)
         except (OSError, dist.DistError) as error:  # it is not there yet, or not any more
             self._store = None
-            self.is_cut_off(getattr(error, "strerror", None) or str(error).splitlines()[0])
+            self.is_cut_off(getattr(error, "strerror", None) or one_line(error))
             return None
+
+    @property
+    def has_met_first(self) -> bool:
+        """Whether the first rank has given a sign of life, or is this one."""
+        return self.rank == 0 or bool(self._round)
 
     def is_cut_off(self, reason: str) -> None:
         """What is missing is the store itself."""

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import median_low
 
@@ -59,7 +59,9 @@ class Replicas:
         self._world, self._held = world, held
         self._agreed_step: int | None = None  # the newest at which all held the same
         self._first_step = step
-        hardware = world.gather((world.device_name(), torch.backends.cpu.get_cpu_capability()))
+        # A CPU's threads share a tensor out, and the ends of the shares may be computed by another kernel.
+        threads = torch.get_num_threads() if world.device.type == "cpu" else 0
+        hardware = world.gather((world.device_name(), torch.backends.cpu.get_cpu_capability(), threads))
         self.exact = len(set(hardware)) == 1  # unlike hardware may round an update otherwise
 
     def check(self, step: int) -> None:
@@ -97,8 +99,9 @@ class Replicas:
             most = ROUNDING * sqrt(rows.size(1) * (1 + updates)) * rows.abs().max()
             allowed[name] = most.double().expand(len(rows))
         mine, slack = torch.cat([*sums.values()]), torch.cat([*allowed.values()])
-        highest, minus_lowest, slack = self._world.max_tensor(torch.stack([mine, -mine, slack]))
-        apart = ~(highest + minus_lowest <= slack)  # as NaN is, too
+        both = torch.stack([mine, -mine]).nan_to_num(nan=inf)  # a maximum may lose a NaN
+        highest, minus_lowest, slack = self._world.max_tensor(torch.cat([both, slack[None]]))
+        apart = ~(highest + minus_lowest <= slack)
         found = []
         for name, rows in zip(sums, apart.split([len(s) for s in sums.values()]), strict=True):
             if rows.any():

@@ -26,6 +26,7 @@ MAY_CHANGE = {
 }  # fmt: skip
 
 UNFINISHED = ("", "stopped")  # exit reasons of a run that was killed or asked to stop
+MAY_GO_ON = (*UNFINISHED, "max_steps", "max_minutes")  # and of one that a larger budget lets go on
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _goes_on(config: TrainConfig, out_dir: Path) -> bool:
 
     A command begins its run once: when a person, torchrun or Slurm starts it again, that run goes on.
     """
-    own = _begun_with(out_dir) == _asked(config) and (config.resume != "never" or _exit_reason(out_dir) in UNFINISHED)
+    own = _begun_with(out_dir) == _asked(config) and (config.resume != "never" or _exit_reason(out_dir) in MAY_GO_ON)
     return config.resume in ("auto", "must") or own
 
 

@@ -7,6 +7,7 @@ run.model, run.config, run.report["loss"]
 import os
 import stat
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from nanogpt.config import TrainConfig
 from nanogpt.digest import file_sha256, fingerprint
-from nanogpt.errors import ConfigError
+from nanogpt.errors import ConfigError, one_line
 from nanogpt.fence import Attempt, Fence
 from nanogpt.files import absolute_path, lock, regular, require_regular, user_path, whole
 from nanogpt.lost_terminal import say
@@ -52,8 +53,9 @@ def check_writable(out_dir: str) -> Path:
     path = absolute_path(out_dir, f"--out_dir={out_dir}")
     nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))  # of those that exist
     with _refused(out_dir):
-        for part in path.relative_to(nearest).parts:
-            (nearest / part).exists()  # raises for a name that is too long
+        for name in (path, *(nearest / part for part in path.relative_to(nearest).parts)):
+            with suppress(FileNotFoundError):
+                os.lstat(name)  # raises for a name, or all of them, that is too long
         with TemporaryFile(dir=nearest):  # has no name
             pass
     return path
@@ -124,17 +126,19 @@ def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **
 
 def loss_of(out_dir: Path) -> Callable[[], bool]:
     """A question for later: whether out_dir, which is held and claimed, was removed, emptied or replaced since."""
-    lock, mine = out_dir / LOCK, os.stat(out_dir / LOCK)  # no other file gets its number while it is open
+    descriptor = os.open(out_dir, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other directory gets its number
+    mine = os.fstat(descriptor)
 
     def is_lost() -> bool:
         try:
             os.stat(out_dir / CONFIG)
-            return not os.path.samestat(mine, os.stat(lock))
+            return not os.path.samestat(mine, os.stat(out_dir))
         except FileNotFoundError:
             return True
         except OSError:  # a network file system's hiccup
             return False
 
+    weakref.finalize(is_lost, os.close, descriptor)
     return is_lost
 
 
@@ -243,7 +247,7 @@ def load_run(out_dir: str) -> Run:
     except FileNotFoundError:
         raise ConfigError(f"{path / WEIGHTS}: no such file: has the run ended?") from None
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise ConfigError(f"{path / WEIGHTS} is damaged or of another model: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path / WEIGHTS} is damaged or of another model: {one_line(error)}") from None
     return Run(config, report, model.eval())
 
 

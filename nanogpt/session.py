@@ -113,7 +113,7 @@ def _train(
             logger.say(line)
         if left:
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
-        if any(world.sum(float(stop.requested))):  # before anything is compiled
+        if any(world.sum(float(stop.requested))) and not any(world.max(float(stop.is_lost()))):  # before it is compiled
             logger.say("asked to stop before the first step")
             progress = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
             if checkpoint:
@@ -142,7 +142,7 @@ def _refuse_copies() -> None:
                 raise SystemExit(2)  # one of them speaks
             raise ConfigError(
                 f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
-                f"each node, as slurm/train.sh does"
+                f"each node, as slurm/train.sh does; WORLD_SIZE=1 makes each a run of its own"
             )
 
 
@@ -174,14 +174,16 @@ def _require_room(plan: Plan, world: World) -> None:
 def _agree(plan: Plan, world: World) -> None:
     """Refuse to train when a rank has another text, option, code or library than the first: it would hang, or spoil."""
     everyone = world.gather(
-        asdict(plan.config)
+        what_computes()  # first of all: other code may have other options
+        | asdict(plan.config)
         | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
-        | what_computes()
     )
+    first = everyone[0]
     for rank, other in enumerate(everyone):
-        for name, value in other.items():
-            if value != everyone[0][name]:
-                raise ConfigError(f"rank {rank} has {name} {value}, rank 0 {everyone[0][name]}: make them the same")
+        for name in first | other:
+            mine, its = first.get(name), other.get(name)
+            if mine != its:
+                raise ConfigError(f"rank {rank} has {name} {its}, rank 0 {mine}: make them the same")
 
 
 def _examine(config: TrainConfig, world: World) -> None:

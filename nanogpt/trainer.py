@@ -316,7 +316,8 @@ class Trainer:
             state = self.engine.state_dict()
             self.fence.check()
             if self.world.is_first:
-                report |= {"weights_sha256": save_weights(self.out_dir, state, self.judge.evaluated)}
+                evaluated = self.judge.evaluated if full_pass_loss is not None else {}  # else they are older than these
+                report |= {"weights_sha256": save_weights(self.out_dir, state, evaluated)}
                 write_report(self.out_dir, report)
             recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
             if recitation:

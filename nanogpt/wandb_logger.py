@@ -55,9 +55,14 @@ def check_wandb(config: TrainConfig) -> None:
     variables = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     if config.wandb != "online" and not options and not variables:
         return  # importing it takes a second
-    import wandb
+    try:
+        import wandb
 
-    settings = wandb.Settings()
+        settings = wandb.Settings()
+    except Exception as error:  # a broken installation, a directory of that name: they have no common base
+        if config.wandb == "online":
+            raise ConfigError(f"--wandb=online needs W&B, which does not work here ({one_line(error)})") from None
+        return  # the thread will say so, and the run goes on without
     for name, value in variables.items():
         with _refusing(wandb, name):
             settings.update_from_env_vars({name: value})

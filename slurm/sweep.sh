@@ -39,15 +39,17 @@ esac
 commas=${sweep//[^,]/}
 # Held until it is known that the directory is free, as Slurm uses numbers again: its runs would be in the table.
 array=$(sbatch --parsable --hold --array="0-${#commas}" "${for_sbatch[@]}" "$here/train.sh" "$sweep" "$@")
-array=${array%%;*} # with --clusters its name follows
+where=()
+if [[ $array == *";"* ]]; then where=("--clusters=${array#*;}"); fi # with --clusters its name follows
+array=${array%%;*}
 if ! made=$({ mkdir -p runs && mkdir "runs/$array"; } 2>&1); then
-    scancel "$array"
+    scancel "${where[@]}" "$array"
     echo "error: runs/$array cannot be made (${made##*: }): job $array is cancelled; start again" >&2
     exit 2
 fi
 case " ${for_sbatch[*]} " in
     *" --hold "* | *" -H "*) ;;
-    *) scontrol release "$array" ;;
+    *) scontrol "${where[@]}" release "$array" ;;
 esac
 table=$(printf 'python3 %q %q' "$here/summary.py" "runs/$array")
 summary=$(sbatch --parsable --dependency="afterany:$array" --job-name=sweep-summary --nodes=1 --ntasks=1 --time=5 \

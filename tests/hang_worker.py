@@ -17,7 +17,7 @@ from nanogpt.world import World
 if __name__ == "__main__":
     world, global_batch, recite_text = World.from_env(), Windows.global_batch, scorecard.recite_text
     is_last = world.rank == world.size - 1
-    naps_s = [13] if is_last else []
+    naps_s = [21] if is_last else []
 
     def fetch(self, step, batch_size):
         if step == 7 and is_last:

@@ -28,7 +28,8 @@ def address(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    for name, seconds in (("LINE_S", 0.5), ("STOP_S", 0.5), ("SILENCE_S", 2.0), ("RESOLVE_S", 0.5), ("GRACE_S", 1.0)):
+    waits = {"LINE_S": 0.5, "STOP_S": 0.5, "SILENCE_S": 2.0, "LATER_POLL_S": 0.1, "FIRST_S": 0.0, "RESOLVE_S": 0.5}
+    for name, seconds in (waits | {"GRACE_S": 1.0}).items():
         monkeypatch.setattr(rendezvous, name, seconds)
 
 

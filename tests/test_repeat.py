@@ -133,7 +133,7 @@ def test_a_run_that_is_ended_before_it_trains_is_no_failure(tmp_path):
     command = [sys.executable, "-m", "nanogpt", "repeat", *words]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         wait_for((tmp_path / "runs/repeat/seed_0/output.txt").exists, process)
-        assert subprocess.run(["pkill", "-TERM", "-P", str(process.pid)], check=True).returncode == 0
+        wait_for(lambda: subprocess.run(["pkill", "-TERM", "-P", str(process.pid)]).returncode == 0, process)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 4, said
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []

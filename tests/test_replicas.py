@@ -4,11 +4,12 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
 
-from conftest import REPOSITORY, TINY, flags, metrics, report, torchrun
+from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun
 from nanogpt.digest import fingerprint
 from nanogpt.replicas import who_differs
 from nanogpt.run_dir import save_weights
@@ -119,6 +120,10 @@ def test_ranks_with_other_code_are_refused(tmp_path):
     shutil.copytree(REPOSITORY / "nanogpt", tmp_path / "other" / "nanogpt")
     optim = tmp_path / "other" / "nanogpt" / "optim.py"
     optim.write_text(optim.read_text().replace("BETAS = (0.9, 0.95)", "BETAS = (0.9, 0.99)"))
+    config = tmp_path / "other" / "nanogpt" / "config.py"  # of a later version
+    config.write_text(
+        config.read_text().replace("    seed: int =", "    new: int = option(1, 'an option')\n    seed: int =")
+    )
     (tmp_path / "start.py").write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
@@ -151,6 +156,31 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="than was evaluated"):
         save_weights(tmp_path, state, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
+    """Invariant: the weights before non-finite steps are saved, though they are not those of the last full pass."""
+    (tmp_path / "start.py").write_text(
+        "import train_overfit\n"
+        "from nanogpt.engine.single import SingleEngine\n"
+        "from nanogpt.stopping import PassSchedule\n"
+        "due, forward_backward = PassSchedule.due, SingleEngine.forward_backward\n"
+        "PassSchedule.due = lambda self: self._steps == 2\n"
+        "def broken(self, batch, *, is_last, steps=[]):\n"
+        "    steps.append(1)\n"
+        "    loss = forward_backward(self, batch, is_last=is_last)\n"
+        "    if len(steps) > 4: self.model.lm_head.weight.grad.fill_(float('nan'))\n"
+        "    return loss\n"
+        "SingleEngine.forward_backward = broken\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    options = OPTIONS | {"target_loss": 0.01, "max_bad_steps": 2}
+    done = run(sys.executable, "start.py", *flags(**options), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the weights saved are from before them" in done.stderr
+    assert [row["step"] for row in metrics(tmp_path / "out") if row["full_pass_loss"]] == [2]
+    assert report(tmp_path / "out")["exit_reason"] == "non_finite"
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (2048,), (2049,), (50, 41), (300, 33)])

@@ -46,11 +46,11 @@ ENGINES = {
 }
 
 
-def words(engine="single", **options):
-    """The command line of a run on an engine of ENGINES."""
+def words(engine="single", program=TRAIN, **options):
+    """The command line of a run on an engine of ENGINES; program: instead of train_overfit.py."""
     ranks, chosen = ENGINES[engine]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    return [sys.executable, *launcher, str(TRAIN), *flags(**(OPTIONS | chosen | options), out_dir="out")]
+    return [sys.executable, *launcher, str(program), *flags(**(OPTIONS | chosen | options), out_dir="out")]
 
 
 def go(cwd, engine="single", **options):

@@ -45,12 +45,12 @@ def test_a_compilation_can_be_ended(tmp_path, monkeypatch):
 
 def test_an_interrupt_ends_a_save_that_hangs(tmp_path):
     """Invariant: TERM begins a save, which waits in the kernel for a pipe's reader; Ctrl-C then ends the process."""
-    program = start(tmp_path, max_steps=100_000, target_loss=0.01)
+    (tmp_path / "start.py").write_text(
+        "import os\nimport train_overfit\nfrom nanogpt import checkpoint\n"
+        "os.mkfifo('pipe')\ncheckpoint._sync = lambda path: open('pipe')\ntrain_overfit.main(train_overfit.run)\n"
+    )
+    program = start(tmp_path, program="start.py", max_steps=100_000, target_loss=0.01)
     wait_for(has_trained(tmp_path), program)
-    for step in range(2000):
-        directory = tmp_path / "out" / "checkpoints" / f".step_{step:08d}.tmp"
-        directory.mkdir(parents=True)
-        os.mkfifo(directory / "rank_00000.safetensors")
     program.terminate()
     wait_for(lambda: "SIGTERM at step" in (tmp_path / "log").read_text(), program)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY, TINY, TRAIN, environment, flags, free_port, metrics, report, torchrun, wait_for
 from nanogpt.watchdog import who_stopped
 
-OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 6, "target_loss": 1e-6}
+OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 10, "target_loss": 1e-6}
 HANGS = REPOSITORY / "tests" / "hang_worker.py"
 
 
@@ -73,7 +73,7 @@ def test_scores_may_take_longer_than_a_step(tmp_path):
     options = OPTIONS | {"target_loss": 10}  # a few steps
     done = torchrun(2, *flags(**options), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "scores"})
     assert done.returncode == 0, done.stderr
-    assert report(tmp_path / "out")["scores_s"] > 13 > 2 * OPTIONS["comm_timeout_s"]
+    assert report(tmp_path / "out")["scores_s"] > 21 > 2 * OPTIONS["comm_timeout_s"]
 
 
 def test_a_sleeping_machine_is_no_hang(two_ranks, tmp_path):

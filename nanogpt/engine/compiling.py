@@ -5,6 +5,7 @@ import time
 import torch
 
 from nanogpt.engine.base import Compilation, EngineOptions
+from nanogpt.errors import one_line
 from nanogpt.model import GPT
 from nanogpt.world import World
 
@@ -23,8 +24,7 @@ def compile_model(model: GPT, world: World, options: EngineOptions) -> Compilati
             with world.autocast(options.dtype):
                 compiled(batch.idx, batch.targets).backward()
     except Exception as error:  # its failures have no common base: no C++ compiler, no Triton, its own bugs
-        reason = next(iter(str(error).strip().splitlines()), "")
-        failure = f"torch.compile failed: {type(error).__name__}: {reason}"
+        failure = f"torch.compile failed: {type(error).__name__}: {one_line(error)}"
     model.zero_grad()
     # All ranks or none: a compiled backward gives its gradients in another order, and ZeRO reduces them as they come.
     failure = next(filter(None, world.gather(failure)), "")

@@ -249,7 +249,10 @@ def test_a_sweep_does_not_mix_with_an_older_one(cluster, tmp_path):
 
 
 def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
-    """Invariant: by default a job has the whole node, and starts a rank for each of its GPUs; ENGINE passes through."""
+    """Invariant: by default a job has the whole node, and starts a rank for each of its GPUs; ENGINE passes through.
+
+    Its budget spent it is FAILED 3:0, and so it is when it is requeued.
+    """
     job = cluster.submit(tmp_path, "--nodes=1", options={"max_steps": 2}, env={"ENGINE": "deepspeed"})
     job.wait_until_over()
     assert (job.state, job.facts["ExitCode"]) == ("FAILED", "3:0"), job.log
@@ -258,6 +261,10 @@ def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
         assert re.search(rf"warning: rank {rank} on node1: .+ although the job has GPUs there", job.log)
     assert (job.report["world_size"], job.report["engine"]) == (2, "deepspeed")
     assert job.report["exit_reason"] == "max_steps"
+    slurm("scontrol", "requeue", job.id)
+    job.wait_until(lambda: "nothing to do" in job.log, "it runs again")
+    job.wait_until_over()
+    assert (job.state, job.facts["ExitCode"]) == ("FAILED", "3:0"), job.log
 
 
 def test_a_bad_cable_is_named(cluster, tmp_path):
