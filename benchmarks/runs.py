@@ -57,16 +57,20 @@ def train(*words: str, ranks: int = 1, threads: int | None = None) -> Trained:
 
     threads: of each rank; None: the cores are shared out.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
     with tempfile.TemporaryDirectory() as directory:
-        out_dir = Path(directory, "out")
-        done = subprocess.run(
-            [*launcher(ranks), REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if not (out_dir / "report.json").exists():
-            raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
-        return Trained.read(out_dir)
+        return train_in(Path(directory, "out"), *words, ranks=ranks, threads=threads)
+
+
+def train_in(out_dir: Path, *words: str, ranks: int = 1, threads: int | None = None) -> Trained:
+    """The same in out_dir, which stays."""
+    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
+    done = subprocess.run(
+        [*launcher(ranks), REPOSITORY / "train_overfit.py", *words, f"--out_dir={out_dir}"],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if not (out_dir / "report.json").exists():
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
+    return Trained.read(out_dir)
 
 
 def measure_or_print(
