@@ -10,9 +10,9 @@ LAUNCHED = time.perf_counter()  # before the imports: they are part of what a us
 
 import sys  # noqa: E402
 
-from nanogpt.cli import main, parse, without_local_rank  # noqa: E402
-from nanogpt.config import TrainConfig  # noqa: E402
-from nanogpt.stop_signals import StopSignals, end_at_once_on_interrupt  # noqa: E402
+from nanogpt.config.cli import main, parse, without_local_rank  # noqa: E402
+from nanogpt.config.train_config import TrainConfig  # noqa: E402
+from nanogpt.utils.signals import StopSignals, end_at_once_on_interrupt  # noqa: E402
 
 
 def run() -> int:
@@ -20,7 +20,7 @@ def run() -> int:
     end_at_once_on_interrupt()
     stop = StopSignals()
     config = parse(TrainConfig, without_local_rank(sys.argv[1:]), program="train_overfit.py", about=__doc__)
-    from nanogpt.session import train
+    from nanogpt.training.run import train
 
     return train(config, launched=LAUNCHED, stop=stop)
 

@@ -12,10 +12,10 @@ import runs  # noqa: F401, it puts the package on the path
 import torch
 import torch.distributed as dist
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, option, require_positive
-from nanogpt.strict_json import write_json
-from nanogpt.world import World
+from nanogpt.config.cli import main, parse
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.distributed.world import World
+from nanogpt.storage.json_file import write_json
 
 SIZES = tuple(4**i for i in range(5, 14))  # bytes: 1 KiB to 64 MiB
 

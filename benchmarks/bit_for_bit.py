@@ -16,8 +16,8 @@ from typing import Any
 
 from runs import train_in
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, option
+from nanogpt.config.cli import main, parse
+from nanogpt.config.options import Options, option
 
 TINY = (
     "--n_layer=2", "--n_head=2", "--n_embd=48", "--context_length=32", "--subset_tokens=200", "--batch_size=12",

@@ -16,9 +16,9 @@ from typing import Any
 
 from runs import SHORT_TEXT, measure_or_print, train
 
-from nanogpt.cli import main
-from nanogpt.config import Options, option, require_positive
-from nanogpt.strict_json import write_json
+from nanogpt.config.cli import main
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.storage.json_file import write_json
 
 
 @dataclass(frozen=True)

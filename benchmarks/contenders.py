@@ -15,8 +15,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from nanogpt.data import Windows
-from nanogpt.optim import ADAMW_LR, BETAS
+from nanogpt.data.windows import Windows
+from nanogpt.optim.optimizer import BETAS
+from nanogpt.optim.schedule import ADAMW_LR
 
 
 def gpt2(shape: dict[str, int], device: torch.device, *, seed: int) -> GPT2LMHeadModel:

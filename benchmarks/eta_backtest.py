@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from runs import measure_or_print
 
-from nanogpt.cli import main
-from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.errors import ConfigError
-from nanogpt.eta import Eta
-from nanogpt.optim import with_recipe
-from nanogpt.progress import Progress
-from nanogpt.strict_json import write_json
+from nanogpt.config.cli import main
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.monitor.eta import Eta
+from nanogpt.optim.schedule import with_recipe
+from nanogpt.storage.json_file import write_json
+from nanogpt.training.state import Progress
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
 METHODS = ("ensemble", "linear", "log-linear", "log-linear, told of passes")

@@ -22,12 +22,13 @@ import torch
 from contenders import gpt2, loss_sum, plain_steps, train_in_trainer
 from transformers import GPT2LMHeadModel
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.errors import ConfigError
-from nanogpt.plan import Plan, make_plan
-from nanogpt.strict_json import write_json
-from nanogpt.world import World
+from nanogpt.config.cli import main, parse
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.plan.plan import Plan, make_plan
+from nanogpt.storage.json_file import write_json
 
 NEAR = 2.0  # x the target, from which on passes are made
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from runs import measure_or_print, train
 
-from nanogpt.cli import main
-from nanogpt.config import Options, TrainConfig, option
-from nanogpt.plan import make_plan
-from nanogpt.strict_json import write_json
-from nanogpt.world import World
+from nanogpt.config.cli import main
+from nanogpt.config.options import Options, option
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.plan.plan import make_plan
+from nanogpt.storage.json_file import write_json
 
 # Steep enough for the average of the weights to begin; saves are within what is measured.
 SHORT = {"subset_tokens": 129, "target_loss": 0.12, "log_every": 1, "dtype": "fp32"}

@@ -18,20 +18,22 @@ from typing import Any, Literal
 import torch
 from runs import measure_or_print
 
-from nanogpt.cli import main
-from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.data import second_half
+from nanogpt.config.cli import main
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.errors import ConfigError
-from nanogpt.model import GPT
-from nanogpt.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
-from nanogpt.optim import WeightAverage, learning_rate
-from nanogpt.plan import Plan, make_plan
-from nanogpt.progress import Progress
-from nanogpt.recall import Forward, read
-from nanogpt.run_dir import model_config
-from nanogpt.strict_json import find_json, write_json
-from nanogpt.world import World
+from nanogpt.evaluate.recall import Forward, read
+from nanogpt.model.generate import second_half
+from nanogpt.model.gpt import GPT
+from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
+from nanogpt.optim.schedule import learning_rate
+from nanogpt.plan.plan import Plan, make_plan
+from nanogpt.storage.json_file import find_json, write_json
+from nanogpt.storage.run_dir import model_config
+from nanogpt.training.state import Progress
 
 REMEMBERED = 0.99  # of the windows
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from runs import Trained
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, TrainConfig, option
-from nanogpt.data import Windows
-from nanogpt.plan import JUDGED_GRIDS
+from nanogpt.config.cli import main, parse
+from nanogpt.config.options import Options, option
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.data.windows import JUDGED_GRIDS, Windows
 
 OPTIONS = (
     "subset_tokens", "context_length", "stride", "phase", "n_layer", "n_head", "n_embd", "batch_size", "learning_rate",

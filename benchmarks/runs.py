@@ -13,8 +13,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from nanogpt.cli import parse  # noqa: E402
-from nanogpt.config import Options  # noqa: E402
+from nanogpt.config.cli import parse  # noqa: E402
+from nanogpt.config.options import Options  # noqa: E402
 
 SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end takes less time than the steps
 

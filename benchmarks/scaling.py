@@ -21,11 +21,11 @@ from all_reduce_worker import SIZES
 from alpha_beta import Link, fit_link, step_s
 from runs import REPOSITORY, SHORT_TEXT, launcher, measure_or_print, train
 
-from nanogpt.cli import main
-from nanogpt.config import Options, option, require_positive
-from nanogpt.errors import ConfigError
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.strict_json import read_json, write_json
+from nanogpt.config.cli import main
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.storage.json_file import read_json, write_json
 
 GPUS = tuple(2**i for i in range(3, 11))
 STRATEGIES = ("DDP", "ZeRO 1", "ZeRO 2", "ZeRO 3")

@@ -18,10 +18,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "slurm")]
 
 from cluster import slurm, start_cluster, why_not  # noqa: E402
-from nanogpt.cli import main, parse  # noqa: E402
-from nanogpt.config import Options, option  # noqa: E402
-from nanogpt.errors import ConfigError  # noqa: E402
-from nanogpt.strict_json import write_json  # noqa: E402
+from nanogpt.config.cli import main, parse  # noqa: E402
+from nanogpt.config.errors import ConfigError  # noqa: E402
+from nanogpt.config.options import Options, option  # noqa: E402
+from nanogpt.storage.json_file import write_json  # noqa: E402
 from scenarios import SCENARIOS  # noqa: E402
 
 

@@ -20,10 +20,10 @@ from runs import measure_or_print
 from step_time import Contender, circumstances, contenders_here, shape_of, told
 from step_worker import StepOptions
 
-from nanogpt.cli import main
-from nanogpt.config import option
-from nanogpt.strict_json import write_json
-from nanogpt.world import World
+from nanogpt.config.cli import main
+from nanogpt.config.options import option
+from nanogpt.distributed.world import World
+from nanogpt.storage.json_file import write_json
 
 WARM_UP_STEPS = 2  # which allocate
 TOP = 12  # rows of the table

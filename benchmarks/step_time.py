@@ -24,13 +24,12 @@ import torch
 from runs import REPOSITORY, measure_or_print
 from step_worker import COMPILED, CONTENDERS, StepOptions
 
-from nanogpt.cli import main
-from nanogpt.config import option
-from nanogpt.flops import flops_per_token
-from nanogpt.model import GPTConfig
-from nanogpt.run_dir import installed_version
-from nanogpt.strict_json import write_json
-from nanogpt.world import World
+from nanogpt.config.cli import main
+from nanogpt.config.options import option
+from nanogpt.distributed.world import World
+from nanogpt.model.gpt import GPTConfig, flops_per_token
+from nanogpt.storage.json_file import write_json
+from nanogpt.storage.provenance import installed_version
 
 PLAIN = "plain loop, fp32"
 COPIED_BYTES = 2**28  # beyond any cache

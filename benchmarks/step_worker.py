@@ -14,15 +14,16 @@ from pathlib import Path
 import runs  # noqa: F401, it puts the package on the path
 from contenders import gpt2, plain_steps, train_in_trainer
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.data import Windows
+from nanogpt.config.cli import main, parse
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.data.windows import Windows
+from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import WeightAverage
-from nanogpt.plan import make_plan
-from nanogpt.profile import by_own_time, start
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.monitor.profiler import by_own_time, start
+from nanogpt.optim.ema import WeightAverage
+from nanogpt.plan.plan import make_plan
 
 
 @dataclass(frozen=True)

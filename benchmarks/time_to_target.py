@@ -22,10 +22,10 @@ from typing import Any
 
 from runs import REPOSITORY, measure_or_print, train
 
-from nanogpt.cli import main
-from nanogpt.config import Options, option, require_positive
-from nanogpt.errors import ConfigError
-from nanogpt.strict_json import read_json, write_json
+from nanogpt.config.cli import main
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.storage.json_file import read_json, write_json
 
 PLAIN = "plain loop, fp32"
 RECIPES = {"reference": "ours", "fast": "ours, fast recipe"}

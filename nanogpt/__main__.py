@@ -20,14 +20,16 @@ from dataclasses import MISSING, dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from nanogpt.cli import main, parse
-from nanogpt.config import Options, TrainConfig, option, require_positive
-from nanogpt.errors import CheckpointError, ConfigError, one_line
-from nanogpt.files import user_path
-from nanogpt.repeat import RepeatOptions, repeat
+from nanogpt.commands.repeat import RepeatOptions, repeat
+from nanogpt.config.cli import main, parse
+from nanogpt.config.errors import ConfigError, one_line
+from nanogpt.config.files import user_path
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.storage.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
-    from nanogpt.run_dir import Run
+    from nanogpt.storage.run_dir import Run
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class ReciteOptions(Options):
 
 def recite(options: ReciteOptions) -> int:
     """Greedy continuation of a prompt, and on stderr how it compares with the text that the run memorised."""
-    from nanogpt.data import hop_length
-    from nanogpt.recite import continue_text, verdict
-    from nanogpt.run_dir import load_run
-    from nanogpt.tokenizer import encoding
+    from nanogpt.data.tokenizer import encoding
+    from nanogpt.evaluate.recite import continue_text, verdict
+    from nanogpt.model.generate import hop_length
+    from nanogpt.storage.run_dir import load_run
 
     run = load_run(options.run_dir)
     memorised, why_not = _memorised_ids(run.config, run.report)
@@ -76,8 +78,8 @@ def recite(options: ReciteOptions) -> int:
 
 def _memorised_ids(config: TrainConfig, report: dict[str, Any]) -> tuple[list[int], str]:
     """The token ids that a run memorised and '', or none and why they cannot be had any more."""
-    from nanogpt.corpus import read_corpus
-    from nanogpt.tokenizer import encode
+    from nanogpt.data.corpus import read_corpus
+    from nanogpt.data.tokenizer import encode
 
     try:
         corpus = read_corpus(config.data)
@@ -99,8 +101,8 @@ class ScoreOptions(Options):
 
 def score(options: ScoreOptions) -> int:
     """What a run memorised and what it did not, as its report states it, beside a text that it was not trained on."""
-    from nanogpt.run_dir import load_run
-    from nanogpt.score_table import score_table
+    from nanogpt.plots.score_table import score_table
+    from nanogpt.storage.run_dir import load_run
 
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
@@ -131,8 +133,8 @@ def _as_reported(run_dir: str) -> Iterator[None]:
 
 def _tell_shortest_prompt(run: "Run", line: str) -> None:
     """How much of the text before line it takes to bring line back. Raises ConfigError."""
-    from nanogpt.recite import locate, shortest_prompt
-    from nanogpt.tokenizer import decode
+    from nanogpt.data.tokenizer import decode
+    from nanogpt.evaluate.recite import locate, shortest_prompt
 
     ids, why_not = _memorised_ids(run.config, run.report)
     if why_not:
@@ -150,9 +152,9 @@ def _tell_shortest_prompt(run: "Run", line: str) -> None:
 
 def _write_page(run: "Run", options: ScoreOptions) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
-    from nanogpt.certificate import one_process, score_run
-    from nanogpt.heatmap import headline
-    from nanogpt.recall_page import make_page
+    from nanogpt.evaluate.verify import one_process, score_run
+    from nanogpt.plots.recall_html import make_page
+    from nanogpt.plots.recall_map import headline
 
     to = options.html
     ids, why_not = _memorised_ids(run.config, run.report)
@@ -177,9 +179,9 @@ class VerifyOptions(Options):
 
 def verify(options: VerifyOptions) -> int:
     """Compute every score of report.json again from the weights and the text; status 1 where one differs."""
-    from nanogpt.certificate import verify as checks
-    from nanogpt.corpus import read_corpus
-    from nanogpt.run_dir import load_run, run_directory
+    from nanogpt.data.corpus import read_corpus
+    from nanogpt.evaluate.verify import verify as checks
+    from nanogpt.storage.run_dir import load_run, run_directory
 
     run = load_run(options.run_dir)
     if run.report.get("recall") is None:
@@ -210,7 +212,7 @@ class CheckpointOptions(Options):
 
 def checkpoint(options: CheckpointOptions) -> int:
     """Which checkpoints of a run are intact, the newest first; status 1 when the newest is not."""
-    from nanogpt.checkpoint import examine
+    from nanogpt.storage.checkpoint import examine
 
     examined = list(examine(user_path(options.run_dir, options.run_dir)))
     if not examined:
@@ -230,8 +232,8 @@ class PlotOptions(Options):
 
 def plot(options: PlotOptions) -> int:
     """The loss of one run or of several in one picture, against steps and against time, with what differs named."""
-    from nanogpt.curves import read_curve
-    from nanogpt.plot import FORMATS, draw, save
+    from nanogpt.plots.loss_plot import FORMATS, draw, save
+    from nanogpt.plots.run_history import read_curve
 
     out = user_path(options.out, f"--out={options.out}")
     if out.suffix not in FORMATS:
@@ -265,8 +267,8 @@ def export(options: ExportOptions) -> int:
     """The model of a finished run for other software; train_overfit.py --init_from=OUT goes on from it."""
     from safetensors import SafetensorError
 
-    from nanogpt.hf import write_hf
-    from nanogpt.run_dir import load_run
+    from nanogpt.storage.hf import write_hf
+    from nanogpt.storage.run_dir import load_run
 
     run, out = load_run(options.run_dir), user_path(options.out, options.out)
     try:
@@ -286,7 +288,7 @@ class PreflightOptions(TrainConfig):
 
 def preflight(options: PreflightOptions) -> int:
     """Whether a run could reach its target, what each engine would need of memory, how long it may take."""
-    from nanogpt.feasibility import tell
+    from nanogpt.commands.preflight import tell
 
     config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
     return tell(config, ranks=options.ranks)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from nanogpt.world import World
+from nanogpt.distributed.world import World
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN = REPOSITORY / "train_overfit.py"
@@ -86,9 +86,9 @@ def report(run_dir):
 
 def assert_verified(run_dir):
     """One process finds, from the saved weights, the scores that the ranks of a run computed together."""
-    from nanogpt.certificate import verify
-    from nanogpt.corpus import read_corpus
-    from nanogpt.run_dir import load_run
+    from nanogpt.data.corpus import read_corpus
+    from nanogpt.evaluate.verify import verify
+    from nanogpt.storage.run_dir import load_run
 
     loaded = load_run(str(run_dir))
     checks = list(verify(loaded, Path(run_dir), read_corpus(loaded.config.data)))

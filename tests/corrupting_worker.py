@@ -8,8 +8,8 @@ import os
 import torch
 
 import train_overfit
+from nanogpt.distributed.world import World
 from nanogpt.engine.single import SingleEngine
-from nanogpt.world import World
 
 if __name__ == "__main__":
     world, step = World.from_env(), SingleEngine.step

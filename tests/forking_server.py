@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import nanogpt.__main__  # what the programs import when they have read their options
-import nanogpt.session  # noqa: F401
+import nanogpt.training.run  # noqa: F401
 
 TIMEOUT_S = 300
 

@@ -10,9 +10,9 @@ import signal
 import time
 
 import train_overfit
-from nanogpt import scorecard
-from nanogpt.data import Windows
-from nanogpt.world import World
+from nanogpt.data.windows import Windows
+from nanogpt.distributed.world import World
+from nanogpt.evaluate import scorecard
 
 if __name__ == "__main__":
     world, global_batch, recite_text = World.from_env(), Windows.global_batch, scorecard.recite_text

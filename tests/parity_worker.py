@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-import nanogpt.muon
-from nanogpt.cli import main
-from nanogpt.config import TrainConfig
+import nanogpt.optim.muon
+from nanogpt.config.cli import main
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, Engine, build_engine
 from nanogpt.engine.base import EngineOptions
-from nanogpt.model import GPT
-from nanogpt.plan import Plan, make_plan
-from nanogpt.run_dir import model_config
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT
+from nanogpt.plan.plan import Plan, make_plan
+from nanogpt.storage.run_dir import model_config
 
-nanogpt.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
+nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
 
 def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:

@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from parity_worker import small_engine, train_step
 
-from nanogpt.cli import main
-from nanogpt.config import TrainConfig
-from nanogpt.digest import fingerprint
-from nanogpt.errors import ReplicaError
-from nanogpt.optim import WeightAverage
-from nanogpt.replicas import Replicas
-from nanogpt.world import World
+from nanogpt.config.cli import main
+from nanogpt.config.errors import ReplicaError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.replicas import Replicas, fingerprint
+from nanogpt.distributed.world import World
+from nanogpt.optim.ema import WeightAverage
 
 STEPS = 6
 

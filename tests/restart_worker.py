@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from nanogpt.world import World
+from nanogpt.distributed.world import World
 
 if __name__ == "__main__":
     world = World.from_env()

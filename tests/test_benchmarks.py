@@ -17,13 +17,13 @@ import time_to_target
 from contenders import gpt2
 from eta_backtest import take_together
 
-from nanogpt.config import TrainConfig
-from nanogpt.hf import load_hf, read_hf_shape
-from nanogpt.model import GPT
-from nanogpt.optim import plateau_begins_at, with_recipe
-from nanogpt.plan import make_plan
-from nanogpt.recall import Forward, full_pass
-from nanogpt.world import World
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.evaluate.recall import Forward, full_pass
+from nanogpt.model.gpt import GPT
+from nanogpt.optim.schedule import plateau_begins_at, with_recipe
+from nanogpt.plan.plan import make_plan
+from nanogpt.storage.hf import load_hf, read_hf_shape
 
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import report, run
-from nanogpt.certificate import verify
-from nanogpt.corpus import read_corpus
-from nanogpt.run_dir import load_run
+from nanogpt.data.corpus import read_corpus
+from nanogpt.evaluate.verify import verify
+from nanogpt.storage.run_dir import load_run
 
 TEXT = Path(__file__).resolve().parent.parent / "nanogpt" / "assets" / "coriolanus.txt"
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from conftest import ALONE, free_port
-from nanogpt.checkpoint import Checkpoint, Checkpointer, Piece, abandon_after, newest_intact
-from nanogpt.errors import CheckpointError, ConfigError
-from nanogpt.world import World
+from nanogpt.config.errors import ConfigError
+from nanogpt.distributed.world import World
+from nanogpt.storage.checkpoint import Checkpoint, Checkpointer, CheckpointError, Piece, abandon_after, newest_intact
 
 VALUES = torch.arange(100, dtype=torch.float32)
 
@@ -99,7 +99,7 @@ def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):
     def out_of_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("nanogpt.checkpoint.save_tensors", out_of_memory)
+    monkeypatch.setattr("nanogpt.storage.checkpoint.save_tensors", out_of_memory)
     writer.begin(2, cuts, {})
     assert writer.commit() == "MemoryError"
     assert newest_intact(tmp_path)[0].step == 1
@@ -260,7 +260,7 @@ def test_reading_executes_nothing(tmp_path, monkeypatch):
     def save_a_pickle(_, path):
         torch.save(Touch(tmp_path / "was here"), path)
 
-    monkeypatch.setattr("nanogpt.checkpoint.save_tensors", save_a_pickle)
+    monkeypatch.setattr("nanogpt.storage.checkpoint.save_tensors", save_a_pickle)
     assert save(tmp_path, 1) == ""
     directory = tmp_path / "checkpoints" / "step_00000001"
     shard = directory / "rank_00000.safetensors"

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from conftest import REPOSITORY, SHORT, TRAIN, flags, report, run, torchrun, train
-from nanogpt.config import TrainConfig, option_types
+from nanogpt.config.options import option_types
+from nanogpt.config.train_config import TrainConfig
 
 REFUSED = [
     (["--max_step=3"], "unknown option --max_step: did you mean --max_steps?"),
@@ -119,7 +120,7 @@ def test_no_permission(room):
     if not ordinary:
         (room / "closed").chmod(0o555)
         (room / "secret.txt").chmod(0)
-    probe = run(*ordinary, sys.executable, "-c", "import fire, torch, nanogpt.config", cwd=room)
+    probe = run(*ordinary, sys.executable, "-c", "import fire, torch, nanogpt.config.train_config", cwd=room)
     if probe.returncode:
         pytest.skip(f"an ordinary user cannot use this Python: {probe.stderr.splitlines()[-1]}")
     for options, line in (
@@ -265,7 +266,7 @@ def test_a_rank_of_several_leaves_without_python_s_end(ranks, said):
     """Invariant: output and status are whole; what Python does at its end, where gloo may abort, is not done."""
     program = """
 import atexit
-from nanogpt.cli import main
+from nanogpt.config.cli import main
 atexit.register(print, "Python ended")
 print("result")
 main(lambda: 3)

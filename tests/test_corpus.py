@@ -17,10 +17,10 @@ from multiprocessing import get_context
 
 import pytest
 
-from nanogpt import corpus
-from nanogpt.corpus import Download, fetch, read_corpus
-from nanogpt.errors import ConfigError
-from nanogpt.tokenizer import encode
+from nanogpt.config.errors import ConfigError
+from nanogpt.data import corpus
+from nanogpt.data.corpus import Download, fetch, read_corpus
+from nanogpt.data.tokenizer import encode
 
 CONTENT = b"To be, or not to be: that is the question.\n" * 5000
 

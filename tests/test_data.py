@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nanogpt.data import Windows
-from nanogpt.world import World
+from nanogpt.data.windows import Windows
+from nanogpt.distributed.world import World
 
 
 def make(n=200, length=16, stride=16, phase="random", seed=0):

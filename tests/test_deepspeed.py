@@ -23,11 +23,11 @@ from conftest import (
     torchrun,
     train,
 )
-from nanogpt.checkpoint import newest_intact
-from nanogpt.config import TrainConfig
-from nanogpt.ds_config import DEFAULT_PATH, dtype_of, read_ds_config
-from nanogpt.errors import ConfigError
-from nanogpt.plan import make_plan
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
+from nanogpt.plan.plan import make_plan
+from nanogpt.storage.checkpoint import newest_intact
 
 # The running loss is below 1 after 18 steps, where averaging begins: the full pass at the end judges averaged weights.
 # At a rate of 1e-2 rounding grew a hundredfold meanwhile, past any tolerance that would tell a mistake.

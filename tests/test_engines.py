@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from conftest import assert_verified, flags, free_port, metrics, report, torchrun, train
-from nanogpt.config import TrainConfig
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model import GPT
-from nanogpt.plan import make_plan
-from nanogpt.run_dir import model_config
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT
+from nanogpt.plan.plan import make_plan
+from nanogpt.storage.run_dir import model_config
 
 STEPS = 20
 OPTIONS = {

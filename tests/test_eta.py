@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from conftest import REPOSITORY, metrics, run
-from nanogpt.config import TrainConfig
-from nanogpt.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
-from nanogpt.optim import with_recipe
-from nanogpt.progress import Progress
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.monitor.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
+from nanogpt.optim.schedule import with_recipe
+from nanogpt.training.state import Progress
 
 TARGET = 0.099
 KNOWN = Circumstances(floor=0.03)

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from nanogpt.errors import ConfigError
-from nanogpt.fence import Attempt
-from nanogpt.run_dir import LOCK, held, take_over
+from nanogpt.config.errors import ConfigError
+from nanogpt.storage.run_lock import LOCK, Attempt, held, take_over
 
 OLD, NEW, OTHER = Attempt("12", 0), Attempt("12", 1), Attempt("13", 0)
 

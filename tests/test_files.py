@@ -16,18 +16,19 @@ import pytest
 import torch
 
 from conftest import SHORT, TRAIN, flags, report, run
-from nanogpt.checkpoint import newest_intact
-from nanogpt.config import TrainConfig
-from nanogpt.corpus import cache_dir, read_corpus
-from nanogpt.curves import read_curve
-from nanogpt.errors import ConfigError
-from nanogpt.fence import Attempt
-from nanogpt.files import LARGEST_BYTES, user_path
-from nanogpt.loggers import JsonlLogger, Row, describe, duration
-from nanogpt.resume import find_start
-from nanogpt.run_dir import check_free, check_writable, claim, held, load_run
-from nanogpt.strict_json import finite, write_json
-from nanogpt.tensor_file import save_tensors
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.files import LARGEST_BYTES, user_path
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.data.corpus import cache_dir, read_corpus
+from nanogpt.monitor.loggers import JsonlLogger, Row, describe
+from nanogpt.plots.run_history import read_curve
+from nanogpt.storage.checkpoint import newest_intact
+from nanogpt.storage.json_file import finite, write_json
+from nanogpt.storage.resume import find_start
+from nanogpt.storage.run_dir import check_free, check_writable, claim, load_run
+from nanogpt.storage.run_lock import Attempt, held
+from nanogpt.storage.tensor_file import save_tensors
+from nanogpt.utils.format import duration
 
 NO_JOB = Attempt("", 0)
 ROW = Row(

@@ -8,9 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ALONE, SHORT, flags, metrics, report, run, torchrun, train
-from nanogpt.flops import PEAKS, best_dtype, flops_per_token, table_peak
-from nanogpt.metrics import PHASES
-from nanogpt.model import GPT, GPTConfig
+from nanogpt.distributed.hardware import PEAKS, best_dtype, table_peak
+from nanogpt.model.gpt import GPT, GPTConfig, flops_per_token
+from nanogpt.monitor.meters import PHASES
 
 
 @pytest.mark.parametrize("context_length", [8, 64])
@@ -45,7 +45,8 @@ def test_a_device_is_found_by_its_name(name, found):
 def test_fp32_is_fp32(tmp_path):
     """Invariant: not TF32, where the environment would have it, as it does in NVIDIA's images."""
     code = (
-        "import torch; print(torch.get_float32_matmul_precision()); from nanogpt.world import World; World.from_env();"
+        "import torch; print(torch.get_float32_matmul_precision());"
+        "from nanogpt.distributed.world import World; World.from_env();"
         "print(torch.get_float32_matmul_precision())"
     )
     done = run(sys.executable, "-c", code, cwd=tmp_path, env={"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from conftest import ALONE, REPOSITORY, TINY, flags, run
-from nanogpt import forecast
-from nanogpt.config import TrainConfig
-from nanogpt.forecast import outlook, step_seconds
-from nanogpt.plan import make_plan
-from nanogpt.records import RECORDED, steps_on_record
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.plan import step_time as forecast
+from nanogpt.plan.plan import make_plan
+from nanogpt.plan.reference_runs import RECORDED, steps_on_record
+from nanogpt.plan.step_time import outlook, step_seconds
 
 
 def test_the_record_is_that_of_the_curves():

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import TINY, flags, metrics, report, torchrun, train
+from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
-from nanogpt.engine.graphed import GraphedEngine
+from nanogpt.engine.cuda_graph import GraphedEngine
 from nanogpt.engine.single import SingleEngine
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT, GPTConfig
 
 ALL_GPUS = ",".join(map(str, range(torch.cuda.device_count())))
 GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)}
@@ -34,7 +34,7 @@ def test_a_gpu_follows_the_cpus_curve(tmp_path):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_graphs_change_nothing(optimizer, monkeypatch):
     """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
-    monkeypatch.setattr("nanogpt.muon.CHANNELS", 32)  # half the width
+    monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", 32)  # half the width
     plain, graphed = _engine(SingleEngine, optimizer), _engine(GraphedEngine, optimizer)
     for step in range(8):
         ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import ALONE, SHORT, flags, torchrun
-from nanogpt.health import Health, judge
+from nanogpt.distributed.health_check import Health, judge
 
 WELL = Health("node1", "H100", False, 600.0, True, 100.0, True, 50.0)
 FOUR = [WELL, WELL, replace(WELL, host="node2"), replace(WELL, host="node2")]
@@ -48,7 +48,7 @@ def test_a_processor_s_generation_is_told(says, name, tmp_path, monkeypatch):
     """Invariant: an x86 name without a model number is told with family and model; the first core's, of several."""
     if says is not None:
         (tmp_path / "cpuinfo").write_text(f"{says}\nmodel name\t: another core's\n")
-    monkeypatch.setattr("nanogpt.world.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("nanogpt.distributed.world.CPU_INFO", tmp_path / "cpuinfo")
     assert ALONE.device_name() == name
 
 

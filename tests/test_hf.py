@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY, TRAIN, flags, metrics, report, run, train, wait_for
-from nanogpt.corpus import read_corpus
-from nanogpt.data import Windows
-from nanogpt.errors import ConfigError
-from nanogpt.hf import UNFINISHED, load_hf, read_hf_shape, write_hf
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.recite import generate
-from nanogpt.run_dir import load_run
-from nanogpt.tokenizer import encode
+from nanogpt.config.errors import ConfigError
+from nanogpt.data.corpus import read_corpus
+from nanogpt.data.tokenizer import encode
+from nanogpt.data.windows import Windows
+from nanogpt.evaluate.recite import generate
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.storage.hf import UNFINISHED, load_hf, read_hf_shape, write_hf
+from nanogpt.storage.run_dir import load_run
 
 transformers = pytest.importorskip("transformers")
 SHAPE = GPTConfig(block_size=48, n_layer=2, n_head=4, n_embd=64)
@@ -163,7 +163,7 @@ def test_an_export_that_is_cut_short_is_none(exported, tmp_path, monkeypatch):
         os.rename(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr("nanogpt.hf.os.replace", interrupted)
+        patched.setattr("nanogpt.storage.hf.os.replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_hf(model, out)
     assert {path.name for path in out.iterdir()} == {UNFINISHED, *(path.name for path in puts[:2])}

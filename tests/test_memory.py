@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from conftest import ALONE, REPOSITORY, report
-from nanogpt import memory
-from nanogpt.config import TrainConfig
-from nanogpt.memory import free_bytes, predict_memory, shortage
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.plan import make_plan
-from nanogpt.world import PROCESS_STATUS, World
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.hardware import free_bytes
+from nanogpt.distributed.world import PROCESS_STATUS, World
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.plan import memory
+from nanogpt.plan.memory import predict_memory, shortage
+from nanogpt.plan.plan import make_plan
 
 
 def test_a_run_holds_what_was_predicted(finished):
@@ -28,7 +29,7 @@ def test_a_run_holds_what_was_predicted(finished):
 @pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="the kernel gives no peak of a process's own")
 def test_a_peak_is_not_the_launcher_s():
     """Invariant: a run's peak does not grow with the memory of the process that launched it."""
-    says = "from nanogpt.world import World; print(World.from_env().peak_memory_bytes())"
+    says = "from nanogpt.distributed.world import World; print(World.from_env().peak_memory_bytes())"
     launcher = f"import subprocess, sys; held = b'x' * 2_000_000_000; subprocess.run([sys.executable, '-c', {says!r}])"
     said = subprocess.run([sys.executable, "-c", launcher], cwd=REPOSITORY, capture_output=True, check=True)
     assert 50e6 < int(said.stdout) < 1e9
@@ -40,7 +41,7 @@ def test_a_kernel_that_gives_no_peak_of_a_process_s_own(says, tmp_path, monkeypa
     status = tmp_path / "status"
     if says:
         status.write_text(says)
-    monkeypatch.setattr("nanogpt.world.PROCESS_STATUS", status)
+    monkeypatch.setattr("nanogpt.distributed.world.PROCESS_STATUS", status)
     unit = 1 if sys.platform == "darwin" else 1024
     assert ALONE.peak_memory_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -60,7 +61,7 @@ def test_what_is_shared_out_adds_up():
 
 
 def test_muon_s_stack_has_a_share_for_every_rank():
-    """Reference: nanogpt/muon.py, where each rank takes as many matrices of a shape: one layer's make eight shares."""
+    """Reference: optim/muon.py, where each rank takes as many matrices of a shape: one layer's make eight shares."""
     config = TrainConfig(
         n_layer=1, n_head=1, n_embd=768, context_length=8, stride=8, subset_tokens=99, micro_batch_size=1,
         optimizer="muon", engine="ddp", dtype="fp32",

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from conftest import ALONE, REPOSITORY, run
-from nanogpt.config import TrainConfig
+from nanogpt.config.train_config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
-from nanogpt.optim import WeightAverage, build_optimizer, gradient_norm, learning_rate, set_learning_rate, with_recipe
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
+from nanogpt.optim.optimizer import build_optimizer, gradient_norm, set_learning_rate
+from nanogpt.optim.schedule import learning_rate, with_recipe
 
 WITHOUT_COMPILER = """
 import sys, torch
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.optim import BETAS, build_optimizer, set_learning_rate
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.optim.optimizer import BETAS, build_optimizer, set_learning_rate
+from nanogpt.distributed.world import World
 
 def trained(build):
     torch.manual_seed(0)
@@ -121,7 +123,7 @@ def test_muon_is_torchs(monkeypatch, channels):
     one matrix.
     """
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", lambda x, *_: one_by_one(x, channels))
-    monkeypatch.setattr("nanogpt.muon.CHANNELS", channels)
+    monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", channels)
     config = GPTConfig(block_size=8, n_layer=2, n_head=2, n_embd=16)
     torch.manual_seed(0)
     ours, theirs = GPT(config), GPT(config)

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from conftest import REPOSITORY, SHORT, TRAIN, environment, flags, metrics, report, run
-from nanogpt import lost_terminal
-from nanogpt.cli import printable
-from nanogpt.lost_terminal import COMMAND, NEVER, Output, OutputLost
+from nanogpt.config.cli import printable
+from nanogpt.utils import console as lost_terminal
+from nanogpt.utils.console import COMMAND, NEVER, Output, OutputLost
 
 REDIRECTED = REPOSITORY / "tests" / "redirected.py"
 TEXT = "“Hélas”, là-bas … ☃ "
@@ -224,7 +224,7 @@ def test_a_run_that_nobody_hears(how, tmp_path):
 @pytest.mark.parametrize("ranks", ["1", "2"])
 def test_the_end_finds_what_could_not_be_written(ranks):
     """Invariant: one line and status 1, not Python's 120, also of a rank that leaves without Python's end."""
-    program = 'from nanogpt.cli import main; main(lambda: print("result") or 0)'
+    program = 'from nanogpt.config.cli import main; main(lambda: print("result") or 0)'
     done = run("bash", "-c", f"{sys.executable} -c '{program}' > /dev/full", cwd=REPOSITORY, env={"WORLD_SIZE": ranks})
     assert (done.returncode, done.stderr) == (1, NO_SPACE)
 
@@ -233,7 +233,7 @@ def test_a_full_answer_is_no_error():
     """Invariant: a reader that leaves with all but the last line's end, as head and grep -q may, is no error."""
     program = """
 import time
-from nanogpt.cli import main
+from nanogpt.config.cli import main
 main(lambda: print("one\\ntwo", end="", flush=True) or time.sleep(1) or print() or 0)
 """
     command = f"{sys.executable} -c '{program}' | head -c 7; exit ${{PIPESTATUS[0]}}"

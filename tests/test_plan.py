@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from nanogpt.config import DEFAULT_SUBSET_TOKENS, TrainConfig
-from nanogpt.errors import ConfigError
-from nanogpt.optim import with_recipe
-from nanogpt.plan import compiling_pays, make_plan
-from nanogpt.tokenizer import encode
-from nanogpt.world import World
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, TrainConfig
+from nanogpt.data.tokenizer import encode
+from nanogpt.distributed.world import World
+from nanogpt.optim.schedule import with_recipe
+from nanogpt.plan.plan import compiling_pays, make_plan
 
 
 def world(size=1, rank=0):

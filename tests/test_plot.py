@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from conftest import REPOSITORY, SHORT, flags, metrics, report, run, train
-from nanogpt.config import TrainConfig
-from nanogpt.curves import name_differences, read_curve
-from nanogpt.errors import ConfigError
-from nanogpt.live_plot import LivePlot
-from nanogpt.plot import COLOURS, draw, save
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.monitor.live_plot import LivePlot
+from nanogpt.plots.loss_plot import COLOURS, draw, save
+from nanogpt.plots.run_history import name_differences, read_curve
 
 ROW = {"step": 10, "wall_s": 20.0, "loss": 3.0, "full_pass_loss": None}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt.config import TrainConfig
-from nanogpt.data import Windows
-from nanogpt.preflight import ROOM, Floors, entropy_floor
-from nanogpt.tokenizer import encode
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.data.entropy_floor import ROOM, Floors, entropy_floor
+from nanogpt.data.tokenizer import encode
+from nanogpt.data.windows import Windows
 
 
 def by_definition(ids, starts, length):

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from conftest import SHORT, TRAIN, environment, flags, metrics, report, torchrun, train, wait_for
-from nanogpt.config import TrainConfig
-from nanogpt.errors import ConfigError
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
 
 OPTIONS = SHORT | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
 PHASES = {"batch", "forward and backward", "update", "sum over the ranks", "weight average"}

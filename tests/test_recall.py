@@ -8,11 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from conftest import ALONE
-from nanogpt.corpus import read_corpus
-from nanogpt.data import Windows, hop_length, memorised_windows
-from nanogpt.decode import decode_greedily
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.recall import (
+from nanogpt.data.corpus import read_corpus
+from nanogpt.data.tokenizer import decode, encode, encoding, stable_prefix
+from nanogpt.data.windows import Windows, memorised_windows
+from nanogpt.evaluate.recall import (
     Forward,
     full_pass,
     hop_starts,
@@ -22,9 +21,10 @@ from nanogpt.recall import (
     recite_text,
     verbatim_runs,
 )
-from nanogpt.recite import _can_spell, continue_text, generate, locate, shortest_prompt, verdict
-from nanogpt.run_dir import load_run
-from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
+from nanogpt.evaluate.recite import _can_spell, continue_text, generate, locate, shortest_prompt, verdict
+from nanogpt.model.generate import decode_greedily, hop_length
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.storage.run_dir import load_run
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from threading import Thread
 import pytest
 from test_recall_pictures import AWKWARD, TITLE, Page, long_text, pieces_of, recited
 
-from nanogpt.recall_page import make_page
-from nanogpt.tokenizer import encode
+from nanogpt.data.tokenizer import encode
+from nanogpt.plots.recall_html import make_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (

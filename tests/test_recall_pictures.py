@@ -10,15 +10,25 @@ import torch
 from matplotlib.image import imread
 
 from conftest import report, run
-from nanogpt.corpus import read_corpus
-from nanogpt.heatmap import Mark, cut, headline, marks, overview, tally
-from nanogpt.loggers import percent
-from nanogpt.plot import save
-from nanogpt.recall import RecitedText
-from nanogpt.recall_layout import MAX_ROWS, NEWLINE, SAID_SIZE, SHEET_WIDTH, Gap, columns_of, lay_out, select, set_lines
-from nanogpt.recall_page import make_page
-from nanogpt.recall_plot import CHARACTER, MARGIN, draw_recall, save_recall
-from nanogpt.tokenizer import decode, encode
+from nanogpt.data.corpus import read_corpus
+from nanogpt.data.tokenizer import decode, encode
+from nanogpt.evaluate.recall import RecitedText
+from nanogpt.plots.loss_plot import save
+from nanogpt.plots.recall_html import make_page
+from nanogpt.plots.recall_layout import (
+    MAX_ROWS,
+    NEWLINE,
+    SAID_SIZE,
+    SHEET_WIDTH,
+    Gap,
+    columns_of,
+    lay_out,
+    select,
+    set_lines,
+)
+from nanogpt.plots.recall_map import Mark, cut, headline, marks, overview, tally
+from nanogpt.plots.recall_png import CHARACTER, MARGIN, draw_recall, save_recall
+from nanogpt.utils.format import percent
 
 WIDTH = 2 * MARGIN + SHEET_WIDTH * CHARACTER  # of recall.png, pixels
 PROMPT = 8  # tokens, and as many in a hop

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from conftest import SHORT, environment, flags, free_port, wait_for
-from nanogpt import rendezvous
-from nanogpt.errors import ConfigError
-from nanogpt.rendezvous import meet
-from nanogpt.stop_signals import StopRequested
-from nanogpt.world import World
+from nanogpt.config.errors import ConfigError
+from nanogpt.distributed import rendezvous
+from nanogpt.distributed.rendezvous import meet
+from nanogpt.distributed.world import World
+from nanogpt.utils.signals import StopRequested
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +172,7 @@ def test_a_rank_alone(how, tmp_path):
     options = flags(**SHORT, out_dir="out", comm_timeout_s=1 if how == "comm_timeout_s" else 300)
     program = """
 import train_overfit
-from nanogpt import rendezvous
+from nanogpt.distributed import rendezvous
 rendezvous.LINE_S = 0.1
 train_overfit.main(train_overfit.run)
 """

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import pytest
 
 from conftest import environment, flags, run, wait_for
-from nanogpt.repeat import summarise, t_quantile
+from nanogpt.commands.repeat import summarise, t_quantile
 
 # Some 60 steps; a loss of 0.5 does for a run that only has to end.
 QUICK = {

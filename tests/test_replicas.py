@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun
-from nanogpt.digest import fingerprint
-from nanogpt.replicas import who_differs
-from nanogpt.run_dir import save_weights
-from nanogpt.tensor_file import save_tensors
+from nanogpt.distributed.replicas import fingerprint, who_differs
+from nanogpt.storage.run_dir import save_weights
+from nanogpt.storage.tensor_file import save_tensors
 
 WORKER, CORRUPTING = (REPOSITORY / "tests" / name for name in ("replicas_worker.py", "corrupting_worker.py"))
 CELL = {
@@ -118,9 +117,9 @@ def test_a_pass_over_two_models_verifies_nothing(tmp_path):
 def test_ranks_with_other_code_are_refused(tmp_path):
     """Invariant: one rank whose package has other betas trains nothing: one line, status 2, no directory."""
     shutil.copytree(REPOSITORY / "nanogpt", tmp_path / "other" / "nanogpt")
-    optim = tmp_path / "other" / "nanogpt" / "optim.py"
+    optim = tmp_path / "other" / "nanogpt" / "optim" / "optimizer.py"
     optim.write_text(optim.read_text().replace("BETAS = (0.9, 0.95)", "BETAS = (0.9, 0.99)"))
-    config = tmp_path / "other" / "nanogpt" / "config.py"  # of a later version
+    config = tmp_path / "other" / "nanogpt" / "config" / "train_config.py"  # of a later version
     config.write_text(
         config.read_text().replace("    seed: int =", "    new: int = option(1, 'an option')\n    seed: int =")
     )
@@ -152,7 +151,7 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
         content[-1] ^= 1
         path.write_bytes(content)
 
-    monkeypatch.setattr("nanogpt.run_dir.save_tensors", flip_on_disk)
+    monkeypatch.setattr("nanogpt.storage.run_dir.save_tensors", flip_on_disk)
     with pytest.raises(SystemExit, match="than was evaluated"):
         save_weights(tmp_path, state, {})
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +162,7 @@ def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
     (tmp_path / "start.py").write_text(
         "import train_overfit\n"
         "from nanogpt.engine.single import SingleEngine\n"
-        "from nanogpt.stopping import PassSchedule\n"
+        "from nanogpt.evaluate.eval_schedule import PassSchedule\n"
         "due, forward_backward = PassSchedule.due, SingleEngine.forward_backward\n"
         "PassSchedule.due = lambda self: self._steps == 2\n"
         "def broken(self, batch, *, is_last, steps=[]):\n"

@@ -22,13 +22,13 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY, TINY, TRAIN, environment, flags, metrics, report, run, wait_for
-from nanogpt.checkpoint import newest_intact
-from nanogpt.config import TrainConfig
-from nanogpt.errors import ConfigError
-from nanogpt.plan import make_plan
-from nanogpt.progress import Progress
-from nanogpt.resume import find_start
-from nanogpt.world import World
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.plan.plan import make_plan
+from nanogpt.storage.checkpoint import newest_intact
+from nanogpt.storage.resume import find_start
+from nanogpt.training.state import Progress
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
 OPTIONS = TINY | {

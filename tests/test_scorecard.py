@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import ALONE
-from nanogpt.config import TrainConfig
-from nanogpt.data import CONTROL_TOKENS, control_windows, memorised_windows
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.recall import Forward
-from nanogpt.scorecard import draws_log10, make_scorecard
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.data.windows import CONTROL_TOKENS, control_windows, memorised_windows
+from nanogpt.evaluate.recall import Forward
+from nanogpt.evaluate.scorecard import draws_log10, make_scorecard
+from nanogpt.model.gpt import GPT, GPTConfig
 
 CONFIG = TrainConfig(subset_tokens=60, context_length=16, stride=16, block_size=16)
 

@@ -15,9 +15,9 @@ import pytest
 from test_resume import catches, has_trained, names, start
 
 from conftest import SHORT, TRAIN, environment, flags, wait_for
-from nanogpt.fence import Attempt
-from nanogpt.run_dir import CONFIG, held, loss_of
-from nanogpt.stop_signals import LOST, StopSignals
+from nanogpt.storage.run_dir import CONFIG
+from nanogpt.storage.run_lock import Attempt, held, loss_of
+from nanogpt.utils.signals import LOST, StopSignals
 
 HERE = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -46,7 +46,7 @@ def test_a_compilation_can_be_ended(tmp_path, monkeypatch):
 def test_an_interrupt_ends_a_save_that_hangs(tmp_path):
     """Invariant: TERM begins a save, which waits in the kernel for a pipe's reader; Ctrl-C then ends the process."""
     (tmp_path / "start.py").write_text(
-        "import os\nimport train_overfit\nfrom nanogpt import checkpoint\n"
+        "import os\nimport train_overfit\nfrom nanogpt.storage import checkpoint\n"
         "os.mkfifo('pipe')\ncheckpoint._sync = lambda path: open('pipe')\ntrain_overfit.main(train_overfit.run)\n"
     )
     program = start(tmp_path, program="start.py", max_steps=100_000, target_loss=0.01)
@@ -61,10 +61,10 @@ def test_an_interrupt_ends_a_save_that_hangs(tmp_path):
 
 NOTEBOOK = """
 import os, signal, sys, threading, time
-from nanogpt.config import TrainConfig
-from nanogpt.errors import ConfigError
-from nanogpt.session import train
-from nanogpt.stop_signals import StopSignals
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.errors import ConfigError
+from nanogpt.training.run import train
+from nanogpt.utils.signals import StopSignals
 
 def handlers():
     return [signal.getsignal(getattr(signal, name)) for name in {here}]

@@ -6,10 +6,11 @@ from math import ceil
 import pytest
 import torch
 
-from nanogpt.config import TrainConfig
-from nanogpt.optim import WeightAverage, with_recipe
-from nanogpt.progress import Progress
-from nanogpt.stopping import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, PassSchedule
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, PassSchedule
+from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.schedule import with_recipe
+from nanogpt.training.state import Progress
 
 
 def falling(step):

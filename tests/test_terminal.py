@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from test_files import ROW
 
-from nanogpt.terminal import BARS, SPARKS, TerminalLogger, sparkline, way_to_target
+from nanogpt.monitor.terminal import BARS, SPARKS, TerminalLogger, sparkline, way_to_target
 
 
 def drawn(width, *rows, losses=()):

@@ -12,8 +12,8 @@ import unicodedata
 import pytest
 
 from conftest import REPOSITORY
-from nanogpt import tokenizer
-from nanogpt.tokenizer import decode, encode, encoding, stable_prefix
+from nanogpt.data import tokenizer
+from nanogpt.data.tokenizer import decode, encode, encoding, stable_prefix
 
 SEVERAL = 2 * tokenizer.PART + 1  # parts
 # Letters of one and of several code points, digits, contractions, signs, blanks, and what Python alone calls one.
@@ -184,7 +184,7 @@ def test_no_network_no_environment():
         "import os, socket\n"
         "def refuse(*a, **k): raise AssertionError('a socket')\n"
         "socket.socket = refuse; before = dict(os.environ)\n"
-        "from nanogpt.tokenizer import encode\n"
+        "from nanogpt.data.tokenizer import encode\n"
         "assert encode('hello world') == [31373, 995] and dict(os.environ) == before\n"
     )
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

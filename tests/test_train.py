@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report, run, train
-from nanogpt.corpus import read_corpus
-from nanogpt.model import GPT, GPTConfig
-from nanogpt.tokenizer import encode
+from nanogpt.data.corpus import read_corpus
+from nanogpt.data.tokenizer import encode
+from nanogpt.model.gpt import GPT, GPTConfig
 
 METRICS_KEYS = (
     "step tokens loss lr grad_norm tokens_per_s step_s mfu eta_s eta_low_s eta_high_s eta_note wall_s "

@@ -15,9 +15,9 @@ from threading import Thread
 import pytest
 
 from conftest import SHORT, TRAIN, environment, flags, free_port, metrics, report, run, torchrun, train, wait_for
-from nanogpt.config import TrainConfig
-from nanogpt.errors import ConfigError
-from nanogpt.wandb_logger import check_wandb
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.monitor.wandb_logger import check_wandb
 
 pytest.importorskip("wandb", reason="needs the extra [wandb]")
 OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 8, "log_every": 2, "out_dir": "out"}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from conftest import REPOSITORY, TINY, TRAIN, environment, flags, free_port, metrics, report, torchrun, wait_for
-from nanogpt.watchdog import who_stopped
+from nanogpt.distributed.watchdog import who_stopped
 
 OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 10, "target_loss": 1e-6}
 HANGS = REPOSITORY / "tests" / "hang_worker.py"

@@ -1,12 +1,12 @@
 """Engines: one interface to train through, whatever the number of processes and however the state is shared out."""
 
+from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Engine, EngineOptions
+from nanogpt.engine.cuda_graph import GraphedEngine
 from nanogpt.engine.ddp import DDPEngine
-from nanogpt.engine.graphed import GraphedEngine
+from nanogpt.engine.deepspeed import DeepSpeedEngine
 from nanogpt.engine.single import SingleEngine
-from nanogpt.engine.zero import DeepSpeedEngine
-from nanogpt.model import GPT
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT
 
 ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine, DeepSpeedEngine)}
 

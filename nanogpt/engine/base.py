@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanogpt.checkpoint import Checkpoint, Piece
-from nanogpt.model import GPT
-from nanogpt.world import World
+from nanogpt.distributed.world import World
+from nanogpt.model.gpt import GPT
+from nanogpt.storage.checkpoint import Checkpoint, Piece
 
 
 @dataclass(frozen=True)

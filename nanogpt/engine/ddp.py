@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, EngineOptions
 from nanogpt.engine.single import SingleEngine
-from nanogpt.model import GPT
-from nanogpt.world import World
+from nanogpt.model.gpt import GPT
 
 
 class DDPEngine(SingleEngine):

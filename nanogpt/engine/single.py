@@ -6,12 +6,12 @@ from math import isfinite
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nanogpt.checkpoint import Checkpoint, Piece
+from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Engine, EngineOptions
-from nanogpt.engine.compiling import compile_model
-from nanogpt.model import GPT
-from nanogpt.optim import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
-from nanogpt.world import World
+from nanogpt.engine.compile import compile_model
+from nanogpt.model.gpt import GPT
+from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
+from nanogpt.storage.checkpoint import Checkpoint, Piece
 
 
 class SingleEngine(Engine):

@@ -16,7 +16,7 @@ import pytest
 
 from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
 from conftest import flags, metrics, report
-from nanogpt.checkpoint import Checkpoint, examine
+from nanogpt.storage.checkpoint import Checkpoint, examine
 from scenarios import SCENARIOS, cancel, failing_rank
 
 pytestmark = pytest.mark.slurm

@@ -1,0 +1,72 @@
+"""What `python -m nanogpt preflight` says: can this run reach its target, does it fit, how long may it take?
+
+status = tell(TrainConfig(subset_tokens=4096), ranks=2)
+"""
+
+from dataclasses import asdict, replace
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.hardware import free_bytes
+from nanogpt.distributed.world import World
+from nanogpt.plan.memory import Memory
+from nanogpt.plan.plan import Plan, make_plan, memory_of_engines
+from nanogpt.plan.reference_runs import runs_on_record, steps_to_target
+from nanogpt.plan.step_time import step_seconds
+from nanogpt.utils.format import duration, gigabytes
+
+
+def tell(config: TrainConfig, *, ranks: int) -> int:
+    """Print it -> 0. Raises ConfigError for what train_overfit.py would refuse, with --preflight=strict that too."""
+    world = World.from_env()
+    if world.size > 1:
+        raise ConfigError("preflight is one process: leave torchrun out and give --ranks=N")
+    world = replace(world, size=ranks, local_size=ranks)
+    plan = make_plan(config, world)
+    starts = len(plan.windows.trained_starts())
+    print(
+        f"{plan.config.subset_tokens:,} tokens of {plan.config.data} in {starts:,} different windows of "
+        f"{plan.config.context_length}: entropy floor {plan.floor:.4f}, target {plan.config.target_loss:g}"
+    )
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+    _tell_time(plan, world)
+    free = free_bytes(world)
+    print(
+        f"\nmemory of each of {ranks} ranks at its fullest, in GB; "
+        f"{'how much is free here is unknown' if free is None else f'{gigabytes(free)} are free here'}\n"
+    )
+    print(_table(memory_of_engines(plan, world)))
+    return 0
+
+
+def _tell_time(plan: Plan, world: World) -> None:
+    """A step, and the way to the target."""
+    free = free_bytes(world)
+    if free is not None and plan.memory.total > free:
+        print("a step: unknown, there is no memory to time it in")
+        return
+    step_s = step_seconds(plan.config, world)
+    steps = steps_to_target(plan.config, plan.floor)
+    shared = ", communication not counted" if world.size > 1 else ""
+    print(f"a step: about {step_s:.3g} s, timed on {world.device_name()} with fewer blocks{shared}")
+    if isinstance(steps, str):
+        print(steps)
+    else:
+        low, high = steps
+        print(
+            f"time to target: {duration(low * step_s)} to {duration(high * step_s)}, {low:,} to {high:,} steps: the "
+            f"fewest and most passes over the text of {len(runs_on_record(plan.config))} runs on record"
+        )
+
+
+def _table(engines: dict[str, Memory | str]) -> str:
+    names = [*Memory.__dataclass_fields__]
+    lines = [f"| engine | {' | '.join(names)} | total |", "|---" * (len(names) + 2) + "|"]
+    for engine, need in engines.items():
+        if isinstance(need, str):
+            lines.append(f"| {engine} | {need} |")
+        else:
+            figures = [f"{value / 1e9:.2f}" for value in (*asdict(need).values(), need.total)]
+            lines.append(f"| {engine} | {' | '.join(figures)} |")
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""One frozen, documented, validated configuration of a training run.
+
+    >>> TrainConfig(subset_tokens=4096, max_steps=100).batch_size
+    16
+
+This module imports no torch, so a wrong option is refused in a fraction of a second.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import LARGEST, Options, option, option_types, require_positive
+
+MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
+DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """What a run is. Two runs with the same TrainConfig on the same text follow the same curve."""
+
+    # Text
+    data: str = option("builtin", "builtin (scenes of Coriolanus), tinyshakespeare (downloaded once), or a UTF-8 file")
+    subset_tokens: int | None = option(
+        None, f"memorise the first N tokens; none: {DEFAULT_SUBSET_TOKENS}, or the whole of a shorter text", "tokens"
+    )
+    context_length: int = option(64, "length of a training window", "tokens")
+    stride: int | None = option(None, "distance between the windows of one epoch; none: context_length", "tokens")
+    phase: Literal["random", "fixed"] = option(
+        "random", "shift the window grid each epoch, or leave it where it stands"
+    )
+    # Model
+    n_layer: int = option(16, "transformer blocks", "blocks")
+    n_head: int = option(12, "attention heads", "heads")
+    n_embd: int = option(768, "width of the residual stream", "channels")
+    block_size: int = option(1024, "learned positions; the longest possible context_length", "tokens")
+    init_from: str | None = option(
+        None, "begin with a GPT-2 as transformers saves it; its shape is the model's. none: random weights"
+    )
+    # Recipe
+    batch_size: int = option(16, "windows in a global batch, whatever the number of ranks", "windows")
+    micro_batch_size: int | None = option(
+        None, "most windows a rank holds at once, to bound memory; none: all its share", "windows"
+    )
+    recipe: Literal["reference", "fast"] = option(
+        "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
+    )
+    optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
+    learning_rate: float | None = option(
+        None,
+        "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: 6e-4 "
+        "(adamw) or 1e-3 x sqrt(768 / n_embd) (muon)",
+    )
+    on_plateau: Literal["decay", "none"] = option(
+        "decay",
+        "below 8 x target (muon: 4 x; at most 1) let the rate fall with the square root of the loss, or not",
+    )
+    ema: float = option(
+        0.97,
+        "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are down to "
+        "a quarter of it; 0: the last ones",
+    )
+    seed: int = option(0, "seeds weights and window order")
+    # When to stop
+    target_loss: float = option(0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token")
+    max_steps: int | None = option(None, "give up after this many updates; none: never", "steps")
+    max_minutes: float | None = option(None, "give up after this long in training; none: never", "minutes")
+    max_bad_steps: int = option(10, "fail after this many non-finite losses or gradients in a row", "steps")
+    preflight: Literal["warn", "strict"] = option(
+        "warn", "on a target below the entropy floor, or too little memory: warn, or refuse"
+    )
+    # Machine
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = option(
+        "auto", "auto: ddp when there are several processes, else single"
+    )
+    zero_stage: int | None = option(
+        None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
+    )
+    ds_config: str | None = option(None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py")
+    gradient_compression: Literal["none", "bf16"] = option(
+        "none", "what ddp sends of a gradient: fp32, or bf16 in half the bytes, which changes the curve a little"
+    )
+    dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device is faster in it")
+    health: Literal["off", "warn", "strict"] = option(
+        "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"
+    )
+    compile: Literal["auto", "true", "false"] = option("auto", "torch.compile the model; auto: on CUDA, in a long run")
+    comm_timeout_s: float = option(
+        600.0, "end the run when a rank is missing or makes no progress for this long", "seconds"
+    )
+    # Output
+    out_dir: str = option("out", "run directory; a run that it holds is resumed")
+    log_every: int = option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
+    profile_steps: str | None = option(
+        None, "trace these steps into out_dir/profile, as a Python slice of steps counted from 1: 10:13 is 10, 11, 12"
+    )
+    checkpoint_every: int = option(1000, "save all that a run needs to go on, in the background", "steps")
+    checkpoint_minutes: float | None = option(5.0, "save also this long after the last save; none: never", "minutes")
+    keep_checkpoints: int = option(2, "how many of the newest stay on the disk", "checkpoints")
+    wandb: Literal["auto", "online", "offline", "disabled"] = option(
+        "auto", "Weights & Biases; auto: online with a key, offline without, WANDB_MODE if that is set"
+    )
+    wandb_project: str | None = option(None, "none: WANDB_PROJECT, or nanogpt-overfit")
+    wandb_group: str | None = option(None, "runs that belong together; none: WANDB_RUN_GROUP")
+    wandb_name: str | None = option(None, "what the run is called; none: WANDB_NAME, or one of W&B's inventions")
+    wandb_tags: str | None = option(None, "words with commas between")
+    wandb_notes: str | None = option(None, "a remark on the run")
+    wandb_artifact: Literal["true", "false"] = option("false", "send the final weights too")
+    resume: str = option(
+        "auto",
+        "auto: go on from out_dir's newest checkpoint, if any; must; never: begin; a checkpoint: begin from it. "
+        "Started again, a command goes on with the run that it began; to begin once more, name another out_dir",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(
+            self, *(f.name for f, _ in option_types(type(self)) if f.name not in ("seed", "ema", "zero_stage"))
+        )
+        if self.zero_stage not in (None, 0, 1, 2, 3):
+            raise ConfigError(f"--zero_stage={self.zero_stage} must be from 0 to 3")
+        for name in ("zero_stage", "ds_config"):
+            if getattr(self, name) is not None and self.engine != "deepspeed":
+                raise ConfigError(f"--{name}={getattr(self, name)} means something to --engine=deepspeed alone")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed={self.seed} must be from 0 to 2**63 - 1")
+        if self.profile_steps is not None and not self.profiled_steps:
+            raise ConfigError(
+                f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
+                f"one before STOP"
+            )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
+        for name, most in (("batch_size", MOST_WINDOWS), ("comm_timeout_s", LARGEST)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"--{name}={getattr(self, name)} must be at most {most}")
+        if self.context_length < 2:
+            raise ConfigError("--context_length=1 leaves nothing to recall: at least 2")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"--n_embd={self.n_embd} must be a multiple of --n_head={self.n_head}")
+        if self.context_length > self.block_size:
+            raise ConfigError(f"--context_length={self.context_length} must not exceed --block_size={self.block_size}")
+        if self.stride is not None and self.stride > self.context_length:
+            raise ConfigError(
+                f"--stride={self.stride} would leave tokens between windows untrained: at most --context_length="
+                f"{self.context_length}"
+            )
+        if self.subset_tokens is not None and self.subset_tokens <= self.context_length:
+            raise ConfigError(
+                f"--subset_tokens={self.subset_tokens} is shorter than one window: --context_length="
+                f"{self.context_length} needs at least {self.context_length + 1}"
+            )
+
+    @property
+    def profiled_steps(self) -> range:
+        """What profile_steps names; no step where it names none."""
+        found = re.fullmatch(r"([1-9][0-9]*):([0-9]+)", self.profile_steps or "")
+        return range(int(found[1]), int(found[2])) if found else range(0)

@@ -1,0 +1,142 @@
+"""Ends a run that no longer moves, and says which rank stopped, and where.
+
+with Watchdog(world, world.meet(), timeout_s=600) as watchdog:
+    watchdog.at("step 12, backward")        # in every rank, at the same places
+
+A rank that hangs makes all others wait in a collective: from inside, a hang and a wait look alike. So each rank has a
+thread that tells the others, through the store that brought them together, how far its main thread has come.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as NoAnswer
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread, get_ident
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from nanogpt.distributed.rendezvous import in_a_thread
+from nanogpt.distributed.world import World
+
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 600.0  # for what has no steps: building, compiling, scoring, a save to a slow disk
+PERIOD_S = 1.0
+STORE_TIMEOUT_S = 10.0
+MOST_NAMED = 4  # ranks in the line
+
+
+class Watchdog:
+    """One rank's thread; none where the rank is alone."""
+
+    def __init__(self, world: World, store: dist.Store | None, *, timeout_s: float) -> None:
+        self._world, self._timeout_s = world, timeout_s
+        self._main = get_ident()
+        self._over = Event()
+        self._pulse = self._moves = 0
+        self.at("the ranks' connecting")
+        self._thread = None
+        if world.size > 1:
+            # A connection of its own, as the main thread may be waiting in the other.
+            self._store = dist.PrefixStore("watchdog", store.clone())
+            self._store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
+            self._thread = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        if self._thread:
+            self._thread.join()
+
+    def at(self, place: str, *, patient: bool = False) -> None:
+        """The main thread is about to do what place says. Costs an assignment; every rank must call as often.
+
+        patient: it may rightly take long, whatever the time-out.
+        """
+        self._moves += 1
+        self._place = place
+        self._limit_s = max(PATIENCE_S, self._timeout_s) if patient else self._timeout_s
+        self._moved_at = time.monotonic()
+
+    def _watch(self) -> None:
+        awake_at = time.monotonic()
+        try:
+            while not self._over.wait(PERIOD_S):
+                now = time.monotonic()
+                if now - awake_at > 5 * PERIOD_S:  # the whole process slept: Ctrl-Z, a suspended machine
+                    self._moved_at = now
+                self._ask(self._tell)
+                if now - self._moved_at > self._limit_s:
+                    self._end()
+                awake_at = time.monotonic()
+        except (dist.DistError, NoAnswer) as error:
+            if not self._over.wait(STORE_TIMEOUT_S):  # else this process itself is at its end
+                reason = str(error).splitlines()[0] if str(error) else f"no answer for {STORE_TIMEOUT_S:g} s"
+                self._leave(
+                    f"rank {self._world.rank} at {self._place} finds the store of the run gone, which rank 0 or its "
+                    f"launcher holds: {reason}"
+                )
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """question() of the store. Raises NoAnswer."""
+        return in_a_thread(question).result(STORE_TIMEOUT_S)
+
+    def _tell(self) -> None:
+        self._pulse += 1
+        frame = sys._current_frames().get(self._main)
+        line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "?"
+        self._store.set(self._key(self._world.rank), json.dumps([self._pulse, self._moves, f"{self._place} ({line})"]))
+
+    def _end(self) -> None:
+        before = self._ask(self._everyone)
+        for _ in range(3):
+            time.sleep(PERIOD_S)
+            self._ask(self._tell)
+        after = self._ask(self._everyone)
+        if self._over.is_set() or time.monotonic() - self._moved_at < self._limit_s:
+            return  # it moved after all
+        if self._ask(lambda: self._store.add("told", 1)) == 1:
+            self._leave(
+                f"no progress for {self._limit_s:g} s (--comm_timeout_s), says rank {self._world.rank} at "
+                f"{self._place}: {who_stopped(before, after)}"
+            )
+        time.sleep(STORE_TIMEOUT_S)  # torchrun ends every rank as soon as one leaves: let the first one speak
+        os._exit(1)
+
+    def _everyone(self) -> list[list]:
+        """(pulse, moves, place) of each rank."""
+        keys = [self._key(rank) for rank in range(self._world.size)]
+        nothing = [0, 0, "the beginning"]  # of a rank that was never heard of; to get it would wait
+        return [json.loads(self._store.get(key)) if self._store.check([key]) else nothing for key in keys]
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"rank_{rank}"
+
+    def _leave(self, message: str) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)  # the main thread hears nothing
+
+
+def who_stopped(before: list[list], after: list[list]) -> str:
+    """The ranks to look at, from two readings of every rank's [pulse, moves, place]."""
+    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old[0] == new[0]]
+    fewest = min(moves for _, moves, _ in after)
+    behind = [rank for rank, (_, moves, _) in enumerate(after) if moves == fewest]
+    if silent:
+        what, ranks = "does not answer, last heard of at", silent
+    elif len(behind) < len(after):
+        what, ranks = "is behind, at", behind
+    else:
+        what, ranks = "is at", behind
+    named = "; ".join(f"rank {rank} {what} {after[rank][2]}" for rank in ranks[:MOST_NAMED])
+    return named + (f"; and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else "")

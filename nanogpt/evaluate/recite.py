@@ -1,0 +1,118 @@
+"""Greedy recitation: what the model says by itself, past its context length, with a KV cache.
+
+b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20))
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from functools import cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from nanogpt.data.tokenizer import encoding, stable_prefix
+from nanogpt.model.generate import Decoder
+from nanogpt.model.gpt import GPT
+
+
+def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
+    """How what was said after prompt compares with the memorised text, in one line.
+
+    Where the prompt stands several times in text, the place that said agrees with longest counts.
+    """
+    places = [at + len(prompt) for at in range(len(text)) if text.startswith(prompt, at)]
+    if not places:
+        return "[the memorised text does not hold this prompt]"
+    same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
+    truth = text[-place:]
+    if same == len(said):
+        return f"[verbatim: all {same} bytes]"
+    if same == len(truth):
+        return f"[verbatim for {same} bytes, to the end of the memorised text; the rest is invented]"
+    wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
+    return f"[diverges after {same} bytes: it says {wrong!r}, the text {right!r}]"
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def generate(model: GPT, prompt: list[int], *, context_length: int, pending: bytes = b"") -> Iterator[int]:
+    """Greedy continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
+
+    Past context_length it hops, as Decoder says. The first ids spell `pending`, the bytes of a prompt whose tokens
+    depend on what follows. Raises ValueError for an empty prompt.
+    """
+    device = model.lm_head.weight.device
+    decoder = Decoder(model, torch.tensor([prompt], device=device, dtype=torch.long), context_length=context_length)
+    while True:
+        logits = decoder.logits()  # (1, V)
+        if pending:
+            logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
+        token = logits.argmax(dim=-1)
+        decoder.append(token)
+        pending = pending[len(encoding().decode_single_token_bytes(int(token))) :] if pending else b""
+        yield int(token)
+
+
+def locate(ids: list[int], words: str) -> tuple[int, int] | None:
+    """(start, end): the tokens ids[start:end] hold the first place after the first token where words stand, if any."""
+    pieces = encoding().decode_tokens_bytes(ids)
+    at = b"".join(pieces).find(words.encode(), len(pieces[0]))
+    if at < 0:
+        return None
+    ends = list(accumulate(map(len, pieces)))  # after each token, in bytes
+    return bisect_right(ends, at), bisect_left(ends, at + len(words.encode())) + 1
+
+
+def shortest_prompt(model: GPT, ids: list[int], start: int, end: int, *, context_length: int) -> int | None:
+    """How few of the tokens before ids[start:end] bring these back greedily, all of them; at most a context is tried.
+
+    None where no prompt does.
+    """
+    for count in range(1, min(start, context_length) + 1):
+        said = generate(model, ids[start - count : start], context_length=context_length)
+        if all(a == b for a, b in zip(ids[start:end], said, strict=False)):  # leaves at the first that differs
+            return count
+    return None
+
+
+def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:
+    """The UTF-8 bytes that follow prompt, greedily, without end, a token at a time.
+
+    The prompt's last token is healed: "Let us kill him, " ends in a blank that the text had inside " and", a token
+    boundary that the model never saw. So the prompt gives way to its stable tokens, and the first tokens of the answer
+    must spell the rest of it. Raises ValueError for an empty prompt.
+    """
+    tokens, pending = stable_prefix(prompt)
+    if not tokens:  # nothing stable to stand on: the prompt is one piece
+        tokens, pending = encoding().encode_ordinary(prompt), b""
+    healed = 0
+    for token in generate(model, tokens, context_length=context_length, pending=pending):
+        piece = encoding().decode_single_token_bytes(token)
+        repeated = min(len(piece), len(pending) - healed)  # what the reader has typed is not said again
+        healed += repeated
+        yield piece[repeated:]
+
+
+def _can_spell(pending: bytes) -> Tensor:
+    """(V,) bool: the tokens that begin with pending or are themselves a beginning of it."""
+    spellings, tokens = _by_spelling()
+    fits = torch.zeros(encoding().n_vocab, dtype=torch.bool)
+    at = bisect_left(spellings, pending)
+    while at < len(spellings) and spellings[at].startswith(pending):
+        fits[tokens[at]] = True
+        at += 1
+    for length in range(1, min(len(pending), max(map(len, spellings))) + 1):
+        at = bisect_left(spellings, pending[:length])
+        if spellings[at : at + 1] == [pending[:length]]:
+            fits[tokens[at]] = True
+    return fits
+
+
+@cache
+def _by_spelling() -> tuple[list[bytes], list[int]]:
+    """The tokens' bytes in order, and the tokens; without the last, <|endoftext|>, which spells nothing."""
+    spellings = encoding().token_byte_values()
+    return spellings, [encoding().encode_single_token(spelling) for spelling in spellings]

@@ -1,0 +1,109 @@
+"""What report.json states about the memory, computed again from the weights and the text alone.
+
+run = load_run("out")
+differing = [check.name for check in verify(run, Path("out"), read_corpus(run.config.data)) if not check.fits]
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.data.corpus import Corpus
+from nanogpt.data.entropy_floor import Floors
+from nanogpt.data.tokenizer import encode
+from nanogpt.data.windows import JUDGED_GRIDS, control_windows, memorised_windows, subset_and_windows
+from nanogpt.distributed.world import World
+from nanogpt.evaluate.recall import Forward
+from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard, scores_dtype
+from nanogpt.storage.run_dir import CONFIG, Run, weights_sha256
+
+# Relative: `loss` of a run that gave up is of its dtype and of torch's own cross-entropy, 2e-4 from the exact one on a
+# CPU in fp32. One that verified its target is the recomputable figure itself.
+LOSS_SLACK = {"fp32": 1e-3, "bf16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verification."""
+
+    name: str  # its place in report.json
+    stated: Any
+    found: Any
+    fits: bool
+
+
+def score_run(run: Run, ids: list[int], world: World) -> Scorecard:
+    """The scorecard of a finished run, whose whole text has the token ids, as the run itself made it."""
+    config, precision = run.config, run.report.get("scores_precision", "fp32")
+    windows = memorised_windows(ids, config)
+    model = run.model.to(world.device)
+    if precision == "bf16 weights":
+        model = model.bfloat16()
+    floor = Floors(windows.ids.numpy()).floor_of(config)
+    forward = Forward(world, scores_dtype(precision), config.micro_batch_size)
+    judged = windows.judged_starts(JUDGED_GRIDS)
+    return make_scorecard(model, windows, judged, control_windows(ids, config), forward, floor=floor)
+
+
+def one_process() -> World:
+    """This process alone. Raises ConfigError under torchrun: scores are then the trainer's business."""
+    if (world := World.from_env()).size > 1:
+        raise ConfigError("scores are computed again in one process: leave torchrun out")
+    return world
+
+
+def verify(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
+    """Each thing that the report states and the weights and the text can confirm, the cheap ones first.
+
+    Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it. Raises
+    ConfigError for a config.json that no run has written.
+    """
+    stated, config = run.report, run.config
+    if None in (config.subset_tokens, config.stride, config.micro_batch_size):
+        raise ConfigError(f"{out_dir / CONFIG} leaves open what a run has resolved")
+    facts = {"corpus_sha256": corpus.sha256, "weights_sha256": weights_sha256(out_dir)} | subset_and_windows(config)
+    for name, found in facts.items():
+        yield Check(name, stated.get(name), found, stated.get(name) == found)
+    target, loss = stated.get("target_loss"), stated.get("loss")
+    yield Check("target_loss", target, config.target_loss, target == config.target_loss)
+    reached = isinstance(loss, int | float) and loss <= config.target_loss
+    # Only DeepSpeed in bf16 may be scored in bf16: whoever recomputes is allowed more there.
+    in_bf16 = (config.engine, config.dtype) == ("deepspeed", "bf16")
+    precisions = ("fp32", "bf16", "bf16 weights") if in_bf16 else ("fp32",)
+    precision = stated.get("scores_precision")
+    yield Check("scores_precision", precision, " or ".join(precisions), precision in precisions)
+    as_stated = stated.get("reached") is reached is (stated.get("exit_reason") == "target_reached")
+    yield Check("reached", stated.get("reached"), reached, as_stated)
+    ids = encode(corpus.text)
+    if len(ids) < config.subset_tokens:
+        yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)
+        return
+    card = score_run(run, ids, one_process())
+    scores = dict(card.flat())
+    full_pass = scores["full_pass.loss"]
+    if reached:
+        yield _check("loss", stated, full_pass)
+        yield Check("target_verified", config.target_loss, full_pass.value, full_pass.low <= config.target_loss)
+    else:
+        slack = ROUNDINGS[config.dtype].absolute + LOSS_SLACK[config.dtype] * full_pass.value
+        yield _check("loss", stated, Score(full_pass.value, full_pass.value - slack, full_pass.value + slack))
+    for name, score in scores.items():
+        yield _check(name, stated, score)
+    if card.control is None:
+        yield Check("control", stated.get("control"), None, stated.get("control") is None)
+
+
+def _check(name: str, stated: dict[str, Any], score: Score) -> Check:
+    """Whether report.json has at name what score allows; JSON has null for what is not finite."""
+    value: Any = stated
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # As written in JSON a float is exact; the last bits are for sums that were made in another order.
+        fits = score.low - 1e-9 <= value <= score.high + 1e-9
+    else:
+        fits = value is None and not isfinite(score.high)
+    return Check(name, value, score.value, fits)

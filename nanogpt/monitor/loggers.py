@@ -1,0 +1,179 @@
+"""Who hears of the run: a terminal, metrics.jsonl, and nobody on the ranks that are not the first.
+
+logger = Loggers(PlainLogger(), JsonlLogger(out_dir / "metrics.jsonl", print))
+logger.row(row)
+"""
+
+import errno
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanogpt.storage.json_file import finite
+from nanogpt.utils.console import say
+from nanogpt.utils.format import duration
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.jsonl, where a figure that is not finite is null.
+
+    Every figure is global: over all ranks, and over the steps since the row before.
+    """
+
+    step: int
+    tokens: int  # trained on so far
+    loss: float  # mean over the tokens since the last row, each at the weights of its own step; NaN without any
+    lr: float
+    grad_norm: float
+    tokens_per_s: float  # full passes and other pauses excluded; NaN without a step
+    step_s: float  # median; the same pauses excluded
+    mfu: float | None  # model FLOPs utilisation of all ranks together; none: the device's peak is unknown
+    eta_s: float | None
+    eta_low_s: float | None
+    eta_high_s: float | None
+    eta_note: str | None  # why there is no ETA, else null
+    wall_s: float  # since training began
+    memory_bytes: int  # the most that any rank has held
+    full_pass_loss: float | None  # on the rows where a full pass ran, else null
+    fastest_rank_step_s: float | None  # mean own work of a step, without waiting for the others; none: not known
+    slowest_rank_step_s: float | None
+    time_share: dict[str, float | None]  # of the first rank's wall clock since the last row, by metrics.PHASES
+
+    def to_json(self) -> str:
+        """One line of strict JSON."""
+        return json.dumps(finite(asdict(self)), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Recitation:
+    """The beginning of the text from the model's own mouth."""
+
+    prompt: str
+    recited: str  # what the model went on with
+    verdict: str  # where it differs from the text, if it does
+
+
+class Logger(ABC):
+    """Hears of a run. Everything is said to every logger, in order; close is said once."""
+
+    @abstractmethod
+    def row(self, row: Row) -> None:
+        """A logged step."""
+
+    @abstractmethod
+    def say(self, text: str) -> None:
+        """A sentence for a person."""
+
+    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:  # noqa: B027
+        """How the run ended: its report.json; the files of the run directory are written."""
+
+    def died(self, error: BaseException) -> None:  # noqa: B027
+        """The run ends by an error instead."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run is over."""
+
+
+class NullLogger(Logger):
+    """Every rank but the first."""
+
+    def row(self, row: Row) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class JsonlLogger(Logger):
+    """metrics.jsonl, the truth of the run: each line is in the file before the next step begins.
+
+    While the disk is full the lines wait in memory, and follow whole and in order as soon as there is room.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)  # of the last whole line
+        self._waiting = b""
+        self._warn = warn
+
+    def row(self, row: Row) -> None:
+        had_room = not self._waiting
+        self._waiting += row.to_json().encode() + b"\n"
+        try:
+            if self._file.write(self._waiting) < len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._end, self._waiting = self._end + len(self._waiting), b""
+        except OSError as error:
+            self._file.truncate(self._end)
+            if had_room:
+                self._warn(f"warning: {self._file.name} cannot be written ({error.strerror}); its rows wait, going on")
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class PlainLogger(Logger):
+    """A line a row, for logs and pipes."""
+
+    def row(self, row: Row) -> None:
+        say(describe(row))
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        pass
+
+
+class Loggers(Logger):
+    """Several loggers as one."""
+
+    def __init__(self, *loggers: Logger) -> None:
+        self._loggers = loggers
+
+    def row(self, row: Row) -> None:
+        for logger in self._loggers:
+            logger.row(row)
+
+    def say(self, text: str) -> None:
+        for logger in self._loggers:
+            logger.say(text)
+
+    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
+        for logger in self._loggers:
+            logger.result(report, recitation)
+
+    def died(self, error: BaseException) -> None:
+        for logger in self._loggers:
+            logger.died(error)
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+
+def describe(row: Row) -> str:
+    """A row as a person reads it."""
+    mfu = "" if row.mfu is None or math.isnan(row.mfu) else f"  MFU {row.mfu:.0%}"
+    full = "" if row.full_pass_loss is None else f"  full pass {row.full_pass_loss:.4f}"
+    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s{mfu}  {describe_eta(row)}{full}"
+
+
+def describe_eta(row: Row) -> str:
+    """When the target will be reached, with the interval, or that nobody can tell."""
+    if row.eta_s is None or math.isnan(row.eta_s):  # a row without a step has no step time
+        return row.eta_note or "no ETA yet"
+    return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"

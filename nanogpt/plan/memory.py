@@ -1,0 +1,151 @@
+"""What a rank will hold, in bytes, and whether the machine has it.
+
+need = predict_memory(config, world_size=2, device_type="cpu", deepspeed=None)
+need.total, need.activations
+
+docs/preflight.md has this formula beside measured peaks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import isqrt
+from typing import Any
+
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.hardware import free_bytes
+from nanogpt.distributed.world import World
+from nanogpt.model.gpt import GPTConfig
+from nanogpt.optim.muon import channels_together
+from nanogpt.storage.run_dir import model_config
+from nanogpt.utils.format import gigabytes
+
+FP32, BF16 = 4, 2  # bytes
+RUNTIME = {"single": 420e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (model/gpt.py)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at its fullest."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # Adam's two moments, and from ZeRO 1 on the fp32 masters that it steps
+    average: int  # of the weights, from the plateau on (--ema)
+    activations: int  # of one micro-batch, kept for its backward
+    logits: int  # of one micro-batch, and what losses and scores make of them
+    buffers: int  # weights cast to bf16, and what engines communicate through
+    checkpoint: int  # the copy that is written in the background; on a GPU it is the host's and not counted
+    runtime: int  # Python, torch and other libraries; not on a GPU
+
+    @property
+    def total(self) -> int:
+        """What the device must have, bytes."""
+        return sum(asdict(self).values())
+
+
+def predict_memory(
+    config: TrainConfig, *, world_size: int, device_type: str, deepspeed: Mapping[str, Any] | None
+) -> Memory:
+    """The most that a rank will hold in a run with this resolved config; deepspeed: what deepspeed.initialize is given.
+
+    Weights, gradients and moments are 4, 4 and 8 bytes a parameter, shared out as ZeRO's stage says (Rajbhandari et
+    al., arXiv 1910.02054, figure 1). For the backward a block keeps 16 values a token and channel, as in Korthikanti et
+    al., "Reducing Activation Recomputation" (arXiv 2205.05198), without dropout and with the fp32 residual stream of
+    autocast; the loss holds three times its logits in fp32, on a CPU none of them (model/gpt.py), but full passes
+    and scores hold them twice.
+    """
+    shape, on_cpu = model_config(config), device_type == "cpu"
+    parameters = shape.num_parameters
+    in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
+    size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
+    stage = config.zero_stage or 0
+    moments_over, gradients_over, weights_over = (world_size if stage >= n else 1 for n in (1, 2, 3))  # ranks
+    masters = parameters * FP32 // world_size if stage else 0
+    averaged = parameters * FP32 if config.ema else 0
+
+    rows = min(config.micro_batch_size, -(-config.batch_size // world_size))
+    tokens, autocast = rows * config.context_length, config.dtype == "bf16"
+    channel = 36 if autocast else 64  # bytes a token and channel
+    scores = 0  # bytes a token, head and position that it sees
+    if on_cpu and config.context_length <= WRITTEN_OUT:
+        scores = FP32 + BF16 if autocast else FP32
+    activations = shape.n_layer * tokens * (channel * shape.n_embd + scores * shape.n_head * config.context_length)
+    logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
+    checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
+
+    buffers = _communication(config.engine, stage, parameters, size, deepspeed)
+    if autocast and not in_bf16:
+        buffers += parameters * BF16
+    moments = 2 * FP32 * parameters
+    if config.optimizer == "muon":  # one moment of the blocks' matrices
+        moments -= FP32 * shape.n_layer * shape.block_matrices
+        update = _muon_update(shape, world_size, moments_over, BF16 if autocast else FP32)
+        # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.
+        buffers += max(0, update - activations - logits) if on_cpu else update
+    if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
+        buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
+    return Memory(
+        weights=parameters * size // weights_over,
+        gradients=parameters * size // gradients_over,
+        optimizer=moments // moments_over + masters,
+        average=averaged // weights_over,
+        activations=activations,
+        logits=logits,
+        buffers=buffers,
+        checkpoint=checkpoint,
+        runtime=int(RUNTIME[config.engine]) if on_cpu else 0,
+    )
+
+
+def _muon_update(shape: GPTConfig, world_size: int, moments_over: int, size: int) -> int:
+    """Bytes that a step of optim/muon.py holds for a moment: directions, the stack, and what is made of a share.
+
+    size: of a value in the stack, bytes.
+    """
+    directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
+    share = -(-shape.n_layer // world_size) * shape.block_matrices * size
+    # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
+    # of which there are twice a third of channels / width.
+    orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(shape.n_embd) / shape.n_embd)
+    return directions + share * world_size + int(orthogonalised)
+
+
+def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:
+    """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
+    if engine == "ddp":
+        return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
+    if not (deepspeed and stage):
+        return 0
+    zero = deepspeed["zero_optimization"]
+    reduced = zero.get("reduce_bucket_size", 5e8) * (2 if zero.get("overlap_comm") else 1)  # DeepSpeed's default
+    gathered = zero.get("stage3_max_live_parameters", 1e9) if stage == 3 else zero.get("allgather_bucket_size", 5e8)
+    return size * (min(2 * parameters, int(reduced)) + min(parameters, int(gathered)))
+
+
+def shortage(config: TrainConfig, world: World, deepspeed: Mapping[str, Any] | None) -> str:
+    """One line where this rank's device has less than its ranks are predicted to need, and what would fit; else ''."""
+    free = free_bytes(world)
+    ranks = world.local_size if world.device.type == "cpu" else 1  # that share what is free
+
+    def need(micro_batch_size: int) -> Memory:
+        return predict_memory(
+            replace(config, micro_batch_size=micro_batch_size), world_size=world.size, device_type=world.device.type,
+            deepspeed=deepspeed,
+        )  # fmt: skip
+
+    a_rank = need(config.micro_batch_size).total
+    if free is None or ranks * a_rank <= free:
+        return ""
+    share = -(-config.batch_size // world.size)
+    some = [m for m in range(1, isqrt(share) + 1) if share % m == 0]
+    divisors = some + [share // m for m in reversed(some)]
+    smaller = (m for m in reversed(divisors) if m < config.micro_batch_size)
+    fits = next((m for m in smaller if ranks * need(m).total <= free), None)
+    mend = (
+        "no --micro_batch_size makes it fit: a smaller model, or more devices to share ZeRO's stages out over"
+        if fits is None
+        else f"--micro_batch_size={fits} needs {gigabytes(ranks * need(fits).total)}"
+    )
+    ranks_of = f" ({ranks} ranks x {gigabytes(a_rank)})" if ranks > 1 else ""
+    return f"about {gigabytes(ranks * a_rank)} of memory{ranks_of} are needed, {gigabytes(free)} are free here: {mend}"

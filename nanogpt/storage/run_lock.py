@@ -1,0 +1,160 @@
+"""Of the attempts of one Slurm job, the newest alone writes the run directory.
+
+    attempt = Attempt.from_env()
+    fence = attempt.raise_fence(out_dir)
+    fence.check()                   # before each write
+
+A node that Slurm has given up may still run its part of the job when the job has been requeued elsewhere. A kernel lock
+keeps such a copy out only where the file system shares locks between nodes, and many do not.
+"""
+
+import os
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.files import lock, read_file, regular, whole
+from nanogpt.storage.run_dir import CONFIG, _refused, check_writable
+from nanogpt.utils.console import say
+
+FENCE = ".attempt"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Which job runs here, and for which time; outside Slurm no job, and attempt 0."""
+
+    job: str
+    number: int
+
+    @classmethod
+    def from_env(cls) -> "Attempt":
+        """What slurm/train.sh put into the environment, which knows numbers that Slurm uses again; else Slurm itself.
+
+        Raises ConfigError where that is no attempt.
+        """
+        job = os.environ.get("RUN_JOB") or os.environ.get("SLURM_JOB_ID", "")
+        count = os.environ.get("SLURM_RESTART_COUNT", "")
+        if job and not re.fullmatch("[0-9]{0,9}", count):
+            raise ConfigError(f"SLURM_RESTART_COUNT={count} must be a whole number")
+        return cls(job, int(count or 0) if job else 0)
+
+    def __str__(self) -> str:
+        return f"{self.job}.{self.number}" if self.job else ""
+
+    def follows(self, out_dir: Path) -> bool:
+        """Whether an earlier attempt of this job wrote out_dir last. Raises ConfigError when it was a later one."""
+        job, _, number = _written(out_dir).partition(".")
+        if not self.job or job != self.job:
+            return False
+        if int(number) > self.number:
+            raise ConfigError(f"attempt {number} of job {job} writes {out_dir} now: this is attempt {self.number}")
+        return int(number) < self.number
+
+    def raise_fence(self, out_dir: Path) -> "Fence":
+        """Let out_dir be written by this attempt alone."""
+        if not self.job and not (out_dir / FENCE).exists():  # nobody to keep out
+            return NoFence()
+        with whole(out_dir / FENCE) as file:
+            file.write(str(self).encode())
+        return Fence(out_dir, str(self)) if self.job else NoFence()
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Keeps out whoever did not raise it."""
+
+    out_dir: Path
+    mine: str
+
+    def check(self) -> None:
+        """Raises SystemExit when another attempt has raised it since."""
+        try:
+            now = _written(self.out_dir)
+        except OSError:  # a network file system's hiccup
+            return
+        if now and now != self.mine:
+            raise SystemExit(f"error: attempt {now} writes {self.out_dir} now, not {self.mine}: leaving it alone")
+
+
+class NoFence(Fence):
+    """Outside Slurm, and of ranks that write only their part of a checkpoint, under a name of their attempt."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), "")
+
+    def check(self) -> None:
+        pass
+
+
+def _written(out_dir: Path) -> str:
+    """Who raised the fence of out_dir: 'JOB.ATTEMPT', or '' where nobody has or it is damaged."""
+    try:
+        found = read_file(out_dir / FENCE).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return found if re.fullmatch(r"[^.]*\.[0-9]{1,9}", found) else ""
+
+
+LOCK = ".lock"
+
+
+TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
+
+
+def take_over(out_dir: str, attempt: Attempt) -> None:
+    """Make an earlier attempt of the same Slurm job leave out_dir, if it still writes there.
+
+    Before anything is read: it would go on saving checkpoints and dropping old ones. Raises ConfigError when the
+    attempt that wrote last is a later one, or out_dir cannot be written.
+    """
+    path = check_writable(out_dir)
+    with _refused(out_dir):
+        if attempt.follows(path):
+            attempt.raise_fence(path)
+            with suppress(BlockingIOError), open(path / LOCK, "a", opener=regular) as held_by_it:
+                lock(held_by_it, TAKEOVER_S)
+
+
+@contextmanager
+def held(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
+    """out_dir, made if it is not there, for this process alone. Raises ConfigError while another process has it.
+
+    A process that the lock does not reach, on another node or where the file system has no locks, is kept out by the
+    fence, if it is an earlier attempt of the same job.
+    """
+    with _refused(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        attempt.follows(out_dir)  # refused where a later one has come in the meantime
+        file = open(out_dir / LOCK, "a", opener=regular)  # noqa: SIM115, the caller's
+        try:
+            locked = lock(file, patience_s=0.0)
+        except BlockingIOError:
+            raise ConfigError(f"--out_dir={out_dir} is being written by another run: wait for it, or stop it") from None
+        fence = attempt.raise_fence(out_dir)
+    if not locked:
+        say(f"warning: the file system of {out_dir} has no locks: nothing keeps another run out of it")
+    with file:
+        yield fence
+
+
+def loss_of(out_dir: Path) -> Callable[[], bool]:
+    """A question for later: whether out_dir, which is held and claimed, was removed, emptied or replaced since."""
+    descriptor = os.open(out_dir, os.O_RDONLY | os.O_DIRECTORY)  # while it is open no other directory gets its number
+    mine = os.fstat(descriptor)
+
+    def is_lost() -> bool:
+        try:
+            os.stat(out_dir / CONFIG)
+            return not os.path.samestat(mine, os.stat(out_dir))
+        except FileNotFoundError:
+            return True
+        except OSError:  # a network file system's hiccup
+            return False
+
+    weakref.finalize(is_lost, os.close, descriptor)
+    return is_lost

@@ -1,0 +1,101 @@
+"""What a checkpoint of a run is made of, and when one is due.
+
+saver.begin()                   # a copy in memory; a thread writes it
+saver.save_and_wait()           # complete when this returns, once a step
+"""
+
+import time
+from dataclasses import asdict
+
+from nanogpt.distributed.replicas import Replicas
+from nanogpt.engine import Engine
+from nanogpt.monitor.loggers import Logger
+from nanogpt.optim.ema import WeightAverage
+from nanogpt.plan.plan import Plan
+from nanogpt.storage.checkpoint import Checkpoint, Checkpointer
+from nanogpt.storage.run_lock import Fence
+from nanogpt.training.state import Progress
+
+
+class Saver:
+    """One rank's part. Every rank must call every method."""
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        engine: Engine,
+        average: WeightAverage,
+        progress: Progress,
+        plan: Plan,
+        logger: Logger,
+        fence: Fence,
+        replicas: Replicas,
+        *,
+        wandb_run_id: str,
+    ) -> None:
+        self._checkpointer, self._engine, self._average = checkpointer, engine, average
+        self._progress, self._plan, self._logger = progress, plan, logger
+        self._fence, self._replicas, self._wandb_run_id = fence, replicas, wandb_run_id
+        self._begun_step = 0  # of the newest checkpoint
+        self._begun_at = time.perf_counter()
+        self.newest: int | None = None  # step of the newest complete checkpoint
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self._checkpointer.writing
+
+    @property
+    def overdue(self) -> bool:
+        """Whether by this rank's clock the last save is checkpoint_minutes ago."""
+        minutes = self._plan.config.checkpoint_minutes
+        return minutes is not None and time.perf_counter() - self._begun_at > 60 * minutes
+
+    def begin(self) -> None:
+        """Save what is now, in the background; a save that is still under way stands for it.
+
+        Raises ReplicaError where the ranks do not hold the same: each writes a share of it.
+        """
+        if self._checkpointer.begun:
+            return
+        self._replicas.check(self._progress.step)
+        pieces = list(self._engine.pieces())
+        if self._progress.schedule.averaging:
+            pieces += self._engine.pieces_like_weights("mean", self._average.mean)
+        state = self._progress.state() | {
+            "config": asdict(self._plan.config),
+            "corpus_sha256": self._plan.corpus.sha256,
+            "world_size": self._engine.world.size,
+            "wandb_run_id": self._wandb_run_id,
+        }
+        self._checkpointer.begin(self._progress.step, pieces, state)
+        self._begun_step, self._begun_at = self._progress.step, time.perf_counter()
+
+    def commit(self) -> None:
+        """Complete the save that was begun, if any, once every rank's thread is done."""
+        if not self._checkpointer.begun:
+            return
+        self._fence.check()
+        if failure := self._checkpointer.commit():
+            kept = "there is none yet" if self.newest is None else f"that of step {self.newest} is kept"
+            self._logger.say(f"warning: no checkpoint could be saved ({failure}); {kept}, going on")
+        else:
+            self.newest = self._begun_step
+
+    def save_and_wait(self) -> None:
+        """A checkpoint of this step, complete when this returns; one that has been begun at it stands for it."""
+        self.commit()
+        if self._begun_step != self._progress.step:
+            self.begin()
+            self.commit()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from checkpoint, whatever engine wrote it, on however many ranks, and close it."""
+        progress = self._progress
+        progress.restore(checkpoint.progress, ranks=self._engine.world.size)
+        self._engine.restore(checkpoint, updates=progress.step - progress.bad_steps)
+        if progress.schedule.averaging:
+            self._engine.read_like_weights("mean", self._average.begin(), checkpoint)
+        checkpoint.close()
+        self.newest = checkpoint.step
+        self._logger.say(f"resumed from {checkpoint.path.name} of {checkpoint.path.parent.parent}")

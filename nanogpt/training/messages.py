@@ -1,0 +1,67 @@
+"""What a run says to a person at its beginning and at its end."""
+
+from itertools import islice
+from typing import Any
+
+from nanogpt.data.tokenizer import encoding
+from nanogpt.distributed.world import World
+from nanogpt.evaluate.recite import generate, verdict
+from nanogpt.model.generate import hop_length
+from nanogpt.model.gpt import GPT
+from nanogpt.monitor.loggers import Logger, Recitation
+from nanogpt.plan.plan import Plan
+from nanogpt.utils.format import duration, gigabytes, percent
+
+RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
+
+
+def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> None:
+    """What will be trained, where, and until when."""
+    config = plan.config
+    engine = config.engine if config.zero_stage is None else f"{config.engine} (ZeRO {config.zero_stage})"
+    logger.say(
+        f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
+        f"gives {config.target_loss:g} nats/token (entropy floor {plan.floor:.3f})"
+    )
+    logger.say(
+        f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
+        f"engine {engine}, {config.dtype}, about {gigabytes(plan.memory.total)} of memory a rank; writing "
+        f"{config.out_dir}/"
+    )
+    for warning in plan.warnings:
+        logger.say(f"warning: {warning}")
+
+
+def tell_result(report: dict[str, Any], logger: Logger) -> None:
+    """Whether the target was reached, and how much of the text comes back."""
+    outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
+    logger.say(
+        f"{outcome}: full-pass loss {report['loss']:.4f} (target {report['target_loss']:g}) "
+        f"after {report['steps']} steps, {duration(report['train_s'])} of training"
+    )
+    recall = report["recall"]
+    logger.say(
+        f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
+        f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "
+        f"from its beginning and put right at each break, the text breaks {recall['recitation_breaks']} times in "
+        f"{recall['recited_tokens']} tokens"
+    )
+
+
+def recite_beginning(model: GPT, plan: Plan) -> Recitation:
+    """The text from the model's own mouth. Every rank must call: a sharded model needs them all."""
+    ids, length = plan.windows.ids.tolist(), plan.config.context_length
+    first = ids[: hop_length(length)]
+    said = islice(generate(model, first, context_length=length), RECITE_TOKENS)
+    prompt, answer, text = (encoding().decode_bytes(tokens) for tokens in (first, list(said), ids))
+    return Recitation(
+        prompt=prompt.decode(errors="replace"),
+        recited=answer.decode(errors="replace"),
+        verdict=verdict(prompt, answer, text),
+    )
+
+
+def tell_recitation(recitation: Recitation, logger: Logger) -> None:
+    """The recitation, and where it differs from the text."""
+    logger.say(recitation.prompt + recitation.recited)
+    logger.say(recitation.verdict)

@@ -1,0 +1,85 @@
+"""report.json: how a run ended, for other programs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanogpt.data.windows import subset_and_windows
+from nanogpt.distributed.world import World
+from nanogpt.engine import Engine
+from nanogpt.plan.plan import Plan
+from nanogpt.storage.json_file import write_json
+from nanogpt.storage.provenance import provenance
+from nanogpt.storage.run_dir import REPORT
+from nanogpt.training.state import Progress
+from nanogpt.utils.signals import STOP_FILE
+
+
+def make_report(
+    reason: str, full_pass_loss: float | None, plan: Plan, progress: Progress, world: World, engine: Engine | None
+) -> dict[str, Any]:
+    """The report of a run that ends now. Every rank must call.
+
+    The clocks stand when this is called. Where there is a verdict, the scorecard is added to it. engine: None where
+    the run ends before it has one.
+    """
+    config, train_s = plan.config, progress.train_s
+    compilation = engine.compilation if engine else None
+    return {
+        "reached": reason == "target_reached",
+        "exit_reason": reason,
+        "target_loss": config.target_loss,
+        "loss": full_pass_loss,
+        "floor": plan.floor,
+        "steps": progress.step,
+        "bad_steps": progress.bad_steps,
+        "tokens": progress.meter.tokens,
+        "launch_s": progress.launch_s,
+        "train_s": train_s,
+        "device_s": train_s * world.size + progress.other_device_s,
+        "full_pass_s": progress.full_pass_s,
+        "compile_s": compilation.seconds if compilation else 0.0,
+        "engine": config.engine,
+        "zero_stage": config.zero_stage,
+        "world_size": world.size,
+        "device": world.device_name(),
+        "dtype": config.dtype,
+        "compiled": bool(compilation and compilation.compiled),
+        "cuda_graphs": bool(engine and engine.cuda_graphs),
+        "peak_memory_bytes": world.gather(world.peak_memory_bytes()),
+        "recipe": config.recipe,
+        "optimizer": config.optimizer,
+        "learning_rate": config.learning_rate,
+        "on_plateau": config.on_plateau,
+        "ema": config.ema,
+        "gradient_compression": config.gradient_compression,
+        "final_learning_rate": progress.lr,
+        "corpus_sha256": plan.corpus.sha256,
+        **subset_and_windows(config),
+        "control_note": None if plan.control else "fewer tokens follow the subset than one window needs",
+        "scores_precision": engine.scores_precision if engine else None,
+        **provenance(),
+    }
+
+
+def write_report(out_dir: Path, report: dict[str, Any]) -> None:
+    """The report of a run that has come to its end. Raises SystemExit when it cannot be written."""
+    try:
+        write_json(out_dir / REPORT, report)
+    except OSError as error:
+        raise SystemExit(f"error: {out_dir / REPORT} cannot be written ({error}): make room, start again") from None
+
+
+def write_stopped(out_dir: Path, report: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The report of a run that was asked to stop. The file STOP has been obeyed: the next run shall not stop too."""
+    try:
+        write_json(out_dir / REPORT, report)
+    except OSError as error:
+        say(f"warning: {out_dir / REPORT} cannot be written ({error.strerror or error})")
+    try:
+        (out_dir / STOP_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        say(
+            f"warning: {out_dir / STOP_FILE} cannot be removed ({error.strerror or error}): remove it, or the next "
+            f"start stops too"
+        )

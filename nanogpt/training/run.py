@@ -1,0 +1,203 @@
+"""One attempt at a run: what it goes on from, that its ranks agree, who hears of it; then the loop.
+
+status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter(), stop=StopSignals())
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from socket import gethostname
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.hardware import free_host_bytes, peak_flops_per_s
+from nanogpt.distributed.health_check import check_health
+from nanogpt.distributed.watchdog import Watchdog
+from nanogpt.distributed.world import World
+from nanogpt.monitor.live_plot import LivePlot
+from nanogpt.monitor.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.monitor.terminal import TerminalLogger
+from nanogpt.monitor.wandb_logger import check_wandb, open_wandb
+from nanogpt.plan.memory import FP32
+from nanogpt.plan.plan import Plan, make_plan
+from nanogpt.storage.checkpoint import Checkpoint, CheckpointError, abandon_after
+from nanogpt.storage.provenance import what_computes
+from nanogpt.storage.resume import Start, find_start, in_its_own_dtype
+from nanogpt.storage.run_dir import METRICS, claim, model_config
+from nanogpt.storage.run_lock import Attempt, Fence, NoFence, held, loss_of, take_over
+from nanogpt.training.report import make_report, write_stopped
+from nanogpt.training.state import Progress
+from nanogpt.training.trainer import EXIT_STATUS, Trainer, stopped_status
+from nanogpt.utils.console import outlive_output
+from nanogpt.utils.format import gigabytes
+from nanogpt.utils.signals import StopRequested, StopSignals
+
+# Launchers that tell their processes nothing which torch understands: how many there are, and which of them this is.
+LAUNCHERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+
+
+def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
+    """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
+
+    launched: time.perf_counter() when the process began. Raises ConfigError before anything is written. However it
+    ends, each signal does afterwards what it did before stop was made.
+    """
+    outlive_output()
+    with stop:
+        return _begin(config, launched, stop)
+
+
+def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
+    _refuse_copies()
+    world = World.from_env()
+    plan = make_plan(in_its_own_dtype(config), world)
+    start = None
+    if world.is_first:
+        take_over(plan.config.out_dir, Attempt.from_env())
+        start = find_start(plan.config, plan.corpus.sha256)
+        check_wandb(plan.config)
+    timeout_s = plan.config.comm_timeout_s
+    try:
+        store = world.meet(timeout_s=timeout_s, asked_to_stop=lambda: stop.requested)
+    except StopRequested:
+        if world.is_first:
+            print("asked to stop while other ranks were missing", flush=True)
+        return stopped_status()
+    with (
+        Watchdog(world, store, timeout_s=timeout_s) as watchdog,
+        world.process_group(store, timeout_s=timeout_s, sharded=plan.deepspeed is not None),
+    ):
+        watchdog.at("the beginning", patient=True)
+        start = world.gather(start)[0]
+        _agree(plan, world)
+        if start.ended:
+            if world.is_first:
+                has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
+                print(f"{start.out_dir} {has} already: nothing to do")
+            return EXIT_STATUS[start.ended]
+        _require_room(plan, world)
+        _examine(plan.config, world)
+        with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
+            return _train(plan, world, start, launched, stop, watchdog, fence)
+
+
+def _train(
+    plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
+) -> int:
+    try:
+        checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+    except CheckpointError as error:  # the first rank has read it
+        raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
+    hosts = sorted(set(world.gather(gethostname())))
+    left = []
+    if world.is_first:
+        if checkpoint:  # before it is claimed: killed in between, the same command would go on from a later step
+            left = abandon_after(start.out_dir, checkpoint.step)
+        claim(
+            start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
+            corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
+            predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
+            begun_with=start.begun_with, resumed_from=str(start.checkpoint) if start.checkpoint else None,
+            wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+        )  # fmt: skip
+    peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
+    logger = _open_logger(plan.config, world, start, checkpoint)
+    if world.is_first:
+        stop.look_in(start.out_dir, loss_of(start.out_dir))
+    try:
+        for line in start.notes:
+            logger.say(line)
+        if left:
+            logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
+        if any(world.sum(float(stop.requested))) and not any(world.max(float(stop.is_lost()))):  # before it is compiled
+            logger.say("asked to stop before the first step")
+            progress = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
+            if checkpoint:
+                progress.restore(checkpoint.progress, ranks=world.size)
+            report = make_report("stopped", None, plan, progress, world, None)
+            if world.is_first:
+                write_stopped(start.out_dir, report, logger.say)
+            logger.result(report, None)
+            return stopped_status()
+        return Trainer(
+            plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak
+        ).run()
+    except BaseException as error:
+        logger.died(error)
+        raise
+    finally:
+        watchdog.at("the end", patient=True)
+        logger.close()
+
+
+def _refuse_copies() -> None:
+    """Refuse to be one of several processes that know nothing of each other: each would train alone, in one out_dir."""
+    for launcher, (size, rank) in LAUNCHERS.items():
+        if "WORLD_SIZE" not in os.environ and (count := os.environ.get(size, "1")) != "1":
+            if os.environ.get(rank, "0") != "0":
+                raise SystemExit(2)  # one of them speaks
+            raise ConfigError(
+                f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
+                f"each node, as slurm/train.sh does; WORLD_SIZE=1 makes each a run of its own"
+            )
+
+
+def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Checkpoint | None) -> Logger:
+    """The first rank's loggers; nobody hears the others."""
+    if not world.is_first:
+        return NullLogger()
+    # A dumb terminal cannot redraw a line.
+    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
+    person = TerminalLogger(config.target_loss, losses) if redraws else PlainLogger()
+    wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
+    plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
+    return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
+
+
+def _require_room(plan: Plan, world: World) -> None:
+    """Refuse weights that this machine has no room for: whatever the engine, every rank builds the whole model.
+
+    What is needed beyond them is foreseen, not known, and warned of (nanogpt/plan/memory.py).
+    """
+    need, free = world.local_size * model_config(plan.config).num_parameters * FP32, free_host_bytes()
+    if free is not None and need > free:
+        raise ConfigError(
+            f"the weights alone are {gigabytes(need)} on {world.local_size} ranks, {gigabytes(free)} are free here"
+        )
+
+
+def _agree(plan: Plan, world: World) -> None:
+    """Refuse to train when a rank has another text, option, code or library than the first: it would hang, or spoil."""
+    everyone = world.gather(
+        what_computes()  # first of all: other code may have other options
+        | asdict(plan.config)
+        | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
+    )
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for name in first | other:
+            mine, its = first.get(name), other.get(name)
+            if mine != its:
+                raise ConfigError(f"rank {rank} has {name} {its}, rank 0 {mine}: make them the same")
+
+
+def _examine(config: TrainConfig, world: World) -> None:
+    """Tell of ranks that are slow or wrong, as --health asks. Raises ConfigError on every rank when it is strict."""
+    if config.health == "off":
+        return
+    findings = check_health(world, dtype=config.dtype, say=lambda line: print(line, flush=True))
+    if findings and config.health == "strict":
+        raise ConfigError(f"--health=strict: {' | '.join(findings)}")
+    for finding in findings if world.is_first else ():
+        print(f"warning: {finding}", flush=True)
+
+
+def _first_step_to_log(checkpoint: Checkpoint | None) -> int:
+    """The first step whose row is still to be written."""
+    return 0 if checkpoint is None else checkpoint.step + (not checkpoint.progress["step_is_unfinished"])

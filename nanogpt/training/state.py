@@ -1,0 +1,106 @@
+"""How far a run has come: what a checkpoint holds of it beside the tensors.
+
+progress = Progress.of(config, judged_windows=130, launched_at=time.perf_counter())
+progress.restore(checkpoint.progress, ranks=world.size)
+"""
+
+import time
+from dataclasses import dataclass, field
+from math import log, nan
+from typing import Any
+
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.evaluate.eval_schedule import HOVERS, PassSchedule
+from nanogpt.monitor.eta import ADAMW_LEVELS, MUON_LEVELS, Circumstances, Eta, NoEta, steps_to_target
+from nanogpt.monitor.meters import Meter
+from nanogpt.optim.schedule import plateau_begins_at
+
+RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
+
+
+@dataclass
+class Progress:
+    """Counters, sums and clocks; the same on every rank but for the clocks."""
+
+    schedule: PassSchedule
+    launched_at: float  # time.perf_counter() when the process began; earlier by what the run took before a resume
+    started_at: float = field(default_factory=time.perf_counter)  # likewise, when training began
+    step: int = 0
+    step_is_unfinished: bool = False  # trained, but its full pass and its row are still to come
+    bad_steps: int = 0  # non-finite ones, never applied
+    bad_steps_in_a_row: int = 0
+    full_pass_s: float = 0.0
+    other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
+    verified_loss: float | None = None  # of the full pass that reached the target: only files and scores are to come
+    lr: float = nan  # of the newest step, as is
+    grad_norm: float = nan
+    meter: Meter = field(default_factory=Meter)
+    history: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss) of each logged row
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "Progress":
+        """The beginning of a run of a resolved config, whose full passes read so many windows."""
+        below = plateau_begins_at(config) if config.ema else 0.0
+        # A target so high that passes may come before there is an average is not worth the wait for one.
+        ripe_steps = 1 + log(RIPE) / log(config.ema) if HOVERS * config.target_loss < below else 0.0
+        schedule = PassSchedule(
+            config.target_loss, judged_windows, config.batch_size, averages_below=below, ripe_steps=ripe_steps
+        )
+        return cls(schedule, launched_at)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds since training began, over all attempts, without the time between them.
+
+        Of an attempt that was killed, what came after its last checkpoint is not in it: the steps are done again.
+        """
+        return time.perf_counter() - self.started_at
+
+    @property
+    def launch_s(self) -> float:
+        """Seconds since the process began, over all attempts, without the time between them."""
+        return time.perf_counter() - self.launched_at
+
+    def eta(self, config: TrainConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
+        """When the run of a resolved config will end. floor: nats/token."""
+        schedule = self.schedule
+        to_begin = schedule.ripe_steps > 0 and not schedule.averaging
+        known = Circumstances(
+            floor=floor,
+            epoch_steps=windows_per_epoch / config.batch_size,
+            slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
+            levels=MUON_LEVELS if config.optimizer == "muon" and config.ema else ADAMW_LEVELS,
+            lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
+            wait_steps=schedule.wait_steps,
+            averages_below=schedule.averages_below if to_begin else 0.0,
+            ripe_steps=schedule.ripe_steps,
+            judged_step=self.step - schedule.unjudged_steps,
+        )
+        return steps_to_target(self.history, config.target_loss, known)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON once figures that are not finite are null."""
+        return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
+            "train_s": self.train_s,
+            "launch_s": self.launch_s,
+            "meter": self.meter.state(),
+            "schedule": self.schedule.state(),
+        }
+
+    def restore(self, state: dict[str, Any], *, ranks: int) -> None:
+        """Go on, on as many ranks, from state() and the world_size that a checkpoint holds beside it."""
+        for name in _AS_THEY_ARE:
+            setattr(self, name, state[name])
+        self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
+        self.history = [(step, loss) for step, loss in self.history]
+        self.started_at -= state["train_s"]
+        self.launched_at -= state["launch_s"]
+        self.other_device_s += state["train_s"] * (state["world_size"] - ranks)
+        self.meter.restore(state["meter"])
+        self.schedule.restore(state["schedule"])
+
+
+_AS_THEY_ARE = (
+    "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "other_device_s",
+    "verified_loss", "lr", "grad_norm", "history",
+)  # fmt: skip
