@@ -10,19 +10,13 @@ LAUNCHED = time.perf_counter()  # before the imports: they are part of what a us
 
 import sys  # noqa: E402
 
-from nanogpt.config.cli import main, parse, without_local_rank  # noqa: E402
-from nanogpt.config.train_config import TrainConfig  # noqa: E402
-from nanogpt.utils.signals import StopSignals, end_at_once_on_interrupt  # noqa: E402
+from nanogpt.commands.train import train  # noqa: E402
+from nanogpt.config.cli import main  # noqa: E402
 
 
 def run() -> int:
-    """Flags -> TrainConfig -> train(); torch is imported only for flags that make sense."""
-    end_at_once_on_interrupt()
-    stop = StopSignals()
-    config = parse(TrainConfig, without_local_rank(sys.argv[1:]), program="train_overfit.py", about=__doc__)
-    from nanogpt.training.run import train
-
-    return train(config, launched=LAUNCHED, stop=stop)
+    """The run that the command line asks for."""
+    return train(sys.argv[1:], launched=LAUNCHED, program="train_overfit.py", about=__doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What `python -m nanogpt preflight` says: can this run reach its target, does it fit, how long may it take?
+"""Can a run reach its target, does it fit, how long may it take?
 
-status = tell(TrainConfig(subset_tokens=4096), ranks=2)
+python -m nanogpt preflight --ranks=8 --subset_tokens=4096
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import World
@@ -16,8 +17,16 @@ from nanogpt.plan.step_time import step_seconds
 from nanogpt.utils.format import duration, gigabytes
 
 
-def tell(config: TrainConfig, *, ranks: int) -> int:
-    """Print it -> 0. Raises ConfigError for what train_overfit.py would refuse, with --preflight=strict that too."""
+@dataclass(frozen=True)
+class PreflightOptions(TrainConfig):
+    """What `preflight` is asked: the options of train_overfit.py, and on how many ranks."""
+
+    ranks: int = option(1, "processes that would train", "ranks")
+
+
+def preflight(options: PreflightOptions) -> int:
+    """Whether a run could reach its target, what each engine would need of memory, how long it may take."""
+    config, ranks = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)}), options.ranks
     world = World.from_env()
     if world.size > 1:
         raise ConfigError("preflight is one process: leave torchrun out and give --ranks=N")

@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.files import REPOSITORY, regular, user_path
+from nanogpt.config.files import regular, user_path
 from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.json_file import find_json, read_json, write_json
 from nanogpt.utils.console import outlive_output, say
 from nanogpt.utils.signals import SIGNALS, signals_to_heed
 
-PROGRAM = REPOSITORY / "train_overfit.py"
 RESULT, TABLE, OUTPUT = "repeat.json", "repeat.md", "output.txt"
 TRIMMED_FROM = 5  # runs; of fewer nothing is dropped
 LEVEL = 0.95  # of the interval
@@ -57,8 +56,6 @@ def repeat(options: RepeatOptions) -> int:
     outlive_output()
     if os.environ.get("WORLD_SIZE", "1") != "1" or "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("repeat starts its runs itself, each one process: leave torchrun out")
-    if not PROGRAM.exists():
-        raise ConfigError(f"{PROGRAM} is missing: start from the repository, or install with pip install -e")
     out_dir = user_path(options.out_dir, f"--out_dir={options.out_dir}")
     asked = {
         f.name: value
@@ -205,8 +202,8 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
         with output:
             # A session of its own: a terminal's Ctrl-C comes through this process alone, and once.
             child = subprocess.Popen(
-                [sys.executable, PROGRAM, *words], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                [sys.executable, "-m", "nanogpt", "train", *words], stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             for number in signals:
                 child.send_signal(number)

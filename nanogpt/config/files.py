@@ -16,7 +16,6 @@ from typing import IO, Any
 
 from nanogpt.config.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parents[2]  # the package's neighbours are there: ds_config.json, the program
 LARGEST_BYTES = 2**31  # of a file that is read at once: beyond it is a slip
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that does not know them
 

@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.files import REPOSITORY, read_file
+from nanogpt.config.files import read_file
 from nanogpt.storage.json_file import parse_json
 
-DEFAULT_PATH = REPOSITORY / "ds_config.json"
+DEFAULT_PATH = Path(__file__).resolve().parent.parent / "assets" / "ds_config.json"
 OLDEST = (0, 19, 8)  # DeepSpeed
 
 # What TrainConfig decides, the option that does, and the value that says no more than it.

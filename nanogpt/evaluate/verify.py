@@ -1,7 +1,6 @@
 """What report.json states about the memory, computed again from the weights and the text alone.
 
-run = load_run("out")
-differing = [check.name for check in verify(run, Path("out"), read_corpus(run.config.data)) if not check.fits]
+differing = [check.name for check in verify("out") if not check.fits]
 """
 
 from collections.abc import Iterator
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.data.corpus import Corpus
+from nanogpt.data.corpus import Corpus, read_corpus
 from nanogpt.data.entropy_floor import Floors
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import JUDGED_GRIDS, control_windows, memorised_windows, subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward
 from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard, scores_dtype
-from nanogpt.storage.run_dir import CONFIG, Run, weights_sha256
+from nanogpt.storage.run_dir import CONFIG, Run, load_run, run_directory, weights_sha256
 
 # Relative: `loss` of a run that gave up is of its dtype and of torch's own cross-entropy, 2e-4 from the exact one on a
 # CPU in fp32. One that verified its target is the recomputable figure itself.
@@ -55,7 +54,21 @@ def one_process() -> World:
     return world
 
 
-def verify(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
+def verify(run_dir: str) -> list[Check]:
+    """All checks of a finished run. Raises ConfigError where a file is missing, or the run has no scores."""
+    run = load_scored_run(run_dir)
+    return list(verify_run(run, run_directory(run_dir), read_corpus(run.config.data)))
+
+
+def load_scored_run(run_dir: str) -> Run:
+    """The finished run in run_dir. Raises ConfigError where there is none, or it has no scores."""
+    run = load_run(run_dir)
+    if run.report.get("recall") is None:
+        raise ConfigError(f"{run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    return run
+
+
+def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     """Each thing that the report states and the weights and the text can confirm, the cheap ones first.
 
     Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it. Raises

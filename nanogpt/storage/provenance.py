@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nanogpt.config.files import REPOSITORY
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def installed_version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of the code that runs, with '-dirty' where it has changed since; None where nobody knows."""
-    copied = REPOSITORY / "COMMIT"  # written by slurm/train.sh beside its copy of the code
+    copied = PACKAGE.parent / "COMMIT"  # written by slurm/train.sh beside its copy of the code
     if copied.exists():
         return copied.read_text().strip() or None
     try:
@@ -63,9 +63,8 @@ PACKAGES = ("torch", "deepspeed", "tiktoken")
 def what_computes() -> dict[str, str | None]:
     """Beside options and text, all that must be the same on every rank: code, versions, choices of kernels."""
     source = hashlib.sha256()
-    here = REPOSITORY / "nanogpt"
-    for path in sorted(here.rglob("*.py")):
-        source.update(f"{path.relative_to(here)}\n".encode() + path.read_bytes())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
     return (
         {"code with SHA-256": source.hexdigest()[:16]}
         | {name: installed_version(name) for name in PACKAGES}

@@ -1,6 +1,8 @@
 """report.json: how a run ended, for other programs."""
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,24 @@ from nanogpt.storage.provenance import provenance
 from nanogpt.storage.run_dir import REPORT
 from nanogpt.training.state import Progress
 from nanogpt.utils.signals import STOP_FILE
+
+EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "stopped": 4, "non_finite": 1, "lost": 1}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, on this rank."""
+
+    exit_reason: str  # a key of EXIT_STATUS
+    out_dir: Path
+    report: dict[str, Any] = field(default_factory=dict)  # what report.json holds on the first rank; empty without one
+
+    @property
+    def status(self) -> int:
+        """The exit status. torchrun takes any but 0 for a failure, and restarts the ranks: an orderly stop is none."""
+        if self.exit_reason == "stopped" and "TORCHELASTIC_RUN_ID" in os.environ:
+            return 0
+        return EXIT_STATUS[self.exit_reason]
 
 
 def make_report(

@@ -1,12 +1,15 @@
 """One attempt at a run: what it goes on from, that its ranks agree, who hears of it; then the loop.
 
-status = train(TrainConfig(subset_tokens=2048), launched=time.perf_counter(), stop=StopSignals())
+result = train(TrainConfig(subset_tokens=2048))
+result.report["loss"]
 """
 
 import os
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from socket import gethostname
 
 from nanogpt.config.errors import ConfigError
@@ -22,13 +25,14 @@ from nanogpt.monitor.wandb_logger import check_wandb, open_wandb
 from nanogpt.plan.memory import FP32
 from nanogpt.plan.plan import Plan, make_plan
 from nanogpt.storage.checkpoint import Checkpoint, CheckpointError, abandon_after
+from nanogpt.storage.json_file import read_json
 from nanogpt.storage.provenance import what_computes
 from nanogpt.storage.resume import Start, find_start, in_its_own_dtype
-from nanogpt.storage.run_dir import METRICS, claim, model_config
+from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, claim, model_config
 from nanogpt.storage.run_lock import Attempt, Fence, NoFence, held, loss_of, take_over
-from nanogpt.training.report import make_report, write_stopped
+from nanogpt.training.report import Result, make_report, write_stopped
 from nanogpt.training.state import Progress
-from nanogpt.training.trainer import EXIT_STATUS, Trainer, stopped_status
+from nanogpt.training.trainer import Trainer
 from nanogpt.utils.console import outlive_output
 from nanogpt.utils.format import gigabytes
 from nanogpt.utils.signals import StopRequested, StopSignals
@@ -41,18 +45,19 @@ LAUNCHERS = {
 }
 
 
-def train(config: TrainConfig, *, launched: float, stop: StopSignals) -> int:
-    """Train until the target is verified or a budget is spent -> the exit status (EXIT_STATUS).
+def train(config: TrainConfig, *, launched: float | None = None, stop: StopSignals | None = None) -> Result:
+    """Train until the target is verified or a budget is spent -> how it ended.
 
-    launched: time.perf_counter() when the process began. Raises ConfigError before anything is written. However it
-    ends, each signal does afterwards what it did before stop was made.
+    launched: time.perf_counter() when the process began; None: now. stop: heeds signals since the process began; None:
+    from now on. Raises ConfigError before anything is written. However it ends, each signal does afterwards what it did
+    before stop was made.
     """
     outlive_output()
-    with stop:
-        return _begin(config, launched, stop)
+    with stop or StopSignals() as stop:
+        return _begin(config, time.perf_counter() if launched is None else launched, stop)
 
 
-def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
+def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
     _refuse_copies()
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
@@ -67,7 +72,7 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
     except StopRequested:
         if world.is_first:
             print("asked to stop while other ranks were missing", flush=True)
-        return stopped_status()
+        return Result("stopped", Path(plan.config.out_dir))
     with (
         Watchdog(world, store, timeout_s=timeout_s) as watchdog,
         world.process_group(store, timeout_s=timeout_s, sharded=plan.deepspeed is not None),
@@ -79,7 +84,8 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
             if world.is_first:
                 has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
                 print(f"{start.out_dir} {has} already: nothing to do")
-            return EXIT_STATUS[start.ended]
+            report = read_json(start.out_dir / REPORT, of=FINISHED) if world.is_first else {}
+            return Result(start.ended, start.out_dir, report)
         _require_room(plan, world)
         _examine(plan.config, world)
         with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
@@ -88,7 +94,7 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> int:
 
 def _train(
     plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
-) -> int:
+) -> Result:
     try:
         checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
     except CheckpointError as error:  # the first rank has read it
@@ -123,7 +129,7 @@ def _train(
             if world.is_first:
                 write_stopped(start.out_dir, report, logger.say)
             logger.result(report, None)
-            return stopped_status()
+            return Result("stopped", start.out_dir, report)
         return Trainer(
             plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak
         ).run()

@@ -1,9 +1,8 @@
 """Builds the parts of a run and holds its one loop.
 
-status = Trainer(plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak).run()
+result = Trainer(plan, world, logger, start, launched, stop, watchdog, fence, checkpoint, peak_flops_per_s=peak).run()
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,16 +33,9 @@ from nanogpt.training.checkpoint_manager import Saver
 from nanogpt.training.evaluator import Judge
 from nanogpt.training.messages import announce, recite_beginning, tell_recitation, tell_result
 from nanogpt.training.metrics import Gauge
-from nanogpt.training.report import make_report, write_report, write_stopped
+from nanogpt.training.report import Result, make_report, write_report, write_stopped
 from nanogpt.training.state import Progress
 from nanogpt.utils.signals import LOST, StopRequested, StopSignals
-
-EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "stopped": 4, "non_finite": 1}
-
-
-def stopped_status() -> int:
-    """torchrun takes any status but 0 for a failure, and restarts the ranks."""
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_STATUS["stopped"]
 
 
 class Trainer:
@@ -112,17 +104,17 @@ class Trainer:
         self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
         self.judge = Judge(plan, self.windows, self.engine, self.average, stop, watchdog)
 
-    def run(self) -> int:
-        """The loop, then scores, files and recitation -> the exit status."""
-        status = self._run()
+    def run(self) -> Result:
+        """The loop, then scores, files and recitation -> how it ended."""
+        result = self._run()
         if self.stop.is_lost():
             message = f"{self.out_dir} was removed, emptied or replaced during the run: what it held is lost"
             print(f"error: {message}", file=sys.stderr, flush=True)
             self.logger.died(FileNotFoundError(message))
-            return 1
-        return status
+            return Result("lost", self.out_dir)
+        return result
 
-    def _run(self) -> int:
+    def _run(self) -> Result:
         progress = self.progress
         save = False
         (out_of_time,) = self.world.max(float(self._is_late()))
@@ -274,11 +266,13 @@ class Trainer:
         with self.gauge.clock.phase("checkpoint"):
             self.saver.save_and_wait()
 
-    def _leave(self) -> int:
-        """Save, and leave in the middle of the run -> the exit status."""
+    def _leave(self) -> Result:
+        """Save, and leave in the middle of the run -> how it ended."""
         asked = next(name for name in self.world.gather(self.stop.name) if name)
         if asked == LOST:
-            return 1  # without a save: whoever removed it does not want it back, or it is another run's now
+            return Result(
+                "lost", self.out_dir
+            )  # without a save: whoever removed it does not want it back, or it is another run's now
         self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
         self._save_and_wait()
         report = make_report("stopped", None, self.plan, self.progress, self.world, self.engine)
@@ -292,10 +286,10 @@ class Trainer:
         # Last, as a profile, a picture and W&B take seconds, and whoever asked may kill.
         self.profiler.close()
         self.logger.result(report, None)
-        return stopped_status()
+        return Result("stopped", self.out_dir, report)
 
-    def _finish(self, reason: str, full_pass_loss: float | None) -> int:
-        """Weights, scores and report into the run directory, the result on the terminal -> the exit status."""
+    def _finish(self, reason: str, full_pass_loss: float | None) -> Result:
+        """Weights, scores and report into the run directory, the result on the terminal -> how it ended."""
         self.profiler.close()
         self.replicas.check(self.progress.step)
         report = make_report(reason, full_pass_loss, self.plan, self.progress, self.world, self.engine)
@@ -333,4 +327,4 @@ class Trainer:
                     file=sys.stderr,
                 )
         self.logger.result(report, recitation)
-        return EXIT_STATUS[reason]
+        return Result(reason, self.out_dir, report)

@@ -1,0 +1,56 @@
+"""Greedy continuation of a prompt by the model of a finished run.
+
+python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
+"""
+
+import codecs
+import sys
+from dataclasses import MISSING, dataclass
+from itertools import islice
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import Options, option, require_positive
+from nanogpt.data.dataset import memorised_ids
+from nanogpt.data.tokenizer import encoding
+from nanogpt.evaluate.recite import continue_text, verdict
+from nanogpt.model.generate import hop_length
+from nanogpt.storage.run_dir import load_run
+
+
+@dataclass(frozen=True)
+class ReciteOptions(Options):
+    """What `recite` is asked."""
+
+    run_dir: str = option(MISSING, "directory of a finished run")
+    prompt: str | None = option(None, "text to go on from; none: the beginning of the memorised text")
+    max_tokens: int = option(100, "how much to recite", "tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "max_tokens")
+
+
+def recite(options: ReciteOptions) -> int:
+    """Greedy continuation of a prompt, and on stderr how it compares with the text that the run memorised."""
+    run = load_run(options.run_dir)
+    memorised, why_not = memorised_ids(run.config, run.report)
+    prompt = options.prompt
+    if prompt is None:
+        if why_not:
+            raise ConfigError(f"--prompt is needed: {why_not}")
+        first = encoding().decode_bytes(memorised[: hop_length(run.config.context_length)])
+        prompt = first.decode(errors="ignore")  # without the part of a last character
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
+    said = b""
+    print(prompt, end="", flush=True)
+    # Not the tokens that only say the end of the prompt again.
+    pieces = filter(None, continue_text(run.model, prompt, context_length=run.config.context_length))
+    for piece in islice(pieces, options.max_tokens):
+        said += piece
+        print(utf8.decode(piece), end="", flush=True)
+    print(utf8.decode(b"", final=True))
+    compared = (
+        f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, encoding().decode_bytes(memorised))
+    )
+    print(compared, file=sys.stderr)
+    return 0

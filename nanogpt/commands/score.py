@@ -1,0 +1,91 @@
+"""What a run memorised, as its report states it; a line's shortest prompt; the text as a page for a browser.
+
+python -m nanogpt score out --line="Let us kill him"
+python -m nanogpt score out --html=recall.html
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.files import user_path
+from nanogpt.config.options import Options, option
+from nanogpt.data.dataset import memorised_ids
+from nanogpt.data.tokenizer import decode
+from nanogpt.evaluate.recite import locate, shortest_prompt
+from nanogpt.evaluate.verify import load_scored_run, one_process, score_run
+from nanogpt.plots.recall_html import make_page
+from nanogpt.plots.recall_map import headline
+from nanogpt.plots.score_table import score_table
+from nanogpt.storage.run_dir import Run
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """What `score` is asked."""
+
+    run_dir: str = option(MISSING, "directory of a finished run")
+    line: str | None = option(None, "words of the memorised text: find the shortest prompt that brings them back")
+    html: str | None = option(None, "a page to write for a browser: the text, token by token, as the model recites it")
+
+
+def score(options: ScoreOptions) -> int:
+    """What a run memorised and what it did not, as its report states it, beside a text that it was not trained on."""
+    run = load_scored_run(options.run_dir)
+    if options.html is not None:
+        parent = user_path(options.html, f"--html={options.html}").parent
+        if not os.path.isdir(parent):  # known before anything is computed
+            raise ConfigError(f"--html={options.html} cannot be written: {parent} is no directory")
+    if options.line is None:
+        with _as_reported(options.run_dir):
+            table = score_table(run.report)
+        print(table, end="")
+    else:
+        _tell_shortest_prompt(run, options.line)
+    if options.html is not None:
+        _write_page(run, options)
+    return 0
+
+
+@contextmanager
+def _as_reported(run_dir: str) -> Iterator[None]:
+    """Read scores within it. Raises ConfigError where report.json has others than this version writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{run_dir} was scored by another version, or edited: {error!r}") from None
+
+
+def _tell_shortest_prompt(run: Run, line: str) -> None:
+    """How much of the text before line it takes to bring line back. Raises ConfigError."""
+    ids, why_not = memorised_ids(run.config, run.report)
+    if why_not:
+        raise ConfigError(f"--line cannot be found: {why_not}")
+    if (place := locate(ids, line)) is None:
+        raise ConfigError(f"--line={line!r} is not in the memorised text, or at its very beginning alone")
+    start, end = place
+    count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
+    if count is None:
+        tried = min(start, run.config.context_length)
+        print(f"none of the prompts of 1 to {tried} tokens before it brings it back")
+    else:
+        print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
+
+
+def _write_page(run: Run, options: ScoreOptions) -> None:
+    """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
+    to = options.html
+    ids, why_not = memorised_ids(run.config, run.report)
+    if why_not:
+        raise ConfigError(f"--html={to} cannot be made: {why_not}")
+    card = score_run(run, ids, one_process())
+    with _as_reported(options.run_dir):
+        page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
+    try:
+        user_path(to, f"--html={to}").write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"--html={to} cannot be written: {error.strerror or error}") from None
+    print(f"{to}: open it in a browser", file=sys.stderr)
