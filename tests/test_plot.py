@@ -81,20 +81,20 @@ def test_a_run_leaves_its_picture(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("matplotlibrc", "env"),
+    ("where", "matplotlibrc", "env"),
     [
-        (b"text.usetex: True\nlines.linewidth: 9\nsavefig.bbox: tight\n", {}),
-        ("font.family: café\n".encode("latin1"), {"MPLBACKEND": "module://not_installed.backend_inline"}),
-        (b"no such line\nbackend: unknown\n", {"MPLBACKEND": "unknown"}),
-        (None, {"MPLCONFIGDIR": "/dev/null/nowhere"}),
+        (".", b"text.usetex: True\nlines.linewidth: 9\nsavefig.bbox: tight\n", {}),
+        (".", "font.family: café\n".encode("latin1"), {"MPLBACKEND": "module://not_installed.backend_inline"}),
+        ("here", "font.family: café\n".encode("latin1"), {}),
+        ("here", b"no such line\nbackend: unknown\n", {"MPLBACKEND": "unknown"}),
+        (".", b"", {"MPLCONFIGDIR": "/dev/null/nowhere"}),
     ],
 )
-def test_no_setting_of_a_person_decides_over_a_picture(finished, tmp_path, matplotlibrc, env):
+def test_no_setting_of_a_person_decides_over_a_picture(finished, tmp_path, where, matplotlibrc, env):
     """Reference: the picture that the run left, byte by byte; and nothing on stderr."""
-    if matplotlibrc:
-        (tmp_path / "matplotlibrc").write_bytes(matplotlibrc)
-        env = {"MPLCONFIGDIR": str(tmp_path)} | env
     (tmp_path / "here").mkdir()
+    (tmp_path / where / "matplotlibrc").write_bytes(matplotlibrc)
+    env = {"MPLCONFIGDIR": str(tmp_path)} | env
     plot = (sys.executable, "-m", "nanogpt", "plot", finished[0], "--out=loss.png")
     done = run(*plot, cwd=tmp_path / "here", env=env)
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,6 +11,8 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec, module_from_spec
 from math import isfinite, log10
 from pathlib import Path
 from threading import Lock
@@ -30,7 +32,6 @@ DASHES = ("-", "--", "-.", ":")
 GREY = "#666666"
 LABEL_WIDTH = 125  # characters that fit beside each other under the panels
 TITLE_WIDTH = 110
-NEUTRAL = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": ""}  # an environment that chooses nothing of matplotlib's
 FAR = 10.0  # a floor that is further below the target would press the curves together: it is said, not drawn
 _one_thread = Lock()
 
@@ -56,22 +57,27 @@ def plain_matplotlib() -> Iterator[None]:
 
 
 def _import_matplotlib() -> ModuleType:
+    """matplotlib, also where a matplotlibrc in another encoding or a backend that is not installed here forbid it."""
     try:
         import matplotlib
     except ImportError:
         raise
-    except Exception:  # a matplotlibrc in another encoding, a backend of a notebook that is not installed here
+    except Exception:
         for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
             del sys.modules[name]  # of the half import
-        before = {name: os.environ.get(name) for name in NEUTRAL}
-        os.environ.update(NEUTRAL)
+        backend = os.environ.pop("MPLBACKEND", None)
+        spec = find_spec("matplotlib")
+        matplotlib = sys.modules[spec.name] = module_from_spec(spec)
+        # Of the module alone: it looks in the working directory first, which no variable prevents.
+        matplotlib.open = partial(open, errors="replace")
         try:
-            import matplotlib
+            spec.loader.exec_module(matplotlib)
+        except BaseException:
+            del sys.modules[spec.name]
+            raise
         finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
     return matplotlib
 
 
