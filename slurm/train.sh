@@ -135,7 +135,7 @@ while (($# > 0)); do
     esac
 done
 
-# A job's name is its number, in runs/, code/ and logs/ and for the fence (nanogpt/storage/run_lock.py). Slurm uses numbers again,
+# A job's name is its number, in runs/, code/ and logs/ and for the fence (storage/run_lock.py). Slurm uses numbers again,
 # and clusters share disks: where the number is another job's, this one's name has the time too. A requeued job knows
 # its own by the copy of the code, which says whose it is.
 identity="${SLURM_CLUSTER_NAME:-} $SLURM_JOB_ID $(fact AllocNode:Sid)"
