@@ -258,7 +258,7 @@ def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
     assert (job.state, job.facts["ExitCode"]) == ("FAILED", "3:0"), job.log
     assert "2 GPUs and 4 CPUs each" in job.log
     for rank in (0, 1):  # Slurm's GPUs are pretended here, and the health check notices
-        assert re.search(rf"warning: rank {rank} on node1: .+ although the job has GPUs there", job.log)
+        assert re.search(rf"warning: rank {rank} on node\d: .+ although the job has GPUs there", job.log)
     assert (job.report["world_size"], job.report["engine"]) == (2, "deepspeed")
     assert job.report["exit_reason"] == "max_steps"
     slurm("scontrol", "requeue", job.id)
