@@ -225,7 +225,7 @@ COMMANDS = [
     (["plot", ".", "nowhere"], "error: config.json: no such file"),
     (["plot", ".", "--out=notes.txt"], "error: --out=notes.txt must end in one of .png, .svg, .pdf"),
     (["plot", ".", "--run_dir=."], "error: unexpected argument '.': --run_dir is given too"),
-    (["sing"], "error: unknown command 'sing': one of recite"),
+    (["sing"], "error: unknown command 'sing': one of train"),
 ]
 
 
