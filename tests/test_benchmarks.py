@@ -173,7 +173,8 @@ def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
 def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights.
 
-    2e-5: the two make the cross-entropy of the same logits, of some 20, in fp32 in two ways; 6e-6 nats from bf16 ones.
+    2e-4 of the loss: the two make the cross-entropy of the same logits in fp32 in two ways, and torch's own is that far
+    from the exact one on a CPU (nanogpt's LOSS_SLACK); with AVX2 alone they were 0.9e-4 apart, with AVX-512 less.
     """
     same = {"recipe": recipe, "n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 130, "learning_rate": 6e-3}
     same |= {"context_length": 16, "ema": 0.9, "dtype": "fp32"}  # as scores are
@@ -183,7 +184,7 @@ def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     assert trace["rows"][-1]["train_loss"] < below, "else nothing would be averaged"
     assert train(*flags(**same, max_steps=steps, wandb="disabled"), cwd=tmp_path).returncode == 3
     last, told = trace["rows"][-1], report(tmp_path / "out")
-    assert last["full_pass_loss"] == pytest.approx(told["loss"], abs=2e-5)
+    assert last["full_pass_loss"] == pytest.approx(told["loss"], rel=2e-4)
     assert last["exact_recall"] == pytest.approx(told["full_pass"]["exact_recall"])
     assert last["exact_recall"] > 0
 
