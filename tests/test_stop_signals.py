@@ -70,7 +70,7 @@ def handlers():
     return [signal.getsignal(getattr(signal, name)) for name in {here}]
 
 def cell(**options):
-    return train(TrainConfig(**({options} | options)), launched=time.perf_counter(), stop=StopSignals())
+    return train(TrainConfig(**({options} | options)), launched=time.perf_counter(), stop=StopSignals()).status
 
 before = handlers()
 assert before[1] is signal.default_int_handler
