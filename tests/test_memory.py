@@ -10,10 +10,10 @@ import torch
 
 from conftest import ALONE, REPOSITORY, report
 from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed import hardware
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import PROCESS_STATUS, World
 from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.plan import memory
 from nanogpt.plan.memory import predict_memory, shortage
 from nanogpt.plan.plan import make_plan
 
@@ -74,8 +74,8 @@ def test_muon_s_stack_has_a_share_for_every_rank():
 
 def test_a_model_that_does_not_fit_is_told_before_it_is_built(tmp_path, monkeypatch):
     """Invariant: the proposed micro-batch fits and the next larger does not; where none fits that is said."""
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")  # of a machine whose memory nobody else takes
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")  # of a machine whose memory nobody else takes
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\n")
     free = free_bytes(ALONE)
     assert free == 20_480_000_000
