@@ -23,9 +23,9 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import Options, option, require_positive
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Eta
-from nanogpt.optim.schedule import with_recipe
+from nanogpt.optim.schedule import resolve_recipe
 from nanogpt.storage.json_file import write_json
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
 METHODS = ("ensemble", "linear", "log-linear", "log-linear, told of passes")
@@ -59,10 +59,10 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
 
 def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run."""
-    config = with_recipe(TrainConfig(**about["options"]))
+    config = resolve_recipe(TrainConfig(**about["options"]))
     logged = list(take_together(rows, log_every))
     for share in SHARES:
-        progress = Progress.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
+        progress = TrainState.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
         for row in logged:
             if row["step"] > share * about["steps"]:
                 break

@@ -27,13 +27,13 @@ from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.evaluate.recall import Forward, read
 from nanogpt.model.generate import second_half
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.optim.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
 from nanogpt.optim.schedule import learning_rate
 from nanogpt.plan.plan import Plan, make_plan
 from nanogpt.storage.json_file import find_json, write_json
 from nanogpt.storage.run_dir import model_config
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 
 REMEMBERED = 0.99  # of the windows
 
@@ -103,8 +103,8 @@ def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float
         rest[MULTIPLE] = muon["rest_rate"] / config.learning_rate
         positions[MULTIPLE] = muon["positions_rate"] / config.learning_rate
         engine.optimizer.channels = muon["channels"]
-    average = WeightAverage(engine.local_weights(), config.ema)
-    schedule = Progress.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    average = EMA(engine.local_weights(), config.ema)
+    schedule = TrainState.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
     recited = second_half(config.context_length)
     step_tokens = config.batch_size * config.context_length

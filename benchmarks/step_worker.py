@@ -22,7 +22,7 @@ from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.profiler import by_own_time, start
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import make_plan
 
 
@@ -115,7 +115,7 @@ def ours(
     with world.process_group():
         built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=[batch(0)])
         engine = build_engine("single", GPT(GPTConfig(**options.shape)), world, built)
-        average = WeightAverage(engine.local_weights(), config.ema)
+        average = EMA(engine.local_weights(), config.ema)
         step = 0
         while True:
             turns.wait()

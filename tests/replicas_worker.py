@@ -17,7 +17,7 @@ from nanogpt.config.errors import ReplicaError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.replicas import Replicas, fingerprint
 from nanogpt.distributed.world import World
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 
 STEPS = 6
 
@@ -26,7 +26,7 @@ def found_in(cell: dict, world: World) -> dict:
     """What the ranks of a cell hold, and what is said of it after a change in one tensor of each kind of cell's."""
     changed = cell.pop("changed")
     plan, engine = small_engine(TrainConfig(**cell), world)
-    average = WeightAverage(engine.local_weights(), 0.5)
+    average = EMA(engine.local_weights(), 0.5)
 
     def held():
         return chain(engine.replicas(), engine.replicas_like_weights("mean", average.mean))

@@ -12,7 +12,14 @@ import torch
 from conftest import ALONE, free_port
 from nanogpt.config.errors import ConfigError
 from nanogpt.distributed.world import World
-from nanogpt.storage.checkpoint import Checkpoint, Checkpointer, CheckpointError, Piece, abandon_after, newest_intact
+from nanogpt.storage.checkpoint import (
+    CheckpointError,
+    CheckpointReader,
+    CheckpointWriter,
+    Piece,
+    abandon_after,
+    newest_intact,
+)
 
 VALUES = torch.arange(100, dtype=torch.float32)
 
@@ -20,7 +27,7 @@ VALUES = torch.arange(100, dtype=torch.float32)
 def save(out_dir, step, *, keep=3):
     """A checkpoint of one tensor, cut in three, with step added to its values."""
     cuts = [Piece("weight/a", start, VALUES[start:stop] + step) for start, stop in ((0, 10), (10, 64), (64, 100))]
-    writer = Checkpointer(out_dir, ALONE, keep=keep)
+    writer = CheckpointWriter(out_dir, ALONE, keep=keep)
     writer.begin(step, cuts, {"step": step, "loss": float("nan")})
     return writer.commit()
 
@@ -71,7 +78,7 @@ def test_later_steps_are_set_aside_by_a_run_that_goes_back(tmp_path):
 
 def test_a_run_counts_on_while_it_is_saved(tmp_path):
     """Invariant: a checkpoint tells of the moment when it was begun, whatever the run does with its lists after."""
-    writer, history = Checkpointer(tmp_path, ALONE, keep=1), [(1, 3.0)]
+    writer, history = CheckpointWriter(tmp_path, ALONE, keep=1), [(1, 3.0)]
     writer.begin(1, [Piece("weight/a", 0, VALUES)], {"history": history, "meter": {"seconds": history}})
     history.append((2, 2.0))
     assert writer.commit() == ""
@@ -92,7 +99,7 @@ def test_a_closed_checkpoint_lets_go_of_its_files(tmp_path):
 def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):
     """Invariant: whatever error ends the thread, there is a failure, and the checkpoint before stays the newest."""
     cuts = [Piece("weight/a", 0, VALUES)]
-    writer = Checkpointer(tmp_path, ALONE, keep=1)
+    writer = CheckpointWriter(tmp_path, ALONE, keep=1)
     writer.begin(1, cuts, {})
     assert writer.commit() == ""
 
@@ -108,7 +115,7 @@ def test_a_writer_that_fails_completes_nothing(tmp_path, monkeypatch):
 def test_a_copy_is_saved_not_what_the_weights_become(tmp_path):
     """Invariant: training goes on while the thread writes, and changes nothing of what is written."""
     weights = torch.zeros(2**20)
-    writer = Checkpointer(tmp_path, ALONE, keep=1)
+    writer = CheckpointWriter(tmp_path, ALONE, keep=1)
     writer.begin(1, [Piece("weight/a", 0, weights)], {})
     weights.fill_(1.0)
     assert writer.commit() == ""
@@ -200,7 +207,7 @@ def test_what_a_person_keeps_there_is_left_alone(tmp_path):
         save(tmp_path, step, keep=1)
     assert newest_intact(tmp_path)[0].path.name == "step_00000003"
     assert abandon_after(tmp_path, 3) == []
-    assert Checkpoint(tmp_path / "checkpoints" / "step_00000001_good").step == 1
+    assert CheckpointReader(tmp_path / "checkpoints" / "step_00000001_good").step == 1
 
 
 def test_checkpoints_that_nobody_can_list_are_not_none(tmp_path):
@@ -216,7 +223,7 @@ def _save_apart(rank, port, out_dir, answers):
     world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
     with world.process_group():
         (out_dir / str(rank) / "checkpoints" / ".step_00000009.tmp").mkdir(parents=True)  # a kill has left it here
-        writer = Checkpointer(out_dir / str(rank), world, keep=1)
+        writer = CheckpointWriter(out_dir / str(rank), world, keep=1)
         writer.begin(1, [Piece("weight/a", 50 * rank, VALUES[world.rows(100)])], {})
         answers.put(writer.commit())
 
@@ -266,7 +273,7 @@ def test_reading_executes_nothing(tmp_path, monkeypatch):
     shard = directory / "rank_00000.safetensors"
     assert set(directory.iterdir()) == {shard, directory / "manifest.json"}
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Checkpoint(directory)
+        CheckpointReader(directory)
     assert not (tmp_path / "was here").exists()
     torch.load(BytesIO(shard.read_bytes()), weights_only=False)
     assert (tmp_path / "was here").exists(), "it would have been run"

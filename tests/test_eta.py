@@ -12,8 +12,8 @@ import pytest
 from conftest import REPOSITORY, metrics, run
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
-from nanogpt.optim.schedule import with_recipe
-from nanogpt.training.state import Progress
+from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.training.state import TrainState
 
 TARGET = 0.099
 KNOWN = Circumstances(floor=0.03)
@@ -193,8 +193,8 @@ def test_an_end_that_nobody_could_have_judged_is_not_past():
 
 def test_a_run_that_only_waits_for_its_average_is_told_how_long():
     """Reference: a loss that is far below the target when the average is 10 steps old; 47 steps ripen it."""
-    config = with_recipe(TrainConfig(recipe="fast"))
-    progress = Progress.of(config, judged_windows=10, launched_at=0.0)
+    config = resolve_recipe(TrainConfig(recipe="fast"))
+    progress = TrainState.of(config, judged_windows=10, launched_at=0.0)
     averaged = 0
     for step in range(1, 200):
         loss = float(8 * np.exp(-0.2 * step))

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.storage.run_lock import LOCK, Attempt, held, take_over
+from nanogpt.storage.run_lock import LOCK, Attempt, hold_run_dir, take_over
 
 OLD, NEW, OTHER = Attempt("12", 0), Attempt("12", 1), Attempt("13", 0)
 
@@ -24,10 +24,10 @@ def test_the_older_attempt_is_fenced_off(tmp_path):
 
 def test_an_older_attempt_does_not_come_back(tmp_path):
     """Invariant: a copy that starts late is refused, and the later attempt's fence stays."""
-    with held(tmp_path, NEW) as fence:
+    with hold_run_dir(tmp_path, NEW) as fence:
         with pytest.raises(ConfigError, match="attempt 1 of job 12"):
             take_over(str(tmp_path), OLD)
-        with pytest.raises(ConfigError, match="attempt 1 of job 12"), held(tmp_path, OLD):
+        with pytest.raises(ConfigError, match="attempt 1 of job 12"), hold_run_dir(tmp_path, OLD):
             pass
         fence.check()
 
@@ -37,7 +37,7 @@ def test_a_later_attempt_waits_for_the_older_to_leave(tmp_path):
     seen = []
 
     def older():
-        with held(tmp_path, OLD) as fence:
+        with hold_run_dir(tmp_path, OLD) as fence:
             seen.append("older")
             while len(seen) < 2:
                 try:
@@ -52,7 +52,7 @@ def test_a_later_attempt_waits_for_the_older_to_leave(tmp_path):
         time.sleep(0.01)
     take_over(str(tmp_path), NEW)
     seen.append("newer")
-    with held(tmp_path, NEW):
+    with hold_run_dir(tmp_path, NEW):
         pass
     thread.join(timeout=10)
     assert seen == ["older", "left", "newer"]
@@ -60,17 +60,17 @@ def test_a_later_attempt_waits_for_the_older_to_leave(tmp_path):
 
 def test_another_job_does_not_fence_off(tmp_path):
     """Invariant: a job that is started in a directory where another runs is refused at once and changes nothing."""
-    with held(tmp_path, OLD) as fence:
-        with pytest.raises(ConfigError, match="another run"), held(tmp_path, OTHER):
+    with hold_run_dir(tmp_path, OLD) as fence:
+        with pytest.raises(ConfigError, match="another run"), hold_run_dir(tmp_path, OTHER):
             pass
         fence.check()
 
 
 def test_the_lock_ends_with_its_holder(tmp_path):
     """Invariant: another job may go on in the directory of one that has ended."""
-    with held(tmp_path, OLD):
+    with hold_run_dir(tmp_path, OLD):
         pass
-    with held(tmp_path, OTHER) as fence, (tmp_path / LOCK).open("a") as lock:
+    with hold_run_dir(tmp_path, OTHER) as fence, (tmp_path / LOCK).open("a") as lock:
         fence.check()
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,20 +88,20 @@ def test_which_attempt_this_is(monkeypatch, tmp_path):
     for damaged in (b"", b"12.x", b"12.\xff", b"12"):
         (tmp_path / ".attempt").write_bytes(damaged)
         take_over(str(tmp_path), NEW)
-        with held(tmp_path, NEW) as fence:
+        with hold_run_dir(tmp_path, NEW) as fence:
             fence.check()
 
 
 def test_a_job_that_slurm_gives_the_number_of_another(tmp_path, monkeypatch):
     """Invariant: by the name that slurm/train.sh gives it, it is no early attempt of the job that had its number."""
-    with held(tmp_path, Attempt("12", 3)) as older:
+    with hold_run_dir(tmp_path, Attempt("12", 3)) as older:
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     with pytest.raises(ConfigError, match="attempt 3 of job 12"):
         take_over(str(tmp_path), Attempt.from_env())
     monkeypatch.setenv("RUN_JOB", "12-20260131T235959")
     take_over(str(tmp_path), Attempt.from_env())
-    with held(tmp_path, Attempt.from_env()) as fence:
+    with hold_run_dir(tmp_path, Attempt.from_env()) as fence:
         fence.check()
         with pytest.raises(SystemExit, match=r"12-20260131T235959\.0 writes .* now, not 12\.3"):
             older.check()

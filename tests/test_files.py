@@ -25,8 +25,8 @@ from nanogpt.plots.run_history import read_curve
 from nanogpt.storage.checkpoint import newest_intact
 from nanogpt.storage.json_file import finite, write_json
 from nanogpt.storage.resume import find_start
-from nanogpt.storage.run_dir import check_free, check_writable, claim, load_run
-from nanogpt.storage.run_lock import Attempt, held
+from nanogpt.storage.run_dir import check_free, check_writable, load_run, write_config
+from nanogpt.storage.run_lock import Attempt, hold_run_dir
 from nanogpt.storage.tensor_file import save_tensors
 from nanogpt.utils.format import duration
 
@@ -93,12 +93,12 @@ def test_a_directory_is_claimed_once(tmp_path):
     """Invariant: of two runs that found the directory free, the second is refused and the first one's file stays."""
     first, second = check_free(str(tmp_path / "out")), check_free(str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [], "looking leaves no trace"
-    with held(first, NO_JOB):
-        claim(first, TrainConfig(seed=1), fresh=True, from_step=0, floor=0.01)
-        with pytest.raises(ConfigError, match="another run"), held(second, NO_JOB):
+    with hold_run_dir(first, NO_JOB):
+        write_config(first, TrainConfig(seed=1), fresh=True, from_step=0, floor=0.01)
+        with pytest.raises(ConfigError, match="another run"), hold_run_dir(second, NO_JOB):
             pass
-    with held(second, NO_JOB), pytest.raises(ConfigError, match="already holds a run"):
-        claim(second, TrainConfig(seed=2), fresh=True, from_step=0, floor=0.01)
+    with hold_run_dir(second, NO_JOB), pytest.raises(ConfigError, match="already holds a run"):
+        write_config(second, TrainConfig(seed=2), fresh=True, from_step=0, floor=0.01)
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (content["config"]["seed"], content["floor"]) == (1, 0.01)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "config.json"]
@@ -109,10 +109,10 @@ def test_a_directory_is_claimed_once(tmp_path):
 def test_a_resumed_run_drops_what_tells_of_another_end(tmp_path):
     """Invariant: report, weights and picture of the end before are gone, and metrics stay."""
     config = TrainConfig(out_dir=str(tmp_path))
-    claim(tmp_path, config, fresh=True, from_step=0)
+    write_config(tmp_path, config, fresh=True, from_step=0)
     for name in ("metrics.jsonl", "report.json", "model.safetensors", "recall.png"):
         (tmp_path / name).touch()
-    claim(tmp_path, config, fresh=False, from_step=1)
+    write_config(tmp_path, config, fresh=False, from_step=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
 
 
@@ -145,7 +145,7 @@ def test_a_resumed_run_keeps_the_whole_rows_before_its_step(tmp_path):
         b"\0" * 2**21,
     ):
         (tmp_path / "metrics.jsonl").write_bytes(rows + rest)
-        claim(tmp_path, TrainConfig(), fresh=False, from_step=3)
+        write_config(tmp_path, TrainConfig(), fresh=False, from_step=3)
         assert (tmp_path / "metrics.jsonl").read_bytes() == rows
 
 

@@ -13,7 +13,7 @@ from nanogpt.config.train_config import TrainConfig
 from nanogpt.plan import step_time as forecast
 from nanogpt.plan.plan import make_plan
 from nanogpt.plan.reference_runs import RECORDED, steps_on_record
-from nanogpt.plan.step_time import outlook, step_seconds
+from nanogpt.plan.step_time import describe_expected_time, step_seconds
 
 
 def test_the_record_is_that_of_the_curves():
@@ -57,20 +57,20 @@ def test_what_is_on_record_is_foretold_and_no_more():
 def test_a_run_says_what_is_known_at_its_start():
     """Reference: by hand, 920,498,688 FLOP a token (flops.py's formula) times 1,024 tokens at 1 TFLOP/s."""
     config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
-    told = outlook(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
+    told = describe_expected_time(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert told.startswith(
         "a step takes 0.94 s at least, for its matrix products alone; to the target 172 to 928 steps"
     )
     assert told.endswith("by the runs on record, 3 min to 15 min at that pace")
-    on_gpu = outlook(config, 0.036, peak_flops_per_s=1e12, device_type="cuda")
+    on_gpu = describe_expected_time(config, 0.036, peak_flops_per_s=1e12, device_type="cuda")
     assert on_gpu.endswith("by the runs on record"), "a GPU's step is so far from its least that it foretells no time"
-    unknown = outlook(config, 0.036, peak_flops_per_s=None, device_type="cpu")
+    unknown = describe_expected_time(config, 0.036, peak_flops_per_s=None, device_type="cpu")
     assert unknown == "to the target 172 to 928 steps by the runs on record"
-    assert "time to target: never" in outlook(config, 0.1, peak_flops_per_s=1e12, device_type="cpu")
+    assert "time to target: never" in describe_expected_time(config, 0.1, peak_flops_per_s=1e12, device_type="cpu")
     muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), ALONE).config
-    fewer = outlook(muon, 0.036, peak_flops_per_s=1e12, device_type="cpu")
+    fewer = describe_expected_time(muon, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert "to the target 95 to 368 steps by the runs on record" in fewer
-    unknown = outlook(replace(muon, ema=0.0), 0.036, peak_flops_per_s=1e12, device_type="cpu")
+    unknown = describe_expected_time(replace(muon, ema=0.0), 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert "time to target: unknown: no run with --ema=0" in unknown
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, flags, metrics, report, torchrun, train
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
-from nanogpt.engine.cuda_graph import GraphedEngine
+from nanogpt.engine.cuda_graph import CudaGraphEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT, GPTConfig
 
@@ -35,7 +35,7 @@ def test_a_gpu_follows_the_cpus_curve(tmp_path):
 def test_graphs_change_nothing(optimizer, monkeypatch):
     """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
     monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", 32)  # half the width
-    plain, graphed = _engine(SingleEngine, optimizer), _engine(GraphedEngine, optimizer)
+    plain, graphed = _engine(SingleEngine, optimizer), _engine(CudaGraphEngine, optimizer)
     for step in range(8):
         ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()
         batch = Batch(ids[:, :-1], ids[:, 1:], 64)
@@ -45,7 +45,7 @@ def test_graphs_change_nothing(optimizer, monkeypatch):
 
 def test_a_graph_refuses_a_non_finite_gradient():
     """Invariant: weights and moments stay as they were, at the first step and when it is a graph's."""
-    engine = _engine(GraphedEngine, "muon")
+    engine = _engine(CudaGraphEngine, "muon")
     ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(0)).cuda()
     batch, position = Batch(ids[:, :-1], ids[:, 1:], 64), engine.model.transformer.wpe.weight
     for step in range(4):

@@ -9,10 +9,10 @@ from conftest import ALONE, REPOSITORY, run
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.optim.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
 from nanogpt.optim.optimizer import build_optimizer, gradient_norm, set_learning_rate
-from nanogpt.optim.schedule import learning_rate, with_recipe
+from nanogpt.optim.schedule import learning_rate, resolve_recipe
 
 WITHOUT_COMPILER = """
 import sys, torch
@@ -52,39 +52,39 @@ def test_adamw_without_torchs_compiler():
 )
 def test_the_rate_falls_with_the_square_root_of_the_loss(loss, share):
     """Reference: 0.792 = 8 x 0.099 is where the plateau begins; 5 % of the rate is the least."""
-    assert learning_rate(with_recipe(TrainConfig()), loss) == pytest.approx(6e-4 * share)
-    assert learning_rate(with_recipe(TrainConfig(on_plateau="none")), loss) == 6e-4
+    assert learning_rate(resolve_recipe(TrainConfig()), loss) == pytest.approx(6e-4 * share)
+    assert learning_rate(resolve_recipe(TrainConfig(on_plateau="none")), loss) == 6e-4
 
 
 def test_muons_plateau_begins_later():
     """Reference: 0.396 = 4 x 0.099; half the rate at a quarter of that."""
-    config = with_recipe(TrainConfig(recipe="fast"))
+    config = resolve_recipe(TrainConfig(recipe="fast"))
     assert learning_rate(config, 0.396) == 1e-3
     assert learning_rate(config, 0.099) == pytest.approx(1e-3 / 2)
 
 
 def test_muons_rate_goes_with_the_width():
     """Reference: with the root of 768 over the channels; AdamW's does not, nor one that is given."""
-    assert with_recipe(TrainConfig(recipe="fast", n_embd=192)).learning_rate == 2e-3
-    assert with_recipe(TrainConfig(recipe="fast", n_embd=192, learning_rate=0.1)).learning_rate == 0.1
-    assert with_recipe(TrainConfig(n_embd=192)).learning_rate == 6e-4
+    assert resolve_recipe(TrainConfig(recipe="fast", n_embd=192)).learning_rate == 2e-3
+    assert resolve_recipe(TrainConfig(recipe="fast", n_embd=192, learning_rate=0.1)).learning_rate == 0.1
+    assert resolve_recipe(TrainConfig(n_embd=192)).learning_rate == 6e-4
 
 
 def test_the_rate_is_the_optimizers():
     """Invariant: a recipe with the other one's optimizer has the other one's rate."""
-    assert with_recipe(TrainConfig(recipe="fast", optimizer="adamw")).learning_rate == 6e-4
-    assert with_recipe(TrainConfig(optimizer="muon")).learning_rate == 1e-3
+    assert resolve_recipe(TrainConfig(recipe="fast", optimizer="adamw")).learning_rate == 6e-4
+    assert resolve_recipe(TrainConfig(optimizer="muon")).learning_rate == 1e-3
 
 
 def test_a_high_target_does_not_lower_the_rate_early():
     """Invariant: with a target of 3 the rate is constant down to a loss of 1."""
-    assert learning_rate(with_recipe(TrainConfig(target_loss=3.0)), 1.01) == 6e-4
+    assert learning_rate(resolve_recipe(TrainConfig(target_loss=3.0)), 1.01) == 6e-4
 
 
 def test_the_average_is_the_exponential_one():
     """Reference: the recurrence, in double precision."""
     model = torch.nn.Linear(3, 2)
-    average, expected = WeightAverage(list(model.parameters()), 0.9), None
+    average, expected = EMA(list(model.parameters()), 0.9), None
     for step in range(20):
         with torch.no_grad():
             for parameter in model.parameters():
@@ -103,7 +103,7 @@ def test_an_average_of_nothing_changes_nothing():
     """Invariant: before the first update the model's own weights are judged."""
     model = torch.nn.Linear(3, 2)
     before = [p.detach().clone() for p in model.parameters()]
-    with WeightAverage(list(model.parameters()), 0.9).applied():
+    with EMA(list(model.parameters()), 0.9).applied():
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 

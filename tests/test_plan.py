@@ -7,7 +7,7 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.data.tokenizer import encode
 from nanogpt.distributed.world import World
-from nanogpt.optim.schedule import with_recipe
+from nanogpt.optim.schedule import resolve_recipe
 from nanogpt.plan.plan import compiling_pays, make_plan
 
 
@@ -49,7 +49,7 @@ def test_a_rank_holds_no_more_than_its_share(size, share):
 def test_compiling_must_give_its_time_back(monkeypatch, device, changes, pays):
     """Invariant: auto compiles on a GPU where a run may be long enough; no GPU is needed to decide it."""
     monkeypatch.setattr(World, "device_name", lambda self: device)
-    config = with_recipe(TrainConfig(**{"subset_tokens": 2048, "dtype": "bf16"} | changes))
+    config = resolve_recipe(TrainConfig(**{"subset_tokens": 2048, "dtype": "bf16"} | changes))
     gpu = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
     assert compiling_pays(config, gpu) is pays
     assert not compiling_pays(config, world())

@@ -162,9 +162,9 @@ def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
     (tmp_path / "start.py").write_text(
         "import train_overfit\n"
         "from nanogpt.engine.single import SingleEngine\n"
-        "from nanogpt.evaluate.eval_schedule import PassSchedule\n"
-        "due, forward_backward = PassSchedule.due, SingleEngine.forward_backward\n"
-        "PassSchedule.due = lambda self: self._steps == 2\n"
+        "from nanogpt.evaluate.eval_schedule import EvalSchedule\n"
+        "due, forward_backward = EvalSchedule.due, SingleEngine.forward_backward\n"
+        "EvalSchedule.due = lambda self: self._steps == 2\n"
         "def broken(self, batch, *, is_last, steps=[]):\n"
         "    steps.append(1)\n"
         "    loss = forward_backward(self, batch, is_last=is_last)\n"

@@ -28,7 +28,7 @@ from nanogpt.distributed.world import World
 from nanogpt.plan.plan import make_plan
 from nanogpt.storage.checkpoint import newest_intact
 from nanogpt.storage.resume import find_start
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
 OPTIONS = TINY | {
@@ -322,7 +322,7 @@ def test_an_average_ripens_over_a_stop(tmp_path):
     assert go(tmp_path / "whole", **options).returncode == 0
     rows, told, _ = expected = outcome(tmp_path / "whole")
     plan = make_plan(TrainConfig(**(OPTIONS | options)), World.from_env())
-    schedule = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    schedule = TrainState.of(plan.config, judged_windows=len(plan.judged), launched_at=0.0).schedule
     averaged = []
     for row in rows:
         schedule.observe(row["loss"])

@@ -16,7 +16,7 @@ from test_resume import catches, has_trained, names, start
 
 from conftest import SHORT, TRAIN, environment, flags, wait_for
 from nanogpt.storage.run_dir import CONFIG
-from nanogpt.storage.run_lock import Attempt, held, loss_of
+from nanogpt.storage.run_lock import Attempt, hold_run_dir, loss_of
 from nanogpt.utils.signals import LOST, StopSignals
 
 HERE = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -133,7 +133,7 @@ def test_what_a_lost_directory_is(tmp_path):
     """Invariant: one that was removed, emptied, moved or replaced; a file system's passing error is none."""
     for how in ("removed", "emptied", "moved", "replaced"):
         out_dir, elsewhere = tmp_path / "out", tmp_path / f"{how}.aside"
-        with held(out_dir, Attempt("", 0)):
+        with hold_run_dir(out_dir, Attempt("", 0)):
             (out_dir / CONFIG).touch()
             stop = StopSignals()
             stop.__exit__()

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, PassSchedule
-from nanogpt.optim.ema import WeightAverage
-from nanogpt.optim.schedule import with_recipe
-from nanogpt.training.state import Progress
+from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, EvalSchedule
+from nanogpt.optim.ema import EMA
+from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.training.state import TrainState
 
 
 def falling(step):
@@ -20,7 +20,7 @@ def falling(step):
 
 def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
     """Steps at which passes were made, each finding `lag` times the step's loss."""
-    schedule, passes = PassSchedule(target, windows, batch_size), []
+    schedule, passes = EvalSchedule(target, windows, batch_size), []
     for step, loss in enumerate(losses, start=1):
         schedule.observe(loss)
         if schedule.due():
@@ -31,14 +31,14 @@ def play(losses, target=0.099, windows=130, batch_size=16, lag=0.8):
 
 def test_no_pass_while_the_target_is_far():
     """Invariant: above HOVERS times the target no pass is made; below WORTHWHILE times one is, once affordable."""
-    cost = PassSchedule(0.099, 130, 16).cost_steps
+    cost = EvalSchedule(0.099, 130, 16).cost_steps
     assert play([1.01 * HOVERS * 0.099] * 500) == []
     assert play([0.99 * WORTHWHILE * 0.099] * 500)[0] < cost / EARLY_BUDGET + 1
 
 
 def test_a_loss_that_hovers_above_the_target_is_judged():
     """Invariant: between the two factors there is a pass each time that one is earned since the loss came so near."""
-    earned = ceil(PassSchedule(0.099, 130, 16).cost_steps / BUDGET)
+    earned = ceil(EvalSchedule(0.099, 130, 16).cost_steps / BUDGET)
     far, near = 1.2 * HOVERS * 0.099, 1.2 * WORTHWHILE * 0.099
     came = next(n for n in range(60) if near + (far - near) * MEMORY ** (n + 1) <= HOVERS * 0.099)
     assert play([far] * 300 + [near] * 3 * earned, lag=1.0) == [300 + came + earned * n for n in (1, 2)]
@@ -65,14 +65,14 @@ def test_passes_stay_within_the_budget(windows, lag):
     """Invariant: at no time have the first two passes, or the later ones, cost more than their share of the steps."""
     for hovering in (0.1, 0.12, 0.2):
         passes = play([hovering] * 3000, windows=windows, lag=lag)
-        cost = PassSchedule(0.099, windows, 16).cost_steps
+        cost = EvalSchedule(0.099, windows, 16).cost_steps
         assert all((i + 1) * cost <= EARLY_BUDGET * step for i, step in enumerate(passes[:EARLY]))
         assert all((i + 1) * cost <= BUDGET * step for i, step in enumerate(passes[EARLY:]))
 
 
 def test_a_short_run_need_not_wait_for_the_budget():
     """Invariant: two passes are made before the budget allows one, a pass's cost apart; then the budget holds."""
-    cost = PassSchedule(0.099, 249, 16).cost_steps
+    cost = EvalSchedule(0.099, 249, 16).cost_steps
     passes = play([4.0] * 35 + [0.12] * 400, windows=249)
     assert passes[1] < cost / BUDGET
     assert passes[1] - passes[0] >= cost
@@ -90,13 +90,13 @@ def test_a_misleading_pass_is_not_believed_for_long():
     """Invariant: near the target a pass is made every four costs, even where the last one foretold failure."""
     passes = play([0.12] * 2000, lag=1.4)
     assert len(passes) > 20
-    assert min(b - a for a, b in pairwise(passes)) >= 4 * PassSchedule(0.099, 130, 16).cost_steps
+    assert min(b - a for a, b in pairwise(passes)) >= 4 * EvalSchedule(0.099, 130, 16).cost_steps
 
 
 @pytest.mark.parametrize("windows", [10, 130, 4000])
 def test_a_pass_is_made_as_soon_as_it_can_be(windows):
     """Reference: the step of each pass, when the losses always call for one, is the one that wait_steps foretold."""
-    schedule, foretold, made = PassSchedule(0.099, windows, 16), set(), []
+    schedule, foretold, made = EvalSchedule(0.099, windows, 16), set(), []
     for step in range(3000):
         foretold.add(step + schedule.wait_steps)
         schedule.observe(0.05)
@@ -112,9 +112,9 @@ def test_an_average_ripens_before_it_is_judged():
 
     wait_steps says how long, also before the average has begun.
     """
-    schedule = Progress.of(with_recipe(TrainConfig()), judged_windows=10, launched_at=0.0).schedule
+    schedule = TrainState.of(resolve_recipe(TrainConfig()), judged_windows=10, launched_at=0.0).schedule
     weight = torch.zeros(1)
-    average = WeightAverage([weight], TrainConfig.ema)
+    average = EMA([weight], TrainConfig.ema)
     begun = 0
     for loss in [2.0] * 50 + [0.05] * 60:
         schedule.observe(loss)
@@ -133,7 +133,7 @@ def test_an_average_ripens_before_it_is_judged():
 
 def test_since_when_a_run_may_have_reached_its_target_unseen():
     """Reference: by hand; a pass over 40 windows costs a step, the first is affordable at step 4, the third at 13."""
-    schedule = PassSchedule(0.099, 40, 16)
+    schedule = EvalSchedule(0.099, 40, 16)
     unjudged = []
     for step in range(1, 15):
         schedule.observe(3.0)
@@ -146,19 +146,19 @@ def test_since_when_a_run_may_have_reached_its_target_unseen():
 @pytest.mark.parametrize("options", [{"ema": 0.0}, {"target_loss": 3.0}, {"recipe": "fast", "target_loss": 0.45}])
 def test_nobody_waits_for_an_average_that_may_never_be(options):
     """Invariant: without an average, or where passes may come before one, the first step may be judged."""
-    config = with_recipe(TrainConfig(**options))
-    schedule = Progress.of(config, judged_windows=10, launched_at=0.0).schedule
+    config = resolve_recipe(TrainConfig(**options))
+    schedule = TrainState.of(config, judged_windows=10, launched_at=0.0).schedule
     schedule.observe(config.target_loss)
     assert schedule.due()
 
 
 def test_a_resumed_schedule_goes_on_with_its_counts_alone():
     """Invariant: what the run's options say is not taken from a checkpoint."""
-    before, after = PassSchedule(0.1, 10, 16, ripe_steps=5.0), PassSchedule(0.2, 20, 16, ripe_steps=7.0)
+    before, after = EvalSchedule(0.1, 10, 16, ripe_steps=5.0), EvalSchedule(0.2, 20, 16, ripe_steps=7.0)
     for loss in (3.0, 2.0, 1.0):
         before.observe(loss)
     before.judged(1.5)
-    after.restore(before.state())
+    after.load_state_dict(before.state_dict())
     assert (after.target_loss, after.cost_steps, after.ripe_steps) == (0.2, 0.5, 7.0)
     assert after.estimate == before.estimate
-    assert after.state() == before.state()
+    assert after.state_dict() == before.state_dict()

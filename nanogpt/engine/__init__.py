@@ -2,7 +2,7 @@
 
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Engine, EngineOptions
-from nanogpt.engine.cuda_graph import GraphedEngine
+from nanogpt.engine.cuda_graph import CudaGraphEngine
 from nanogpt.engine.ddp import DDPEngine
 from nanogpt.engine.deepspeed import DeepSpeedEngine
 from nanogpt.engine.single import SingleEngine
@@ -15,6 +15,6 @@ __all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 
 def build_engine(name: str, model: GPT, world: World, options: EngineOptions) -> Engine:
     """The engine called name (a key of ENGINES) around model; the process group that it needs must be up."""
-    if name == SingleEngine.name and GraphedEngine.can_train(world, options):
-        return GraphedEngine(model, world, options)
+    if name == SingleEngine.name and CudaGraphEngine.can_train(world, options):
+        return CudaGraphEngine(model, world, options)
     return ENGINES[name](model, world, options)

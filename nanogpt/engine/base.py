@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPT
-from nanogpt.storage.checkpoint import Checkpoint, Piece
+from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
+    def restore(self, checkpoint: CheckpointReader, *, updates: int) -> None:
         """Go on from what pieces() of some engine wrote after as many updates. Raises CheckpointError."""
 
     def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[Piece]:
@@ -109,7 +109,7 @@ class Engine(ABC):
             if share.start < share.stop:
                 yield Piece(f"{kind}/{name}", share.start, tensor.reshape(-1)[share])
 
-    def read_like_weights(self, kind: str, tensors: Sequence[Tensor | None], checkpoint: Checkpoint) -> None:
+    def read_like_weights(self, kind: str, tensors: Sequence[Tensor | None], checkpoint: CheckpointReader) -> None:
         """Fill tensors that are laid out as local_weights is from what pieces_like_weights wrote."""
         for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
             if tensor is None:

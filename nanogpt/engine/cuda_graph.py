@@ -56,7 +56,7 @@ class Replay(Generic[Result]):
         return result
 
 
-class GraphedEngine(SingleEngine):
+class CudaGraphEngine(SingleEngine):
     """As SingleEngine, for steps of one micro-batch that all have the shape of the first."""
 
     cuda_graphs = True

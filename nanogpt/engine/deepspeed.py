@@ -21,7 +21,7 @@ from nanogpt.engine.single import mean_share, replicated, replicated_pieces, res
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.muon import MuonAdamW, Stretch
 from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
-from nanogpt.storage.checkpoint import Checkpoint, Piece
+from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
 
 class DeepSpeedEngine(Engine):
@@ -96,7 +96,7 @@ class DeepSpeedEngine(Engine):
             for name, start, values in self._masters(kind):
                 yield Piece(f"{kind}/{name}", start, values)
 
-    def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
+    def restore(self, checkpoint: CheckpointReader, *, updates: int) -> None:
         if self.stage == 0:
             restore_replicated(self, self.optimizer, checkpoint, updates)
             return
@@ -120,7 +120,7 @@ class DeepSpeedEngine(Engine):
             if length:
                 yield Piece(f"{kind}/{name}", start, tensor[:length])
 
-    def read_like_weights(self, kind: str, tensors: Sequence[Tensor], checkpoint: Checkpoint) -> None:
+    def read_like_weights(self, kind: str, tensors: Sequence[Tensor], checkpoint: CheckpointReader) -> None:
         if self.stage < 3:
             super().read_like_weights(kind, tensors, checkpoint)
             return

@@ -11,7 +11,7 @@ from nanogpt.engine.base import Batch, Engine, EngineOptions
 from nanogpt.engine.compile import compile_model
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
-from nanogpt.storage.checkpoint import Checkpoint, Piece
+from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
 
 class SingleEngine(Engine):
@@ -47,7 +47,7 @@ class SingleEngine(Engine):
     def pieces(self) -> Iterator[Piece]:
         return replicated_pieces(self, self.optimizer)
 
-    def restore(self, checkpoint: Checkpoint, *, updates: int) -> None:
+    def restore(self, checkpoint: CheckpointReader, *, updates: int) -> None:
         restore_replicated(self, self.optimizer, checkpoint, updates)
 
     def replicas(self) -> Iterator[tuple[str, Tensor]]:
@@ -76,7 +76,7 @@ def _weights_and_moments(engine: Engine, optimizer: Optimizer) -> Iterator[tuple
         yield moment, [optimizer.state[weight].get(moment) for weight in weights]
 
 
-def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: Checkpoint, updates: int) -> None:
+def restore_replicated(engine: Engine, optimizer: Optimizer, checkpoint: CheckpointReader, updates: int) -> None:
     """Weights and moments that every rank holds whole."""
     weights = engine.local_weights()
     engine.read_like_weights("weight", weights, checkpoint)

@@ -1,6 +1,6 @@
 """When is a full pass worth its cost?
 
-    schedule = PassSchedule(target_loss=0.099, windows=130, batch_size=16, averages_below=0.396, ripe_steps=47)
+    schedule = EvalSchedule(target_loss=0.099, windows=130, batch_size=16, averages_below=0.396, ripe_steps=47)
     schedule.observe(step_loss)         # every step
     if schedule.averaging:
         average.update()
@@ -22,7 +22,7 @@ HOVERS = 2.5  # a loss that stays within this factor of the target for as long a
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
 
 
-class PassSchedule:
+class EvalSchedule:
     """Counts costs in training steps, not seconds, so that every rank decides alike without being asked."""
 
     def __init__(
@@ -51,11 +51,11 @@ class PassSchedule:
         self._far_step = 0  # the newest at which the estimate was far off
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """All that it has counted, as JSON."""
         return {name: value for name, value in vars(self).items() if name.startswith("_")}
 
-    def restore(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from state()."""
         vars(self).update(state)
 

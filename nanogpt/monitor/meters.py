@@ -38,11 +38,11 @@ class Meter:
         self._reset()
         return loss, tokens_per_s, step_s
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that it remembers, as JSON."""
         return dict(vars(self))
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state()."""
         vars(self).update(state)
 

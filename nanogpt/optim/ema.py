@@ -1,6 +1,6 @@
 """An exponential moving average of weights.
 
-average = WeightAverage(engine.local_weights(), decay=0.97)
+average = EMA(engine.local_weights(), decay=0.97)
 average.update()
 with average.applied(): ...
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class WeightAverage:
+class EMA:
     """An exponential moving average of weights, which full passes judge in their place.
 
     At a rate that still learns, each step remembers its own windows better than the others'; the mean of the last

@@ -17,7 +17,7 @@ ADAMW_LR, MUON_LR = 6e-4, 1e-3
 MUON_WIDTH = 768  # of the model that MUON_LR was found on
 
 
-def with_recipe(config: TrainConfig) -> TrainConfig:
+def resolve_recipe(config: TrainConfig) -> TrainConfig:
     """config with what it leaves to its recipe filled in."""
     optimizer = OPTIMIZERS[config.recipe] if config.optimizer == "auto" else config.optimizer
     # At one rate the singular values of what Muon orthogonalises together go with the root of the width: with this one
@@ -36,7 +36,7 @@ HIGHEST = 1.0  # nats/token that the plateau may begin at: higher up the loss fa
 LOWEST = 0.05  # of the constant rate
 
 
-def plateau_begins_at(config: TrainConfig) -> float:
+def decay_threshold(config: TrainConfig) -> float:
     """The loss, nats/token, below which the rate falls and the weights are averaged."""
     return min(HIGHEST, PLATEAU[config.optimizer] * config.target_loss)
 
@@ -48,5 +48,5 @@ def learning_rate(config: TrainConfig, loss: float) -> float:
     """
     if config.on_plateau == "none":
         return config.learning_rate
-    share = min(1.0, max(LOWEST, sqrt(loss / plateau_begins_at(config))))
+    share = min(1.0, max(LOWEST, sqrt(loss / decay_threshold(config))))
     return config.learning_rate * share

@@ -20,7 +20,7 @@ from nanogpt.distributed.hardware import best_dtype, table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.model.gpt import flops_per_token
-from nanogpt.optim.schedule import with_recipe
+from nanogpt.optim.schedule import resolve_recipe
 from nanogpt.plan.memory import Memory, predict_memory, shortage
 from nanogpt.plan.reference_runs import most_steps
 from nanogpt.storage.hf import read_hf_shape
@@ -52,7 +52,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
         raise ConfigError(f"--engine=single cannot train on {world.size} ranks: leave it out, or start one process")
     if config.engine == "ddp" and world.size == 1:
         raise ConfigError("--engine=ddp needs several processes: start with torchrun --nproc_per_node=N")
-    config = with_recipe(_begun_from(config))
+    config = resolve_recipe(_begun_from(config))
     corpus = read_corpus(config.data)
     ids = encode(corpus.text)
     if len(ids) <= config.context_length:

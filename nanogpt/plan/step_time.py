@@ -1,7 +1,7 @@
 """How long a run may take, before it begins: a step timed on this device, the steps of runs that are on record.
 
 step_s = step_seconds(plan.config, world)
-logger.say(outlook(plan.config, plan.floor, peak_flops_per_s=peak, device_type="cpu"))
+logger.say(describe_expected_time(plan.config, plan.floor, peak_flops_per_s=peak, device_type="cpu"))
 """
 
 import os
@@ -21,7 +21,9 @@ LAYERS = 2  # of the models that are timed
 REPEATS = 3  # of each timed part, of which the fastest counts
 
 
-def outlook(config: TrainConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str) -> str:
+def describe_expected_time(
+    config: TrainConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str
+) -> str:
     """What a run can say at its start without timing anything: a step's least time, and steps to the target.
 
     The least is that of the step's matrix products at the peak of all ranks, nothing else counted. On a CPU a step

@@ -1,6 +1,6 @@
 """Checkpoints that any engine on any number of ranks can write and read.
 
-    writer = Checkpointer(out_dir, world, keep=3)
+    writer = CheckpointWriter(out_dir, world, keep=3)
     writer.begin(step, pieces, progress)      # copies, and writes in the background
     writer.commit()                           # once every rank's thread is done: complete from here on
 
@@ -53,7 +53,7 @@ class Piece:
     values: Tensor  # (n,), fp32, any device
 
 
-class Checkpointer:
+class CheckpointWriter:
     """One rank's part in writing checkpoints: never two at once, and none that stops the run."""
 
     def __init__(self, out_dir: Path, world: World, *, keep: int, attempt: str = "") -> None:
@@ -162,7 +162,7 @@ def abandon_after(out_dir: Path, step: int) -> list[str]:
     return [name for name, _ in later]
 
 
-class Checkpoint:
+class CheckpointReader:
     """A complete checkpoint, for reading."""
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
@@ -221,17 +221,17 @@ class Checkpoint:
         self._files, self._index = [], {}
 
 
-def newest_intact(out_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_intact(out_dir: Path) -> tuple[CheckpointReader | None, list[str]]:
     """The newest checkpoint of a run that is whole, and one line for each newer one that is not."""
     skipped = []
     for name, found in examine(out_dir):
-        if isinstance(found, Checkpoint):
+        if isinstance(found, CheckpointReader):
             return found, skipped
         skipped.append(f"{name} {found}")
     return None, skipped
 
 
-def examine(out_dir: Path) -> Iterator[tuple[str, Checkpoint | CheckpointError]]:
+def examine(out_dir: Path) -> Iterator[tuple[str, CheckpointReader | CheckpointError]]:
     """(name, what it holds or what is wrong with it) of each checkpoint of a run, the newest first.
 
     Raises ConfigError when nobody can tell which there are.
@@ -242,7 +242,7 @@ def examine(out_dir: Path) -> Iterator[tuple[str, Checkpoint | CheckpointError]]
         raise ConfigError(f"{out_dir / CHECKPOINTS} cannot be read: {error.strerror or error}") from None
     for name, path in checkpoints:
         try:
-            yield name, Checkpoint(path)
+            yield name, CheckpointReader(path)
         except CheckpointError as error:
             yield name, error
 

@@ -12,7 +12,7 @@ from typing import Any
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import absolute_path, user_path
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.storage.checkpoint import CHECKPOINTS, MANIFEST, Checkpoint, CheckpointError, newest_intact
+from nanogpt.storage.checkpoint import CHECKPOINTS, MANIFEST, CheckpointError, CheckpointReader, newest_intact
 from nanogpt.storage.json_file import find_json
 from nanogpt.storage.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
 
@@ -30,7 +30,7 @@ MAY_GO_ON = (*UNFINISHED, "max_steps", "max_minutes")  # and of one that a large
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run begins."""
 
     out_dir: Path
@@ -52,7 +52,7 @@ def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
     return replace(config, dtype=dtype) if dtype in ("bf16", "fp32") else config
 
 
-def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
+def find_start(config: TrainConfig, corpus_sha256: str) -> ResumePoint:
     """What --resume asks for. Raises ConfigError where that cannot be."""
     out_dir = check_writable(config.out_dir)
     if not _goes_on(config, out_dir):
@@ -72,7 +72,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> Start:
             f"--resume={config.resume} has begun the run in {config.out_dir}, which goes on from its newest "
             f"checkpoint; to begin there once more, name another --out_dir"
         )
-    return Start(
+    return ResumePoint(
         out_dir, checkpoint.path, False, begun_with, notes, ended=_end(config, out_dir, checkpoint),
         **_same_wandb_run(checkpoint.progress),
     )  # fmt: skip
@@ -104,7 +104,7 @@ def _begun_with(out_dir: Path) -> str:
     return str(begun_in(out_dir).get("begun_with", "auto")) if os.path.exists(out_dir / CONFIG) else ""
 
 
-def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: str) -> Start:
+def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: str) -> ResumePoint:
     """At step 0 or from the checkpoint that was named; again, where the run was cut short before its own first one."""
     checkpoint, notes, before, fresh = None, [], {}, False
     if begun_with not in ("auto", "never"):
@@ -118,7 +118,7 @@ def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: s
     else:  # another run: two of them cannot write one directory, nor one of W&B's
         _check_free(config.out_dir)
         fresh = True
-    return Start(
+    return ResumePoint(
         out_dir, checkpoint and checkpoint.path, fresh, begun_with, notes,
         ended=_end(config, out_dir, checkpoint) if checkpoint and not fresh else "", **_same_wandb_run(before),
     )  # fmt: skip
@@ -131,7 +131,7 @@ def _check_free(out_dir: str) -> None:
 
 
 def _same_wandb_run(before: dict[str, Any]) -> dict[str, str]:
-    """What makes Start the W&B run that before, of a checkpoint or config.json, tells of."""
+    """What makes ResumePoint the W&B run that before, of a checkpoint or config.json, tells of."""
     run_id = before.get("wandb_run_id")
     return {"wandb_run_id": run_id} if run_id and "WANDB_RUN_ID" not in os.environ else {}
 
@@ -140,11 +140,11 @@ def _skipped(lines: list[str]) -> list[str]:
     return [f"warning: {line}: skipped" for line in lines]
 
 
-def _at(path: Path) -> tuple[Checkpoint, list[str]]:
+def _at(path: Path) -> tuple[CheckpointReader, list[str]]:
     """The checkpoint that a person named, itself or by its run."""
     if os.path.exists(path / MANIFEST) or path.parent.name == CHECKPOINTS:
         try:
-            return Checkpoint(path), []
+            return CheckpointReader(path), []
         except CheckpointError as error:
             raise ConfigError(f"--resume={path} {error}") from None
     checkpoint, skipped = newest_intact(path)
@@ -153,7 +153,7 @@ def _at(path: Path) -> tuple[Checkpoint, list[str]]:
     return checkpoint, skipped
 
 
-def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: Checkpoint) -> None:
+def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: CheckpointReader) -> None:
     before = checkpoint.progress["config"]
     now = asdict(config)
     differing = [
@@ -170,7 +170,7 @@ def _check_same(config: TrainConfig, corpus_sha256: str, checkpoint: Checkpoint)
         )
 
 
-def _end(config: TrainConfig, out_dir: Path, checkpoint: Checkpoint) -> str:
+def _end(config: TrainConfig, out_dir: Path, checkpoint: CheckpointReader) -> str:
     """The exit_reason of the run in out_dir, where it stands: its target is reached, or a budget still spent."""
     steps, minutes = config.max_steps, config.max_minutes
     stands = {

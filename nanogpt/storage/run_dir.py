@@ -63,7 +63,7 @@ def _refused(out_dir: str | Path) -> Iterator[None]:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
-def claim(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **facts: Any) -> None:
+def write_config(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **facts: Any) -> None:
     """Make out_dir this run's by writing its config.json: the resolved options, what they run on, the versions.
 
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises

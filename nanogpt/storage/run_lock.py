@@ -121,7 +121,7 @@ def take_over(out_dir: str, attempt: Attempt) -> None:
 
 
 @contextmanager
-def held(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
+def hold_run_dir(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
     """out_dir, made if it is not there, for this process alone. Raises ConfigError while another process has it.
 
     A process that the lock does not reach, on another node or where the file system has no locks, is kept out by the

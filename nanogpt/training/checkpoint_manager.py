@@ -1,7 +1,7 @@
 """What a checkpoint of a run is made of, and when one is due.
 
-saver.begin()                   # a copy in memory; a thread writes it
-saver.save_and_wait()           # complete when this returns, once a step
+manager.begin()                   # a copy in memory; a thread writes it
+manager.save_and_wait()           # complete when this returns, once a step
 """
 
 import time
@@ -10,22 +10,22 @@ from dataclasses import asdict
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.engine import Engine
 from nanogpt.monitor.loggers import Logger
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import Plan
-from nanogpt.storage.checkpoint import Checkpoint, Checkpointer
+from nanogpt.storage.checkpoint import CheckpointReader, CheckpointWriter
 from nanogpt.storage.run_lock import Fence
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 
 
-class Saver:
+class CheckpointManager:
     """One rank's part. Every rank must call every method."""
 
     def __init__(
         self,
-        checkpointer: Checkpointer,
+        checkpointer: CheckpointWriter,
         engine: Engine,
-        average: WeightAverage,
-        progress: Progress,
+        average: EMA,
+        state: TrainState,
         plan: Plan,
         logger: Logger,
         fence: Fence,
@@ -34,7 +34,7 @@ class Saver:
         wandb_run_id: str,
     ) -> None:
         self._checkpointer, self._engine, self._average = checkpointer, engine, average
-        self._progress, self._plan, self._logger = progress, plan, logger
+        self._state, self._plan, self._logger = state, plan, logger
         self._fence, self._replicas, self._wandb_run_id = fence, replicas, wandb_run_id
         self._begun_step = 0  # of the newest checkpoint
         self._begun_at = time.perf_counter()
@@ -58,18 +58,18 @@ class Saver:
         """
         if self._checkpointer.begun:
             return
-        self._replicas.check(self._progress.step)
+        self._replicas.check(self._state.step)
         pieces = list(self._engine.pieces())
-        if self._progress.schedule.averaging:
+        if self._state.schedule.averaging:
             pieces += self._engine.pieces_like_weights("mean", self._average.mean)
-        state = self._progress.state() | {
+        progress = self._state.state_dict() | {
             "config": asdict(self._plan.config),
             "corpus_sha256": self._plan.corpus.sha256,
             "world_size": self._engine.world.size,
             "wandb_run_id": self._wandb_run_id,
         }
-        self._checkpointer.begin(self._progress.step, pieces, state)
-        self._begun_step, self._begun_at = self._progress.step, time.perf_counter()
+        self._checkpointer.begin(self._state.step, pieces, progress)
+        self._begun_step, self._begun_at = self._state.step, time.perf_counter()
 
     def commit(self) -> None:
         """Complete the save that was begun, if any, once every rank's thread is done."""
@@ -85,16 +85,16 @@ class Saver:
     def save_and_wait(self) -> None:
         """A checkpoint of this step, complete when this returns; one that has been begun at it stands for it."""
         self.commit()
-        if self._begun_step != self._progress.step:
+        if self._begun_step != self._state.step:
             self.begin()
             self.commit()
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: CheckpointReader) -> None:
         """Go on from checkpoint, whatever engine wrote it, on however many ranks, and close it."""
-        progress = self._progress
-        progress.restore(checkpoint.progress, ranks=self._engine.world.size)
-        self._engine.restore(checkpoint, updates=progress.step - progress.bad_steps)
-        if progress.schedule.averaging:
+        state = self._state
+        state.load_state_dict(checkpoint.progress, ranks=self._engine.world.size)
+        self._engine.restore(checkpoint, updates=state.step - state.bad_steps)
+        if state.schedule.averaging:
             self._engine.read_like_weights("mean", self._average.begin(), checkpoint)
         checkpoint.close()
         self.newest = checkpoint.step

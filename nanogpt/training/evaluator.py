@@ -1,9 +1,9 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
-judge = Judge(plan, plan.windows.on(world.device), engine, average, stop, watchdog)
-loss = judge.full_pass(step=120)
-with judge.weights():
-    card = judge.scorecard(step=120)
+evaluator = Evaluator(plan, plan.windows.on(world.device), engine, average, stop, watchdog)
+loss = evaluator.full_pass(step=120)
+with evaluator.weights():
+    card = evaluator.scorecard(step=120)
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.engine import Engine
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
 from nanogpt.evaluate.scorecard import Scorecard, make_scorecard, scores_dtype
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import Plan
 from nanogpt.utils.signals import StopRequested, StopSignals
 
 
-class Judge:
+class Evaluator:
     """One rank's. Every rank must call every method, and gets the same; StopRequested can end each."""
 
     def __init__(
@@ -29,7 +29,7 @@ class Judge:
         plan: Plan,
         windows: Windows,
         engine: Engine,
-        average: WeightAverage,
+        average: EMA,
         stop: StopSignals,
         watchdog: Watchdog,
     ) -> None:

@@ -1,8 +1,8 @@
 """Reads a run's instruments: one row of metrics.jsonl out of its sums, clocks and forecasts.
 
-gauge = Gauge(plan, engine, peak_flops_per_s=989e12)
-with gauge.clock.phase("data"): ...
-logger.row(gauge.row(progress, full_pass_loss=None))
+metrics = MetricsProcessor(plan, engine, peak_flops_per_s=989e12)
+with metrics.clock.phase("data"): ...
+logger.row(metrics.row(state, full_pass_loss=None))
 """
 
 from math import isfinite
@@ -13,10 +13,10 @@ from nanogpt.monitor.eta import Eta, NoEta
 from nanogpt.monitor.loggers import Row
 from nanogpt.monitor.meters import PhaseClock
 from nanogpt.plan.plan import Plan
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 
 
-class Gauge:
+class MetricsProcessor:
     """One rank's. Every rank must build it and ask for each row."""
 
     def __init__(self, plan: Plan, engine: Engine, *, peak_flops_per_s: float | None) -> None:
@@ -29,11 +29,11 @@ class Gauge:
         """What MFU was computed with, for the report."""
         return {"flops_per_token": self._flops_per_token, "peak_flops_per_s": self._peak_flops_per_s}
 
-    def row(self, progress: Progress, full_pass_loss: float | None) -> Row:
+    def row(self, state: TrainState, full_pass_loss: float | None) -> Row:
         """The figures of the steps since the last row, reduced over the ranks; a mean over no step is NaN."""
-        loss, tokens_per_s, step_s = progress.meter.take()
+        loss, tokens_per_s, step_s = state.meter.take()
         if isfinite(loss):
-            progress.history.append((progress.step, loss))
+            state.history.append((state.step, loss))
         time_share, rank_step_s = self.clock.take()
         memory_bytes, slowest_s, minus_fastest_s = self._world.max(
             self._world.peak_memory_bytes(), rank_step_s, -rank_step_s
@@ -45,15 +45,15 @@ class Gauge:
         if full_pass_loss is not None and full_pass_loss <= config.target_loss:
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
         else:
-            eta = progress.eta(config, floor=self._plan.floor, windows_per_epoch=self._plan.windows.per_epoch)
+            eta = state.eta(config, floor=self._plan.floor, windows_per_epoch=self._plan.windows.per_epoch)
         told = not isinstance(eta, NoEta)
         eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if told else (None,) * 3
         peak = self._peak_flops_per_s
         return Row(
-            step=progress.step, tokens=progress.meter.tokens, loss=loss, lr=progress.lr, grad_norm=progress.grad_norm,
+            step=state.step, tokens=state.meter.tokens, loss=loss, lr=state.lr, grad_norm=state.grad_norm,
             tokens_per_s=tokens_per_s, step_s=step_s, mfu=self._flops_per_token * tokens_per_s / peak if peak else None,
             eta_s=eta_s, eta_low_s=eta_low_s, eta_high_s=eta_high_s, eta_note=None if told else eta.value,
-            wall_s=progress.train_s, memory_bytes=int(memory_bytes), full_pass_loss=full_pass_loss,
+            wall_s=state.train_s, memory_bytes=int(memory_bytes), full_pass_loss=full_pass_loss,
             fastest_rank_step_s=-minus_fastest_s if apart else None, slowest_rank_step_s=slowest_s if apart else None,
             time_share=time_share,
         )  # fmt: skip

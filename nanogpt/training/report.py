@@ -13,7 +13,7 @@ from nanogpt.plan.plan import Plan
 from nanogpt.storage.json_file import write_json
 from nanogpt.storage.provenance import provenance
 from nanogpt.storage.run_dir import REPORT
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 from nanogpt.utils.signals import STOP_FILE
 
 EXIT_STATUS = {"target_reached": 0, "max_steps": 3, "max_minutes": 3, "stopped": 4, "non_finite": 1, "lost": 1}
@@ -36,14 +36,14 @@ class Result:
 
 
 def make_report(
-    reason: str, full_pass_loss: float | None, plan: Plan, progress: Progress, world: World, engine: Engine | None
+    reason: str, full_pass_loss: float | None, plan: Plan, state: TrainState, world: World, engine: Engine | None
 ) -> dict[str, Any]:
     """The report of a run that ends now. Every rank must call.
 
     The clocks stand when this is called. Where there is a verdict, the scorecard is added to it. engine: None where
     the run ends before it has one.
     """
-    config, train_s = plan.config, progress.train_s
+    config, train_s = plan.config, state.train_s
     compilation = engine.compilation if engine else None
     return {
         "reached": reason == "target_reached",
@@ -51,13 +51,13 @@ def make_report(
         "target_loss": config.target_loss,
         "loss": full_pass_loss,
         "floor": plan.floor,
-        "steps": progress.step,
-        "bad_steps": progress.bad_steps,
-        "tokens": progress.meter.tokens,
-        "launch_s": progress.launch_s,
+        "steps": state.step,
+        "bad_steps": state.bad_steps,
+        "tokens": state.meter.tokens,
+        "launch_s": state.launch_s,
         "train_s": train_s,
-        "device_s": train_s * world.size + progress.other_device_s,
-        "full_pass_s": progress.full_pass_s,
+        "device_s": train_s * world.size + state.other_device_s,
+        "full_pass_s": state.full_pass_s,
         "compile_s": compilation.seconds if compilation else 0.0,
         "engine": config.engine,
         "zero_stage": config.zero_stage,
@@ -73,7 +73,7 @@ def make_report(
         "on_plateau": config.on_plateau,
         "ema": config.ema,
         "gradient_compression": config.gradient_compression,
-        "final_learning_rate": progress.lr,
+        "final_learning_rate": state.lr,
         "corpus_sha256": plan.corpus.sha256,
         **subset_and_windows(config),
         "control_note": None if plan.control else "fewer tokens follow the subset than one window needs",

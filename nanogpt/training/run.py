@@ -24,14 +24,14 @@ from nanogpt.monitor.terminal import TerminalLogger
 from nanogpt.monitor.wandb_logger import check_wandb, open_wandb
 from nanogpt.plan.memory import FP32
 from nanogpt.plan.plan import Plan, make_plan
-from nanogpt.storage.checkpoint import Checkpoint, CheckpointError, abandon_after
+from nanogpt.storage.checkpoint import CheckpointError, CheckpointReader, abandon_after
 from nanogpt.storage.json_file import read_json
 from nanogpt.storage.provenance import what_computes
-from nanogpt.storage.resume import Start, find_start, in_its_own_dtype
-from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, claim, model_config
-from nanogpt.storage.run_lock import Attempt, Fence, NoFence, held, loss_of, take_over
+from nanogpt.storage.resume import ResumePoint, find_start, in_its_own_dtype
+from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, model_config, write_config
+from nanogpt.storage.run_lock import Attempt, Fence, NoFence, hold_run_dir, loss_of, take_over
 from nanogpt.training.report import Result, make_report, write_stopped
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 from nanogpt.training.trainer import Trainer
 from nanogpt.utils.console import outlive_output
 from nanogpt.utils.format import gigabytes
@@ -88,15 +88,15 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
             return Result(start.ended, start.out_dir, report)
         _require_room(plan, world)
         _examine(plan.config, world)
-        with held(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
+        with hold_run_dir(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
             return _train(plan, world, start, launched, stop, watchdog, fence)
 
 
 def _train(
-    plan: Plan, world: World, start: Start, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
+    plan: Plan, world: World, start: ResumePoint, launched: float, stop: StopSignals, watchdog: Watchdog, fence: Fence
 ) -> Result:
     try:
-        checkpoint = Checkpoint(start.checkpoint, verify=False) if start.checkpoint else None
+        checkpoint = CheckpointReader(start.checkpoint, verify=False) if start.checkpoint else None
     except CheckpointError as error:  # the first rank has read it
         raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
     hosts = sorted(set(world.gather(gethostname())))
@@ -104,7 +104,7 @@ def _train(
     if world.is_first:
         if checkpoint:  # before it is claimed: killed in between, the same command would go on from a later step
             left = abandon_after(start.out_dir, checkpoint.step)
-        claim(
+        write_config(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
             corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
             predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
@@ -122,10 +122,10 @@ def _train(
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
         if any(world.sum(float(stop.requested))) and not any(world.max(float(stop.is_lost()))):  # before it is compiled
             logger.say("asked to stop before the first step")
-            progress = Progress.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
+            state = TrainState.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
             if checkpoint:
-                progress.restore(checkpoint.progress, ranks=world.size)
-            report = make_report("stopped", None, plan, progress, world, None)
+                state.load_state_dict(checkpoint.progress, ranks=world.size)
+            report = make_report("stopped", None, plan, state, world, None)
             if world.is_first:
                 write_stopped(start.out_dir, report, logger.say)
             logger.result(report, None)
@@ -153,7 +153,7 @@ def _refuse_copies() -> None:
             )
 
 
-def _open_logger(config: TrainConfig, world: World, start: Start, checkpoint: Checkpoint | None) -> Logger:
+def _open_logger(config: TrainConfig, world: World, start: ResumePoint, checkpoint: CheckpointReader | None) -> Logger:
     """The first rank's loggers; nobody hears the others."""
     if not world.is_first:
         return NullLogger()
@@ -204,6 +204,6 @@ def _examine(config: TrainConfig, world: World) -> None:
         print(f"warning: {finding}", flush=True)
 
 
-def _first_step_to_log(checkpoint: Checkpoint | None) -> int:
+def _first_step_to_log(checkpoint: CheckpointReader | None) -> int:
     """The first step whose row is still to be written."""
     return 0 if checkpoint is None else checkpoint.step + (not checkpoint.progress["step_is_unfinished"])

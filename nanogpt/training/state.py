@@ -1,7 +1,7 @@
 """How far a run has come: what a checkpoint holds of it beside the tensors.
 
-progress = Progress.of(config, judged_windows=130, launched_at=time.perf_counter())
-progress.restore(checkpoint.progress, ranks=world.size)
+state = TrainState.of(config, judged_windows=130, launched_at=time.perf_counter())
+state.load_state_dict(checkpoint.progress, ranks=world.size)
 """
 
 import time
@@ -10,19 +10,19 @@ from math import log, nan
 from typing import Any
 
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.evaluate.eval_schedule import HOVERS, PassSchedule
+from nanogpt.evaluate.eval_schedule import HOVERS, EvalSchedule
 from nanogpt.monitor.eta import ADAMW_LEVELS, MUON_LEVELS, Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.monitor.meters import Meter
-from nanogpt.optim.schedule import plateau_begins_at
+from nanogpt.optim.schedule import decay_threshold
 
 RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Counters, sums and clocks; the same on every rank but for the clocks."""
 
-    schedule: PassSchedule
+    schedule: EvalSchedule
     launched_at: float  # time.perf_counter() when the process began; earlier by what the run took before a resume
     started_at: float = field(default_factory=time.perf_counter)  # likewise, when training began
     step: int = 0
@@ -38,12 +38,12 @@ class Progress:
     history: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss) of each logged row
 
     @classmethod
-    def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "Progress":
+    def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "TrainState":
         """The beginning of a run of a resolved config, whose full passes read so many windows."""
-        below = plateau_begins_at(config) if config.ema else 0.0
+        below = decay_threshold(config) if config.ema else 0.0
         # A target so high that passes may come before there is an average is not worth the wait for one.
         ripe_steps = 1 + log(RIPE) / log(config.ema) if HOVERS * config.target_loss < below else 0.0
-        schedule = PassSchedule(
+        schedule = EvalSchedule(
             config.target_loss, judged_windows, config.batch_size, averages_below=below, ripe_steps=ripe_steps
         )
         return cls(schedule, launched_at)
@@ -68,7 +68,7 @@ class Progress:
         known = Circumstances(
             floor=floor,
             epoch_steps=windows_per_epoch / config.batch_size,
-            slows_below=plateau_begins_at(config) if config.on_plateau == "decay" else 0.0,
+            slows_below=decay_threshold(config) if config.on_plateau == "decay" else 0.0,
             levels=MUON_LEVELS if config.optimizer == "muon" and config.ema else ADAMW_LEVELS,
             lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
             wait_steps=schedule.wait_steps,
@@ -78,17 +78,17 @@ class Progress:
         )
         return steps_to_target(self.history, config.target_loss, known)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON once figures that are not finite are null."""
         return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
             "train_s": self.train_s,
             "launch_s": self.launch_s,
-            "meter": self.meter.state(),
-            "schedule": self.schedule.state(),
+            "meter": self.meter.state_dict(),
+            "schedule": self.schedule.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any], *, ranks: int) -> None:
-        """Go on, on as many ranks, from state() and the world_size that a checkpoint holds beside it."""
+    def load_state_dict(self, state: dict[str, Any], *, ranks: int) -> None:
+        """Go on, on as many ranks, from state_dict() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
@@ -96,8 +96,8 @@ class Progress:
         self.started_at -= state["train_s"]
         self.launched_at -= state["launch_s"]
         self.other_device_s += state["train_s"] * (state["world_size"] - ranks)
-        self.meter.restore(state["meter"])
-        self.schedule.restore(state["schedule"])
+        self.meter.load_state_dict(state["meter"])
+        self.schedule.load_state_dict(state["schedule"])
 
 
 _AS_THEY_ARE = (

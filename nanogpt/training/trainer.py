@@ -18,23 +18,23 @@ from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model.gpt import GPT
 from nanogpt.monitor.loggers import Logger
 from nanogpt.monitor.profiler import open_profiler
-from nanogpt.optim.ema import WeightAverage
+from nanogpt.optim.ema import EMA
 from nanogpt.optim.schedule import learning_rate
 from nanogpt.plan.plan import Plan
-from nanogpt.plan.step_time import outlook
+from nanogpt.plan.step_time import describe_expected_time
 from nanogpt.plots.recall_map import headline
 from nanogpt.plots.recall_png import save_recall
-from nanogpt.storage.checkpoint import Checkpoint, Checkpointer
+from nanogpt.storage.checkpoint import CheckpointReader, CheckpointWriter
 from nanogpt.storage.hf import load_hf
-from nanogpt.storage.resume import Start
+from nanogpt.storage.resume import ResumePoint
 from nanogpt.storage.run_dir import model_config, save_weights
 from nanogpt.storage.run_lock import Attempt, Fence
-from nanogpt.training.checkpoint_manager import Saver
-from nanogpt.training.evaluator import Judge
+from nanogpt.training.checkpoint_manager import CheckpointManager
+from nanogpt.training.evaluator import Evaluator
 from nanogpt.training.messages import announce, recite_beginning, tell_recitation, tell_result
-from nanogpt.training.metrics import Gauge
+from nanogpt.training.metrics import MetricsProcessor
 from nanogpt.training.report import Result, make_report, write_report, write_stopped
-from nanogpt.training.state import Progress
+from nanogpt.training.state import TrainState
 from nanogpt.utils.signals import LOST, StopRequested, StopSignals
 
 
@@ -46,12 +46,12 @@ class Trainer:
         plan: Plan,
         world: World,
         logger: Logger,
-        start: Start,
+        start: ResumePoint,
         launched: float,
         stop: StopSignals,
         watchdog: Watchdog,
         fence: Fence,
-        checkpoint: Checkpoint | None,
+        checkpoint: CheckpointReader | None,
         *,
         peak_flops_per_s: float | None,
     ) -> None:
@@ -65,7 +65,9 @@ class Trainer:
         announce(plan, world, logger, parameters=model.num_parameters())
         if checkpoint is None:
             logger.say(
-                outlook(self.config, plan.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type)
+                describe_expected_time(
+                    self.config, plan.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type
+                )
             )
         options = EngineOptions(
             dtype=self.config.dtype,
@@ -78,19 +80,19 @@ class Trainer:
         self.engine = build_engine(self.config.engine, model, world, options)
         if self.engine.compilation.failure:
             self.logger.say(f"warning: {self.engine.compilation.failure}; going on without torch.compile")
-        self.average = WeightAverage(self.engine.local_weights(), self.config.ema)
+        self.average = EMA(self.engine.local_weights(), self.config.ema)
         self.replicas = Replicas(world, self._held_whole, step=checkpoint.step if checkpoint else 0)
         if not self.replicas.exact:
             self.logger.say(f"warning: {UNLIKE}")
-        self.progress = Progress.of(self.config, judged_windows=len(plan.judged), launched_at=launched)
-        checkpointer = Checkpointer(
+        self.state = TrainState.of(self.config, judged_windows=len(plan.judged), launched_at=launched)
+        checkpointer = CheckpointWriter(
             start.out_dir, world, keep=self.config.keep_checkpoints, attempt=str(Attempt.from_env())
         )
-        self.saver = Saver(
+        self.checkpoints = CheckpointManager(
             checkpointer,
             self.engine,
             self.average,
-            self.progress,
+            self.state,
             plan,
             logger,
             fence,
@@ -99,10 +101,10 @@ class Trainer:
         )
         self.profiler = open_profiler(self.config.profiled_steps, world, start.out_dir, logger, watchdog)
         if checkpoint is not None:
-            self.saver.restore(checkpoint)
-        self.replicas.check(self.progress.step)
-        self.gauge = Gauge(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
-        self.judge = Judge(plan, self.windows, self.engine, self.average, stop, watchdog)
+            self.checkpoints.restore(checkpoint)
+        self.replicas.check(self.state.step)
+        self.metrics = MetricsProcessor(plan, self.engine, peak_flops_per_s=peak_flops_per_s)
+        self.evaluator = Evaluator(plan, self.windows, self.engine, self.average, stop, watchdog)
 
     def run(self) -> Result:
         """The loop, then scores, files and recitation -> how it ended."""
@@ -115,41 +117,41 @@ class Trainer:
         return result
 
     def _run(self) -> Result:
-        progress = self.progress
+        state = self.state
         save = False
         (out_of_time,) = self.world.max(float(self._is_late()))
         self.stop.obey()  # every rank has built and compiled its part
         try:
-            if progress.verified_loss is not None:  # stopped while it scored what it had reached
-                return self._finish("target_reached", progress.verified_loss)
+            if state.verified_loss is not None:  # stopped while it scored what it had reached
+                return self._finish("target_reached", state.verified_loss)
             while True:
-                if not progress.step_is_unfinished:
-                    with self.profiler.step(progress.step + 1):
+                if not state.step_is_unfinished:
+                    with self.profiler.step(state.step + 1):
                         out_of_time, save = self._train_one_step()
                 reason, full_pass_loss = self._judge(bool(out_of_time))
                 self.fence.check()
-                if reason or full_pass_loss is not None or progress.step % self.config.log_every == 0:
+                if reason or full_pass_loss is not None or state.step % self.config.log_every == 0:
                     self._log_row(full_pass_loss)
-                progress.step_is_unfinished = False
+                state.step_is_unfinished = False
                 if reason:
                     return self._finish(reason, full_pass_loss)
-                if save or progress.step % self.config.checkpoint_every == 0:
-                    self.watchdog.at(f"step {progress.step}, copying for a checkpoint", patient=True)
-                    with self.gauge.clock.phase("checkpoint"):
-                        self.saver.begin()
+                if save or state.step % self.config.checkpoint_every == 0:
+                    self.watchdog.at(f"step {state.step}, copying for a checkpoint", patient=True)
+                    with self.metrics.clock.phase("checkpoint"):
+                        self.checkpoints.begin()
         except StopRequested:
             return self._leave()
 
     def _train_one_step(self) -> tuple[bool, bool]:
         """One update -> (whether the time is up, whether a checkpoint is overdue)."""
         started = time.perf_counter()
-        progress = self.progress
-        number = progress.step + 1
+        state = self.state
+        number = state.step + 1
         self._at("batch")
-        progress.lr = learning_rate(self.config, progress.schedule.estimate)
-        with self.gauge.clock.phase("data"):
-            micro_batches = self._micro_batches(progress.step)
-        with self.gauge.clock.phase("compute"):
+        state.lr = learning_rate(self.config, state.schedule.estimate)
+        with self.metrics.clock.phase("data"):
+            micro_batches = self._micro_batches(state.step)
+        with self.metrics.clock.phase("compute"):
             self._at("forward and backward")
             loss_sum = torch.zeros((), device=self.world.device)
             for batch in micro_batches:
@@ -157,29 +159,29 @@ class Trainer:
             # Waits for the device, and the update does not: a GPU makes it while this process counts and prepares.
             loss_sum = loss_sum.item()
             self._at("update")
-            progress.grad_norm = self.engine.step(progress.lr)
-        self.gauge.clock.move(self.engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
+            state.grad_norm = self.engine.step(state.lr)
+        self.metrics.clock.move(self.engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
         self._at("sum over the ranks")
         # Reduced every step: the loss steers the full passes, and all ranks must stop at the same step. It costs one
         # small collective, after the device has been waited for anyway. The first rank's clock decides.
-        with self.gauge.clock.phase("communication"):
+        with self.metrics.clock.phase("communication"):
             loss, out_of_time, overdue, writing, stop = self.world.sum(
                 loss_sum,
                 float(self._is_late()),
-                float(self.world.is_first and self.saver.overdue),
-                float(self.saver.writing),
+                float(self.world.is_first and self.checkpoints.overdue),
+                float(self.checkpoints.writing),
                 float(self.stop.requested),
             )
         self._at("weight average")
-        progress.step = number
-        progress.step_is_unfinished = True
-        with self.gauge.clock.phase("compute"):
+        state.step = number
+        state.step_is_unfinished = True
+        with self.metrics.clock.phase("compute"):
             self._count(loss, started)
-        self.gauge.clock.steps += 1
+        self.metrics.clock.steps += 1
         if not writing:
             self.watchdog.at(f"step {number}, completing a checkpoint", patient=True)
-            with self.gauge.clock.phase("checkpoint"):
-                self.saver.commit()
+            with self.metrics.clock.phase("checkpoint"):
+                self.checkpoints.commit()
         if stop:
             raise StopRequested
         return out_of_time > 0, overdue > 0
@@ -187,29 +189,28 @@ class Trainer:
     def _is_late(self) -> bool:
         """Whether max_minutes are over, by the first rank's clock; never on another rank."""
         minutes = self.config.max_minutes
-        return self.world.is_first and minutes is not None and self.progress.train_s > 60 * minutes
+        return self.world.is_first and minutes is not None and self.state.train_s > 60 * minutes
 
     def _at(self, phase: str) -> None:
         """The step that is being trained begins with phase."""
-        self.watchdog.at(f"step {self.progress.step + 1}, {phase}")
+        self.watchdog.at(f"step {self.state.step + 1}, {phase}")
         self.profiler.at(phase)
 
     def _count(self, loss_sum: float, started: float) -> None:
         """Take a step, begun at started, into the average and the sums; loss_sum: over all ranks, in nats."""
-        progress = self.progress
+        state = self.state
         step_tokens = self.config.batch_size * self.config.context_length
-        if isfinite(loss_sum) and isfinite(progress.grad_norm):
-            progress.bad_steps_in_a_row = 0
-            progress.schedule.observe(loss_sum / step_tokens)
-            if progress.schedule.averaging:
+        if isfinite(loss_sum) and isfinite(state.grad_norm):
+            state.bad_steps_in_a_row = 0
+            state.schedule.observe(loss_sum / step_tokens)
+            if state.schedule.averaging:
                 self.average.update()
-            progress.meter.add(loss_sum, step_tokens, time.perf_counter() - started)
+            state.meter.add(loss_sum, step_tokens, time.perf_counter() - started)
         else:
-            progress.bad_steps += 1
-            progress.bad_steps_in_a_row += 1
+            state.bad_steps += 1
+            state.bad_steps_in_a_row += 1
             self.logger.say(
-                f"step {progress.step}: loss {loss_sum / step_tokens:g}, gradient norm {progress.grad_norm:g}: "
-                f"not applied"
+                f"step {state.step}: loss {loss_sum / step_tokens:g}, gradient norm {state.grad_norm:g}: not applied"
             )
 
     def _held_whole(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -235,36 +236,36 @@ class Trainer:
             # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
             self._save_and_wait()
         full_pass_loss = None
-        if self.progress.schedule.due() or budget_is_spent:  # the report says where the run stood
+        if self.state.schedule.due() or budget_is_spent:  # the report says where the run stood
             full_pass_loss = self._full_pass()
         return self._reason_to_stop(full_pass_loss, out_of_time), full_pass_loss
 
     def _full_pass(self) -> float:
         started = time.perf_counter()
-        with self.gauge.clock.phase("full_pass"):
-            loss = self.judge.full_pass(step=self.progress.step)
+        with self.metrics.clock.phase("full_pass"):
+            loss = self.evaluator.full_pass(step=self.state.step)
             if loss <= self.config.target_loss:  # else it may be the mean loss of models that differ
-                self.replicas.check(self.progress.step)
-        self.progress.schedule.judged(loss)
-        self.progress.full_pass_s += time.perf_counter() - started
+                self.replicas.check(self.state.step)
+        self.state.schedule.judged(loss)
+        self.state.full_pass_s += time.perf_counter() - started
         return loss
 
     def _reason_to_stop(self, full_pass_loss: float | None, out_of_time: bool) -> str | None:
         if full_pass_loss is not None and full_pass_loss <= self.config.target_loss:
             return "target_reached"
-        if self.progress.bad_steps_in_a_row >= self.config.max_bad_steps:
+        if self.state.bad_steps_in_a_row >= self.config.max_bad_steps:
             return "non_finite"
-        if self.config.max_steps is not None and self.progress.step >= self.config.max_steps:
+        if self.config.max_steps is not None and self.state.step >= self.config.max_steps:
             return "max_steps"
         return "max_minutes" if out_of_time else None
 
     def _log_row(self, full_pass_loss: float | None) -> None:
-        self.logger.row(self.gauge.row(self.progress, full_pass_loss))
+        self.logger.row(self.metrics.row(self.state, full_pass_loss))
 
     def _save_and_wait(self) -> None:
-        self.watchdog.at(f"step {self.progress.step}, saving", patient=True)
-        with self.gauge.clock.phase("checkpoint"):
-            self.saver.save_and_wait()
+        self.watchdog.at(f"step {self.state.step}, saving", patient=True)
+        with self.metrics.clock.phase("checkpoint"):
+            self.checkpoints.save_and_wait()
 
     def _leave(self) -> Result:
         """Save, and leave in the middle of the run -> how it ended."""
@@ -273,16 +274,16 @@ class Trainer:
             return Result(
                 "lost", self.out_dir
             )  # without a save: whoever removed it does not want it back, or it is another run's now
-        self.logger.say(f"asked to stop by {asked} at step {self.progress.step}: saving")
+        self.logger.say(f"asked to stop by {asked} at step {self.state.step}: saving")
         self._save_and_wait()
-        report = make_report("stopped", None, self.plan, self.progress, self.world, self.engine)
+        report = make_report("stopped", None, self.plan, self.state, self.world, self.engine)
         if self.world.is_first:
             write_stopped(self.out_dir, report, self.logger.say)
-        if self.saver.newest is None:
+        if self.checkpoints.newest is None:
             self.logger.say("warning: nothing could be saved: the same command begins again")
         else:
-            saved = "saved" if self.saver.newest == self.progress.step else "warning: this step could not be saved"
-            self.logger.say(f"{saved}; the same command goes on from step {self.saver.newest}")
+            saved = "saved" if self.checkpoints.newest == self.state.step else "warning: this step could not be saved"
+            self.logger.say(f"{saved}; the same command goes on from step {self.checkpoints.newest}")
         # Last, as a profile, a picture and W&B take seconds, and whoever asked may kill.
         self.profiler.close()
         self.logger.result(report, None)
@@ -291,27 +292,28 @@ class Trainer:
     def _finish(self, reason: str, full_pass_loss: float | None) -> Result:
         """Weights, scores and report into the run directory, the result on the terminal -> how it ended."""
         self.profiler.close()
-        self.replicas.check(self.progress.step)
-        report = make_report(reason, full_pass_loss, self.plan, self.progress, self.world, self.engine)
-        report |= self.gauge.constants()
-        self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
+        self.replicas.check(self.state.step)
+        report = make_report(reason, full_pass_loss, self.plan, self.state, self.world, self.engine)
+        report |= self.metrics.constants()
+        self.watchdog.at(f"the end, step {self.state.step}", patient=True)
         if reason == "target_reached":
-            self.progress.verified_loss = full_pass_loss
+            self.state.verified_loss = full_pass_loss
         if reason == "non_finite":
-            self.saver.commit()
+            self.checkpoints.commit()
         else:
             self._save_and_wait()
-        with self.judge.weights():
+        with self.evaluator.weights():
             if full_pass_loss is not None:
                 started = time.perf_counter()
                 self.logger.say("scoring what was memorised")
-                card = self.judge.scorecard(step=self.progress.step)
+                card = self.evaluator.scorecard(step=self.state.step)
                 report |= card.values() | {"scores_s": time.perf_counter() - started}
-                self.watchdog.at(f"the end, step {self.progress.step}", patient=True)
+                self.watchdog.at(f"the end, step {self.state.step}", patient=True)
             state = self.engine.state_dict()
             self.fence.check()
             if self.world.is_first:
-                evaluated = self.judge.evaluated if full_pass_loss is not None else {}  # else they are older than these
+                # Without a pass they are older than these weights.
+                evaluated = self.evaluator.evaluated if full_pass_loss is not None else {}
                 report |= {"weights_sha256": save_weights(self.out_dir, state, evaluated)}
                 write_report(self.out_dir, report)
             recitation = recite_beginning(self.engine.model, self.plan) if full_pass_loss is not None else None
@@ -322,7 +324,7 @@ class Trainer:
                     save_recall(self.out_dir, card.recited, headline(self.config.data, report), self.logger.say)
             elif self.world.is_first:
                 print(
-                    f"error: {self.progress.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the "
+                    f"error: {self.state.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the "
                     f"weights saved are from before them: try a lower --learning_rate, or --dtype=fp32",
                     file=sys.stderr,
                 )

@@ -16,7 +16,7 @@ import pytest
 
 from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
 from conftest import flags, metrics, report
-from nanogpt.storage.checkpoint import Checkpoint, examine
+from nanogpt.storage.checkpoint import CheckpointReader, examine
 from scenarios import SCENARIOS, cancel, failing_rank
 
 pytestmark = pytest.mark.slurm
@@ -101,7 +101,7 @@ def test_scancel_saves_and_is_final(cluster, tmp_path):
     assert (job.state, job.restarts) == ("CANCELLED", 0)
     assert job.report["exit_reason"] == "stopped"
     _, newest = next(examine(job.run_dir))
-    assert isinstance(newest, Checkpoint), newest
+    assert isinstance(newest, CheckpointReader), newest
     assert newest.step == job.report["steps"] > 10
 
 
@@ -174,7 +174,7 @@ def test_two_copies_do_not_both_write(cluster, tmp_path):
         cluster.boot(node)
     steps = [row["step"] for row in metrics(job.run_dir)]
     assert steps == list(range(1, len(steps) + 1))
-    assert all(isinstance(found, Checkpoint) for _, found in examine(job.run_dir))
+    assert all(isinstance(found, CheckpointReader) for _, found in examine(job.run_dir))
 
 
 def test_two_jobs_share_the_nodes(cluster, tmp_path, undisturbed):
