@@ -14,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import TypeVar, get_origin
 
@@ -80,7 +80,7 @@ def without_local_rank(argv: Sequence[str]) -> list[str]:
 
 
 def help_text(cls: type, *, program: str, about: str | None) -> str:
-    """Every option of cls with its type, default, unit and sentence, wrapped to the terminal."""
+    """Every option of cls with its type, default, unit and sentence, by groups, wrapped to the terminal."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
     required = "".join(
         f" {f.name.upper()}{'...' * (get_origin(kind) is tuple)}"
@@ -88,7 +88,12 @@ def help_text(cls: type, *, program: str, about: str | None) -> str:
         if f.default is MISSING
     )
     lines = [*([about, ""] if about else ()), f"usage: {program}{required} [--option=value ...]", ""]
-    for f, kind in option_types(cls):
+    groups = list(dict.fromkeys(f.metadata["group"] for f in fields(cls)))
+    group = ""
+    for f, kind in sorted(option_types(cls), key=lambda each: groups.index(each[0].metadata["group"])):
+        if f.metadata["group"] != group:
+            group = f.metadata["group"]
+            lines.append(f"{group}:")
         name = f.name.upper() if f.default is MISSING else f"--{f.name}"
         default = "required" if f.default is MISSING else f"default {'none' if f.default is None else f.default}"
         unit = f", {f.metadata['unit']}" if f.metadata["unit"] else ""

@@ -12,9 +12,16 @@ from nanogpt.config.errors import ConfigError
 LARGEST = 2**31 - 1  # of a count, and of seconds: beyond it is a slip, and sizes and clocks overflow
 
 
-def option(default: Any, doc: str, unit: str = "") -> Any:
-    """A dataclass field that --help documents: its default, or MISSING, one sentence, and the unit of its value."""
-    return field(default=default, metadata={"doc": doc, "unit": unit})
+def option(
+    default: Any, doc: str, unit: str = "", *, group: str = "", may_change: bool = False, shapes_curve: bool = True
+) -> Any:
+    """A dataclass field that --help documents: its default, or MISSING, one sentence, and the unit of its value.
+
+    group: the heading that --help puts it under. may_change: a run may be resumed with another value. shapes_curve:
+    a picture of two runs names it where they differ in it.
+    """
+    about = {"doc": doc, "unit": unit, "group": group, "may_change": may_change, "shapes_curve": shapes_curve}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ def option_types(cls: type) -> list[tuple[Any, Any]]:
     """The (field, type) pairs of an options dataclass, in order of declaration."""
     hints = get_type_hints(cls)
     return [(f, hints[f.name]) for f in fields(cls)]
+
+
+def option_names(cls: type, **about: Any) -> frozenset[str]:
+    """The names of the options of cls about which option() was told all this, such as may_change=True."""
+    return frozenset(f.name for f in fields(cls) if about.items() <= f.metadata.items())
 
 
 def describe_type(kind: Any) -> str:

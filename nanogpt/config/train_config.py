@@ -8,6 +8,7 @@ This module imports no torch, so a wrong option is refused in a fraction of a se
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from nanogpt.config.errors import ConfigError
@@ -16,99 +17,119 @@ from nanogpt.config.options import LARGEST, Options, option, option_types, requi
 MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
 DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
 
+text_option = partial(option, group="Text")
+model_option = partial(option, group="Model")
+recipe_option = partial(option, group="Recipe")
+stop_option = partial(option, group="When to stop", may_change=True)
+machine_option = partial(option, group="Machine", may_change=True)
+output_option = partial(option, group="Output", may_change=True, shapes_curve=False)
+wandb_option = partial(option, group="Weights & Biases", may_change=True, shapes_curve=False)
+
 
 @dataclass(frozen=True)
 class TrainConfig(Options):
     """What a run is. Two runs with the same TrainConfig on the same text follow the same curve."""
 
-    # Text
-    data: str = option("builtin", "builtin (scenes of Coriolanus), tinyshakespeare (downloaded once), or a UTF-8 file")
-    subset_tokens: int | None = option(
+    data: str = text_option(
+        "builtin", "builtin (scenes of Coriolanus), tinyshakespeare (downloaded once), or a UTF-8 file", may_change=True
+    )
+    subset_tokens: int | None = text_option(
         None, f"memorise the first N tokens; none: {DEFAULT_SUBSET_TOKENS}, or the whole of a shorter text", "tokens"
     )
-    context_length: int = option(64, "length of a training window", "tokens")
-    stride: int | None = option(None, "distance between the windows of one epoch; none: context_length", "tokens")
-    phase: Literal["random", "fixed"] = option(
+    context_length: int = text_option(64, "length of a training window", "tokens")
+    stride: int | None = text_option(None, "distance between the windows of one epoch; none: context_length", "tokens")
+    phase: Literal["random", "fixed"] = text_option(
         "random", "shift the window grid each epoch, or leave it where it stands"
     )
-    # Model
-    n_layer: int = option(16, "transformer blocks", "blocks")
-    n_head: int = option(12, "attention heads", "heads")
-    n_embd: int = option(768, "width of the residual stream", "channels")
-    block_size: int = option(1024, "learned positions; the longest possible context_length", "tokens")
-    init_from: str | None = option(
+    n_layer: int = model_option(16, "transformer blocks", "blocks")
+    n_head: int = model_option(12, "attention heads", "heads")
+    n_embd: int = model_option(768, "width of the residual stream", "channels")
+    block_size: int = model_option(1024, "learned positions; the longest possible context_length", "tokens")
+    init_from: str | None = model_option(
         None, "begin with a GPT-2 as transformers saves it; its shape is the model's. none: random weights"
     )
-    # Recipe
-    batch_size: int = option(16, "windows in a global batch, whatever the number of ranks", "windows")
-    micro_batch_size: int | None = option(
-        None, "most windows a rank holds at once, to bound memory; none: all its share", "windows"
+    batch_size: int = recipe_option(16, "windows in a global batch, whatever the number of ranks", "windows")
+    micro_batch_size: int | None = recipe_option(
+        None, "most windows a rank holds at once, to bound memory; none: all its share", "windows", may_change=True
     )
-    recipe: Literal["reference", "fast"] = option(
+    recipe: Literal["reference", "fast"] = recipe_option(
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
-    optimizer: Literal["auto", "adamw", "muon"] = option("auto", "auto: the recipe's; muon has AdamW beside it")
-    learning_rate: float | None = option(
+    optimizer: Literal["auto", "adamw", "muon"] = recipe_option("auto", "auto: the recipe's; muon has AdamW beside it")
+    learning_rate: float | None = recipe_option(
         None,
         "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: 6e-4 "
         "(adamw) or 1e-3 x sqrt(768 / n_embd) (muon)",
     )
-    on_plateau: Literal["decay", "none"] = option(
+    on_plateau: Literal["decay", "none"] = recipe_option(
         "decay",
         "below 8 x target (muon: 4 x; at most 1) let the rate fall with the square root of the loss, or not",
     )
-    ema: float = option(
+    ema: float = recipe_option(
         0.97,
         "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are down to "
         "a quarter of it; 0: the last ones",
     )
-    seed: int = option(0, "seeds weights and window order")
-    # When to stop
-    target_loss: float = option(0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token")
-    max_steps: int | None = option(None, "give up after this many updates; none: never", "steps")
-    max_minutes: float | None = option(None, "give up after this long in training; none: never", "minutes")
-    max_bad_steps: int = option(10, "fail after this many non-finite losses or gradients in a row", "steps")
-    preflight: Literal["warn", "strict"] = option(
-        "warn", "on a target below the entropy floor, or too little memory: warn, or refuse"
+    seed: int = recipe_option(0, "seeds weights and window order")
+    target_loss: float = stop_option(
+        0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token", may_change=False
     )
-    # Machine
-    engine: Literal["auto", "single", "ddp", "deepspeed"] = option(
+    max_steps: int | None = stop_option(None, "give up after this many updates; none: never", "steps")
+    max_minutes: float | None = stop_option(None, "give up after this long in training; none: never", "minutes")
+    max_bad_steps: int = stop_option(
+        10, "fail after this many non-finite losses or gradients in a row", "steps", shapes_curve=False
+    )
+    preflight: Literal["warn", "strict"] = stop_option(
+        "warn", "on a target below the entropy floor, or too little memory: warn, or refuse", shapes_curve=False
+    )
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = machine_option(
         "auto", "auto: ddp when there are several processes, else single"
     )
-    zero_stage: int | None = option(
+    zero_stage: int | None = machine_option(
         None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
     )
-    ds_config: str | None = option(None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py")
-    gradient_compression: Literal["none", "bf16"] = option(
-        "none", "what ddp sends of a gradient: fp32, or bf16 in half the bytes, which changes the curve a little"
+    ds_config: str | None = machine_option(
+        None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py"
     )
-    dtype: Literal["auto", "bf16", "fp32"] = option("auto", "compute in; auto: bf16 where the device is faster in it")
-    health: Literal["off", "warn", "strict"] = option(
-        "off", "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train"
+    gradient_compression: Literal["none", "bf16"] = machine_option(
+        "none",
+        "what ddp sends of a gradient: fp32, or bf16 in half the bytes, which changes the curve a little",
+        may_change=False,
     )
-    compile: Literal["auto", "true", "false"] = option("auto", "torch.compile the model; auto: on CUDA, in a long run")
-    comm_timeout_s: float = option(
-        600.0, "end the run when a rank is missing or makes no progress for this long", "seconds"
+    dtype: Literal["auto", "bf16", "fp32"] = machine_option(
+        "auto", "compute in; auto: bf16 where the device is faster in it", may_change=False
     )
-    # Output
-    out_dir: str = option("out", "run directory; a run that it holds is resumed")
-    log_every: int = option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
-    profile_steps: str | None = option(
+    health: Literal["off", "warn", "strict"] = machine_option(
+        "off",
+        "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train",
+        shapes_curve=False,
+    )
+    compile: Literal["auto", "true", "false"] = machine_option(
+        "auto", "torch.compile the model; auto: on CUDA, in a long run"
+    )
+    comm_timeout_s: float = machine_option(
+        600.0, "end the run when a rank is missing or makes no progress for this long", "seconds", shapes_curve=False
+    )
+    out_dir: str = output_option("out", "run directory; a run that it holds is resumed")
+    log_every: int = output_option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
+    profile_steps: str | None = output_option(
         None, "trace these steps into out_dir/profile, as a Python slice of steps counted from 1: 10:13 is 10, 11, 12"
     )
-    checkpoint_every: int = option(1000, "save all that a run needs to go on, in the background", "steps")
-    checkpoint_minutes: float | None = option(5.0, "save also this long after the last save; none: never", "minutes")
-    keep_checkpoints: int = option(2, "how many of the newest stay on the disk", "checkpoints")
-    wandb: Literal["auto", "online", "offline", "disabled"] = option(
+    checkpoint_every: int = output_option(1000, "save all that a run needs to go on, in the background", "steps")
+    checkpoint_minutes: float | None = output_option(
+        5.0, "save also this long after the last save; none: never", "minutes"
+    )
+    keep_checkpoints: int = output_option(2, "how many of the newest stay on the disk", "checkpoints")
+    wandb: Literal["auto", "online", "offline", "disabled"] = wandb_option(
         "auto", "Weights & Biases; auto: online with a key, offline without, WANDB_MODE if that is set"
     )
-    wandb_project: str | None = option(None, "none: WANDB_PROJECT, or nanogpt-overfit")
-    wandb_group: str | None = option(None, "runs that belong together; none: WANDB_RUN_GROUP")
-    wandb_name: str | None = option(None, "what the run is called; none: WANDB_NAME, or one of W&B's inventions")
-    wandb_tags: str | None = option(None, "words with commas between")
-    wandb_notes: str | None = option(None, "a remark on the run")
-    wandb_artifact: Literal["true", "false"] = option("false", "send the final weights too")
-    resume: str = option(
+    wandb_project: str | None = wandb_option(None, "none: WANDB_PROJECT, or nanogpt-overfit")
+    wandb_group: str | None = wandb_option(None, "runs that belong together; none: WANDB_RUN_GROUP")
+    wandb_name: str | None = wandb_option(None, "what the run is called; none: WANDB_NAME, or one of W&B's inventions")
+    wandb_tags: str | None = wandb_option(None, "words with commas between")
+    wandb_notes: str | None = wandb_option(None, "a remark on the run")
+    wandb_artifact: Literal["true", "false"] = wandb_option("false", "send the final weights too")
+    resume: str = output_option(
         "auto",
         "auto: go on from out_dir's newest checkpoint, if any; must; never: begin; a checkpoint: begin from it. "
         "Started again, a command goes on with the run that it began; to begin once more, name another out_dir",
@@ -158,3 +179,21 @@ class TrainConfig(Options):
         """What profile_steps names; no step where it names none."""
         found = re.fullmatch(r"([1-9][0-9]*):([0-9]+)", self.profile_steps or "")
         return range(int(found[1]), int(found[2])) if found else range(0)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(TrainConfig):
+    """A TrainConfig in which nothing is left open that a run decides before it begins: its types say what.
+
+    wandb and resume stay as they were asked; ds_config and zero_stage are none where DeepSpeed is not the engine, and
+    a budget that is none is not set.
+    """
+
+    subset_tokens: int
+    stride: int
+    micro_batch_size: int
+    optimizer: Literal["adamw", "muon"]
+    learning_rate: float
+    engine: Literal["single", "ddp", "deepspeed"]
+    dtype: Literal["bf16", "fp32"]
+    compile: Literal["true", "false"]

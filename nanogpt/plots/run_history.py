@@ -14,15 +14,13 @@ from typing import Any
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import read_file
+from nanogpt.config.options import option_names
+from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.json_file import find_json, parse_json, read_json
 from nanogpt.storage.run_dir import CONFIG, FINISHED, METRICS, REPORT, run_directory
 from nanogpt.utils.format import duration
 
-# Options that leave the curve as it is; those of W&B, known by their first word, do so too.
-SILENT = {
-    "out_dir", "resume", "log_every", "profile_steps", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
-    "comm_timeout_s", "preflight", "max_bad_steps", "health",
-}  # fmt: skip
+LEAVE_THE_CURVE = option_names(TrainConfig, shapes_curve=False)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def read_curve(run_dir: str) -> Curve:
     report = find_json(path / REPORT)
     rows = _read_rows(path / METRICS)
     try:
-        options = {name: value for name, value in stored["config"].items() if not _is_silent(name)}
+        options = {name: value for name, value in stored["config"].items() if name not in LEAVE_THE_CURVE}
         reason = "so far" if report is None else report["exit_reason"].replace("_", " ")
         steps, wall_s = [int(row["step"]) for row in rows], [float(row["wall_s"]) for row in rows]
         return Curve(
@@ -97,10 +95,6 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             if line.endswith("\n"):
                 raise ConfigError(f"{path} is damaged at line {number}") from None
     return rows
-
-
-def _is_silent(option: str) -> bool:
-    return option in SILENT or option.startswith("wandb")
 
 
 def _or_nan(figure: float | None) -> float:

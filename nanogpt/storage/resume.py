@@ -11,20 +11,14 @@ from typing import Any
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import absolute_path, user_path
+from nanogpt.config.options import option_names
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.checkpoint import CHECKPOINTS, MANIFEST, CheckpointError, CheckpointReader, newest_intact
 from nanogpt.storage.json_file import find_json
 from nanogpt.storage.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
 
-# What may differ from the run that is resumed: who computes it and how long, what is written and where. The text is
-# compared by what it holds.
-MAY_CHANGE = {
-    "data", "micro_batch_size", "max_steps", "max_minutes", "max_bad_steps", "preflight", "engine", "zero_stage",
-    "ds_config", "health", "compile", "out_dir", "log_every", "profile_steps", "checkpoint_every",
-    "checkpoint_minutes", "keep_checkpoints", "resume", "comm_timeout_s", "wandb", "wandb_project",
-    "wandb_group", "wandb_name", "wandb_tags", "wandb_notes", "wandb_artifact",
-}  # fmt: skip
-
+# Who computes a run and how long, what is written and where; the text is compared by what it holds.
+MAY_CHANGE = option_names(TrainConfig, may_change=True)
 UNFINISHED = ("", "stopped")  # exit reasons of a run that was killed or asked to stop
 MAY_GO_ON = (*UNFINISHED, "max_steps", "max_minutes")  # and of one that a larger budget lets go on
 
