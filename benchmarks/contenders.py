@@ -17,7 +17,7 @@ from transformers import (
 
 from nanogpt.data.windows import Windows
 from nanogpt.optim.optimizer import BETAS
-from nanogpt.optim.schedule import ADAMW_LR
+from nanogpt.optim.recipe import ADAMW
 
 
 def gpt2(shape: dict[str, int], device: torch.device, *, seed: int) -> GPT2LMHeadModel:
@@ -35,7 +35,7 @@ def loss_sum(model: GPT2LMHeadModel, idx: Tensor, targets: Tensor, *, bf16: bool
 
 def plain_steps(model: GPT2LMHeadModel, *, bf16: bool) -> Callable[[Tensor, Tensor], float]:
     """torch's AdamW as its introduction shows it -> a step: inputs and targets -> mean loss, nats/token."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=ADAMW_LR, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=ADAMW.base_learning_rate, betas=BETAS, weight_decay=0.0)
 
     def step(idx: Tensor, targets: Tensor) -> float:
         loss = loss_sum(model, idx, targets, bf16=bf16) / targets.numel()
@@ -92,7 +92,8 @@ def train_in_trainer(
         arguments = TrainingArguments(
             output_dir=directory, per_device_train_batch_size=batch_size, max_steps=2**31 - 1,
             use_cpu=model.device.type == "cpu",
-            learning_rate=ADAMW_LR, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0, max_grad_norm=0.0,
+            learning_rate=ADAMW.base_learning_rate, adam_beta1=BETAS[0], adam_beta2=BETAS[1], weight_decay=0.0,
+            max_grad_norm=0.0,
             lr_scheduler_type="constant", report_to=[], save_strategy="no", disable_tqdm=True,
             logging_strategy="steps" if after_loss else "no", logging_steps=1,
         )  # fmt: skip

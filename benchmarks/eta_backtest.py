@@ -23,7 +23,7 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import Options, option, require_positive
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Eta
-from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.optim.recipe import resolve_recipe
 from nanogpt.storage.json_file import write_json
 from nanogpt.training.state import TrainState
 

@@ -26,13 +26,12 @@ from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.evaluate.recall import Forward, read
 from nanogpt.model.generate import second_half
-from nanogpt.model.gpt import GPT
+from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
 from nanogpt.optim.schedule import learning_rate
 from nanogpt.plan.plan import Plan, make_plan
 from nanogpt.storage.json_file import find_json, write_json
-from nanogpt.storage.run_dir import model_config
 from nanogpt.training.state import TrainState
 
 REMEMBERED = 0.99  # of the windows
@@ -97,7 +96,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float
     config, windows = plan.config, plan.windows.on(world.device)
     torch.manual_seed(config.seed)
     built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
-    engine = build_engine("single", GPT(model_config(config)), world, built)
+    engine = build_engine("single", GPT(GPTConfig.from_options(config)), world, built)
     if config.optimizer == "muon":
         rest, positions, _ = engine.optimizer.param_groups
         rest[MULTIPLE] = muon["rest_rate"] / config.learning_rate

@@ -16,9 +16,8 @@ from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, Engine, build_engine
 from nanogpt.engine.base import EngineOptions
-from nanogpt.model.gpt import GPT
+from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan.plan import Plan, make_plan
-from nanogpt.storage.run_dir import model_config
 
 nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
@@ -29,7 +28,7 @@ def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
     config, windows = plan.config, plan.windows
     # The text's own tokens, numbered anew: where bf16 is emulated, 50,257 logits a position would take half an hour.
     tokens, windows.ids = windows.ids.unique(return_inverse=True)
-    shape = replace(model_config(config), vocab_size=len(tokens))
+    shape = replace(GPTConfig.from_options(config), vocab_size=len(tokens))
     torch.manual_seed(config.seed)
     options = EngineOptions(
         config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed,

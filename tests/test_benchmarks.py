@@ -21,7 +21,7 @@ from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward, full_pass
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.schedule import decay_threshold, resolve_recipe
+from nanogpt.optim.recipe import recipe_of
 from nanogpt.plan.plan import make_plan
 from nanogpt.storage.hf import load_hf, read_hf_shape
 
@@ -180,7 +180,7 @@ def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     same |= {"context_length": 16, "ema": 0.9, "dtype": "fp32"}  # as scores are
     (trace,) = benchmark("recipe_trace.py", **same, steps=steps, from_step=steps - 8, every=4)["traces"]
     assert [row["step"] for row in trace["rows"]] == [steps - 8, steps - 4, steps]
-    below = decay_threshold(resolve_recipe(TrainConfig(recipe=recipe)))
+    below = recipe_of(TrainConfig(recipe=recipe)).decay_threshold(TrainConfig.target_loss)
     assert trace["rows"][-1]["train_loss"] < below, "else nothing would be averaged"
     assert train(*flags(**same, max_steps=steps, wandb="disabled"), cwd=tmp_path).returncode == 3
     last, told = trace["rows"][-1], report(tmp_path / "out")

@@ -16,9 +16,8 @@ from conftest import assert_verified, flags, free_port, metrics, report, torchru
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model.gpt import GPT
+from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan.plan import make_plan
-from nanogpt.storage.run_dir import model_config
 
 STEPS = 20
 OPTIONS = {
@@ -84,7 +83,7 @@ def _refuse_together(rank, port, name, zero_stage, answers):
     plan = make_plan(config, world)
     with world.process_group():
         torch.manual_seed(0)
-        model = GPT(model_config(config))
+        model = GPT(GPTConfig.from_options(config))
         options = EngineOptions(
             dtype="fp32", optimizer="adamw", compile=False, micro_batches=[], deepspeed=plan.deepspeed
         )

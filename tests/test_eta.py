@@ -11,8 +11,8 @@ import pytest
 
 from conftest import REPOSITORY, metrics, run
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.monitor.eta import ADAMW_LEVELS, Circumstances, Eta, NoEta, fit_curve, steps_to_target
-from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.monitor.eta import Circumstances, Eta, NoEta, fit_curve, steps_to_target
+from nanogpt.optim.recipe import ADAMW, resolve_recipe
 from nanogpt.training.state import TrainState
 
 TARGET = 0.099
@@ -70,7 +70,7 @@ def test_a_falling_rate_is_foreseen():
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 def test_an_exponential_is_foreseen(share):
     """Reference: the interval spans the steps at which the loss crosses most levels, the point is near the target's."""
-    at = {level: log(8 / (level * TARGET - 0.03)) / 0.02 for level in ADAMW_LEVELS}
+    at = {level: log(8 / (level * TARGET - 0.03)) / 0.02 for level in ADAMW.levels}
     now = int(at[1.0] * share) // 5 * 5
     eta = steps_to_target(rows(exponential, now), TARGET, KNOWN)
     assert eta.low < at[1.0] - now < eta.high

@@ -12,7 +12,8 @@ from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.muon import COEFFICIENTS, HEADROOM, channels_together, is_matrix, orthogonalise
 from nanogpt.optim.optimizer import build_optimizer, gradient_norm, set_learning_rate
-from nanogpt.optim.schedule import learning_rate, resolve_recipe
+from nanogpt.optim.recipe import resolve_recipe
+from nanogpt.optim.schedule import learning_rate
 
 WITHOUT_COMPILER = """
 import sys, torch

@@ -7,7 +7,7 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.data.tokenizer import encode
 from nanogpt.distributed.world import World
-from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.optim.recipe import resolve_recipe
 from nanogpt.plan.plan import compiling_pays, make_plan
 
 

@@ -9,7 +9,7 @@ import torch
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, EvalSchedule
 from nanogpt.optim.ema import EMA
-from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.optim.recipe import resolve_recipe
 from nanogpt.training.state import TrainState
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,19 @@ from torch.nn import functional as F
 
 ROWS = 64  # a multiple that suits a GPU's matrix kernels
 CHUNK = 2**21  # logits whose loss is computed at once: they stay in a CPU's caches
+
+
+class ModelOptions(Protocol):
+    """Whatever says how large a GPT shall be, such as a TrainConfig."""
+
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_head(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,11 @@ class GPTConfig:
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0  # memorising wants none
+
+    @classmethod
+    def from_options(cls, options: ModelOptions) -> "GPTConfig":
+        """The shape that options with these four names ask for."""
+        return cls(block_size=options.block_size, n_layer=options.n_layer, n_head=options.n_head, n_embd=options.n_embd)
 
     @property
     def block_matrices(self) -> int:

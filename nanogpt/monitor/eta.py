@@ -13,15 +13,13 @@ from math import exp
 
 import numpy as np
 
+from nanogpt.optim.recipe import ADAMW
+
 MIN_POINTS = 3  # epoch means; a curve of any shape goes through fewer
 MAX_POINTS = 200  # longer histories are averaged further, so that an answer takes milliseconds
 POWERS = (0.5, 0.75, 1.0, 1.25)  # of the distance to the asymptote in the speed; 1: an exponential
 REACHABLE = (0.0, 0.2, 0.4, 0.6)  # asymptotes, from the floor (0) to the highest level (1)
 UNREACHABLE = (0.0, 0.25, 0.5, 0.75, 0.95)  # asymptotes, from the highest level (0) to the lowest loss so far (1)
-# x the target: what the trained loss may have been, by the judged weights' age before the pass that verifies it. 0.8 to
-# 1.4 were seen with AdamW, with Muon, whose rougher steps gain more by averaging, 1.4 to 2.2 (docs/eta.md).
-ADAMW_LEVELS = (0.8, 1.0, 1.25, 1.6)
-MUON_LEVELS = (0.9, 1.3, 1.8, 2.5)
 HALF_LIFE = 0.2  # of the steps so far, after which a point weighs half
 EVIDENCE = 4.0  # points' worth: neighbours err alike, so many of them say little more than a few
 ERROR = 0.03  # of a mean loss, relative; a fit that is better than this is luck
@@ -55,7 +53,7 @@ class Circumstances:
     floor: float = 0.0  # nats/token that no model can be below
     epoch_steps: float = 1.0  # in which each window is seen once; may be less than a step
     slows_below: float = 0.0  # nats/token below which the rate falls with the square root of the loss; 0: nowhere
-    levels: tuple[float, ...] = ADAMW_LEVELS
+    levels: tuple[float, ...] = ADAMW.levels  # of its Recipe
     lag_steps: float = 0.0  # by which the judged weights, an average, are older than the trained ones
     wait_steps: float = 1.0  # before which no full pass can be made
     averages_below: float = 0.0  # nats/token at which an average begins that is still to begin; 0: none is

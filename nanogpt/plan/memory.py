@@ -16,7 +16,7 @@ from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPTConfig
 from nanogpt.optim.muon import channels_together
-from nanogpt.storage.run_dir import model_config
+from nanogpt.optim.recipe import recipe_of
 from nanogpt.utils.format import gigabytes
 
 FP32, BF16 = 4, 2  # bytes
@@ -55,7 +55,7 @@ def predict_memory(
     autocast; the loss holds three times its logits in fp32, on a CPU none of them (model/gpt.py), but full passes
     and scores hold them twice.
     """
-    shape, on_cpu = model_config(config), device_type == "cpu"
+    shape, on_cpu = GPTConfig.from_options(config), device_type == "cpu"
     parameters = shape.num_parameters
     in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
     size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
@@ -78,7 +78,7 @@ def predict_memory(
     if autocast and not in_bf16:
         buffers += parameters * BF16
     moments = 2 * FP32 * parameters
-    if config.optimizer == "muon":  # one moment of the blocks' matrices
+    if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
         update = _muon_update(shape, world_size, moments_over, BF16 if autocast else FP32)
         # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.

@@ -19,12 +19,11 @@ from nanogpt.data.windows import JUDGED_GRIDS, Windows, control_windows, memoris
 from nanogpt.distributed.hardware import best_dtype, table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
-from nanogpt.model.gpt import flops_per_token
-from nanogpt.optim.schedule import resolve_recipe
+from nanogpt.model.gpt import GPTConfig, flops_per_token
+from nanogpt.optim.recipe import recipe_of, resolve_recipe
 from nanogpt.plan.memory import Memory, predict_memory, shortage
 from nanogpt.plan.reference_runs import most_steps
 from nanogpt.storage.hf import read_hf_shape
-from nanogpt.storage.run_dir import model_config
 
 COMPILING_S, SAVED_BY_COMPILING, EAGER_MFU = 30.0, 0.33, 0.23  # on an H200: seconds, of a step, of the peak
 
@@ -111,7 +110,7 @@ def compiling_pays(config: TrainConfig, world: World) -> bool:
         return True
     steps = min(most_steps(config), config.max_steps or inf)
     tokens = config.batch_size * config.context_length / world.size
-    flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
+    flops = flops_per_token(GPTConfig.from_options(config), context_length=config.context_length) * tokens
     return SAVED_BY_COMPILING * steps * flops / (EAGER_MFU * peak) > COMPILING_S
 
 
@@ -172,7 +171,9 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         device_type=world.device.type,
     )
     zero = settings["zero_optimization"]
-    if config.optimizer == "muon" and (zero["stage"] == 3 or zero.get("offload_optimizer", {}).get("device") == "cpu"):
+    if recipe_of(config).orthogonalises and (
+        zero["stage"] == 3 or zero.get("offload_optimizer", {}).get("device") == "cpu"
+    ):
         raise ConfigError(
             "--optimizer=muon needs whole matrices on the device: --zero_stage=2 or less, and no offload_optimizer"
         )

@@ -12,9 +12,8 @@ import torch
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model.gpt import GPT, flops_per_token
+from nanogpt.model.gpt import GPT, GPTConfig, flops_per_token
 from nanogpt.plan.reference_runs import steps_to_target
-from nanogpt.storage.run_dir import model_config
 from nanogpt.utils.format import duration
 
 LAYERS = 2  # of the models that are timed
@@ -34,7 +33,7 @@ def describe_expected_time(
     least_s = None
     if peak_flops_per_s:
         tokens = config.batch_size * config.context_length
-        flops = flops_per_token(model_config(config), context_length=config.context_length) * tokens
+        flops = flops_per_token(GPTConfig.from_options(config), context_length=config.context_length) * tokens
         least_s = flops / peak_flops_per_s
         parts.append(f"a step takes {least_s:.2g} s at least, for its matrix products alone")
     steps = steps_to_target(config, floor)
@@ -80,7 +79,7 @@ def _timed(config: TrainConfig, n_layer: int, world: World, *, graphed: bool) ->
 
     graphed: as a run of one micro-batch on one GPU makes them.
     """
-    model = GPT(replace(model_config(config), n_layer=n_layer))
+    model = GPT(replace(GPTConfig.from_options(config), n_layer=n_layer))
     window = torch.randint(model.config.vocab_size, (config.micro_batch_size, config.context_length + 1))
     idx, targets = (part.to(world.device) for part in (window[:, :-1], window[:, 1:]))
     batch = Batch(idx, targets, targets.numel())

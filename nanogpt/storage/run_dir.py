@@ -164,7 +164,7 @@ def load_run(out_dir: str) -> Run:
         config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
-    shape = model_config(config)
+    shape = GPTConfig.from_options(config)
     try:
         require_regular(path / WEIGHTS)
         state = load_file(path / WEIGHTS)
@@ -179,11 +179,6 @@ def load_run(out_dir: str) -> Run:
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{path / WEIGHTS} is damaged or of another model: {one_line(error)}") from None
     return Run(config, report, model.eval())
-
-
-def model_config(config: TrainConfig) -> GPTConfig:
-    """The shape of the model that config asks for."""
-    return GPTConfig(block_size=config.block_size, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
 
 
 def _taken(out_dir: str) -> str:

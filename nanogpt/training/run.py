@@ -18,6 +18,7 @@ from nanogpt.distributed.hardware import free_host_bytes, peak_flops_per_s
 from nanogpt.distributed.health_check import check_health
 from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
+from nanogpt.model.gpt import GPTConfig
 from nanogpt.monitor.live_plot import LivePlot
 from nanogpt.monitor.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
 from nanogpt.monitor.terminal import TerminalLogger
@@ -28,7 +29,7 @@ from nanogpt.storage.checkpoint import CheckpointError, CheckpointReader, abando
 from nanogpt.storage.json_file import read_json
 from nanogpt.storage.provenance import what_computes
 from nanogpt.storage.resume import ResumePoint, find_start, in_its_own_dtype
-from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, model_config, write_config
+from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, write_config
 from nanogpt.storage.run_lock import Attempt, Fence, NoFence, hold_run_dir, loss_of, take_over
 from nanogpt.training.report import Result, make_report, write_stopped
 from nanogpt.training.state import TrainState
@@ -171,7 +172,7 @@ def _require_room(plan: Plan, world: World) -> None:
 
     What is needed beyond them is foreseen, not known, and warned of (nanogpt/plan/memory.py).
     """
-    need, free = world.local_size * model_config(plan.config).num_parameters * FP32, free_host_bytes()
+    need, free = world.local_size * GPTConfig.from_options(plan.config).num_parameters * FP32, free_host_bytes()
     if free is not None and need > free:
         raise ConfigError(
             f"the weights alone are {gigabytes(need)} on {world.local_size} ranks, {gigabytes(free)} are free here"

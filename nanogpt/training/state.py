@@ -11,9 +11,9 @@ from typing import Any
 
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.evaluate.eval_schedule import HOVERS, EvalSchedule
-from nanogpt.monitor.eta import ADAMW_LEVELS, MUON_LEVELS, Circumstances, Eta, NoEta, steps_to_target
+from nanogpt.monitor.eta import Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.monitor.meters import Meter
-from nanogpt.optim.schedule import decay_threshold
+from nanogpt.optim.recipe import ADAMW, recipe_of
 
 RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
 
@@ -40,7 +40,7 @@ class TrainState:
     @classmethod
     def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "TrainState":
         """The beginning of a run of a resolved config, whose full passes read so many windows."""
-        below = decay_threshold(config) if config.ema else 0.0
+        below = recipe_of(config).decay_threshold(config.target_loss) if config.ema else 0.0
         # A target so high that passes may come before there is an average is not worth the wait for one.
         ripe_steps = 1 + log(RIPE) / log(config.ema) if HOVERS * config.target_loss < below else 0.0
         schedule = EvalSchedule(
@@ -65,11 +65,12 @@ class TrainState:
         """When the run of a resolved config will end. floor: nats/token."""
         schedule = self.schedule
         to_begin = schedule.ripe_steps > 0 and not schedule.averaging
+        recipe = recipe_of(config)
         known = Circumstances(
             floor=floor,
             epoch_steps=windows_per_epoch / config.batch_size,
-            slows_below=decay_threshold(config) if config.on_plateau == "decay" else 0.0,
-            levels=MUON_LEVELS if config.optimizer == "muon" and config.ema else ADAMW_LEVELS,
+            slows_below=recipe.decay_threshold(config.target_loss) if config.on_plateau == "decay" else 0.0,
+            levels=(recipe if config.ema else ADAMW).levels,
             lag_steps=config.ema / (1 - config.ema),  # the mean age of an average's weights
             wait_steps=schedule.wait_steps,
             averages_below=schedule.averages_below if to_begin else 0.0,

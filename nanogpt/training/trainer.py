@@ -15,7 +15,7 @@ from nanogpt.distributed.replicas import UNLIKE, Replicas
 from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model.gpt import GPT
+from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.loggers import Logger
 from nanogpt.monitor.profiler import open_profiler
 from nanogpt.optim.ema import EMA
@@ -27,7 +27,7 @@ from nanogpt.plots.recall_png import save_recall
 from nanogpt.storage.checkpoint import CheckpointReader, CheckpointWriter
 from nanogpt.storage.hf import load_hf
 from nanogpt.storage.resume import ResumePoint
-from nanogpt.storage.run_dir import model_config, save_weights
+from nanogpt.storage.run_dir import save_weights
 from nanogpt.storage.run_lock import Attempt, Fence
 from nanogpt.training.checkpoint_manager import CheckpointManager
 from nanogpt.training.evaluator import Evaluator
@@ -59,7 +59,7 @@ class Trainer:
         self.windows = plan.windows.on(world.device)
         self.stop, self.watchdog, self.fence = stop, watchdog, fence
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
-        model = GPT(model_config(self.config))
+        model = GPT(GPTConfig.from_options(self.config))
         if self.config.init_from and checkpoint is None:
             load_hf(model, Path(self.config.init_from))
         announce(plan, world, logger, parameters=model.num_parameters())
