@@ -70,12 +70,12 @@ def loop(options: LoopOptions) -> int:
     about = {"options": told, "device": world.device_name(), "torch": torch.__version__}
     run = Run(lambda: full_pass(model, plan, bf16=bf16), options, about)
     if options.loop == "trainer":
-        train_in_trainer(model, plan.windows, config.batch_size, after_loss=run.is_over)
+        train_in_trainer(model, plan.dataset.windows, config.batch_size, after_loss=run.is_over)
     else:
         train_on = plain_steps(model, bf16=bf16)
         step, over = 0, False
         while not over:
-            idx, targets = plan.windows.take(plan.windows.global_batch(step, config.batch_size))
+            idx, targets = plan.dataset.windows.take(plan.dataset.windows.global_batch(step, config.batch_size))
             loss = train_on(idx.to(world.device), targets.to(world.device))
             step += 1
             over = run.is_over(step, loss)
@@ -133,8 +133,8 @@ def full_pass(model: GPT2LMHeadModel, plan: Plan, *, bf16: bool) -> float:
     """The mean loss over the judged windows, nats/token."""
     model.eval()
     total = count = 0.0
-    for starts in plan.judged.split(plan.config.batch_size):
-        idx, targets = plan.windows.take(starts)
+    for starts in plan.dataset.judged.split(plan.config.batch_size):
+        idx, targets = plan.dataset.windows.take(starts)
         total += loss_sum(model, idx.to(model.device), targets.to(model.device), bf16=bf16).item()
         count += targets.numel()
     model.train()

@@ -93,7 +93,7 @@ def measure(options: TraceOptions) -> dict[str, Any]:
 
 
 def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float]) -> Iterator[dict[str, float]]:
-    config, windows = plan.config, plan.windows.on(world.device)
+    config, windows = plan.config, plan.dataset.windows.on(world.device)
     torch.manual_seed(config.seed)
     built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
     engine = build_engine("single", GPT(GPTConfig.from_options(config)), world, built)
@@ -103,7 +103,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float
         positions[MULTIPLE] = muon["positions_rate"] / config.learning_rate
         engine.optimizer.channels = muon["channels"]
     average = EMA(engine.local_weights(), config.ema)
-    schedule = TrainState.of(config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    schedule = TrainState.of(config, judged_windows=len(plan.dataset.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
     recited = second_half(config.context_length)
     step_tokens = config.batch_size * config.context_length
@@ -118,7 +118,7 @@ def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float
             average.update()
         if step + 1 in reads:
             with average.applied():
-                reading = read(engine.model, windows, plan.judged, forward)
+                reading = read(engine.model, windows, plan.dataset.judged, forward)
             yield {
                 "step": step + 1,
                 "train_loss": schedule.estimate,

@@ -161,7 +161,7 @@ def work(options: WorkerOptions) -> int:
     """Train until the input ends."""
     config = TrainConfig(**options.shape, context_length=options.context_length, subset_tokens=options.subset_tokens)
     world = World.from_env()
-    CONTENDERS[options.contender](options, make_plan(config, world).windows, Turns(world, options.profile))
+    CONTENDERS[options.contender](options, make_plan(config, world).dataset.windows, Turns(world, options.profile))
     return 0
 
 

@@ -25,7 +25,7 @@ nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else 
 def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
     """The plan of config and its engine, around a model whose vocabulary is the text's own."""
     plan = make_plan(config, world)
-    config, windows = plan.config, plan.windows
+    config, windows = plan.config, plan.dataset.windows
     # The text's own tokens, numbered anew: where bf16 is emulated, 50,257 logits a position would take half an hour.
     tokens, windows.ids = windows.ids.unique(return_inverse=True)
     shape = replace(GPTConfig.from_options(config), vocab_size=len(tokens))
@@ -40,11 +40,11 @@ def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
 def train_step(plan: Plan, engine: Engine, step: int) -> tuple[float, float]:
     """One update -> (mean loss over all ranks, gradient norm)."""
     config, world = plan.config, engine.world
-    mine = plan.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
+    mine = plan.dataset.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
     parts = mine.split(config.micro_batch_size)
     step_tokens, loss = config.batch_size * config.context_length, 0.0
     for i, starts in enumerate(parts):
-        batch = Batch(*plan.windows.take(starts), step_tokens)
+        batch = Batch(*plan.dataset.windows.take(starts), step_tokens)
         loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
     norm = engine.step(config.learning_rate)
     (loss,) = world.sum(loss)

@@ -164,7 +164,7 @@ def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
     plain.save_pretrained(tmp_path)
     model = GPT(read_hf_shape(tmp_path)).to(world.device)
     load_hf(model, tmp_path)
-    ours = full_pass(model, plan.windows, plan.judged, Forward(world, "fp32", 5))
+    ours = full_pass(model, plan.dataset.windows, plan.dataset.judged, Forward(world, "fp32", 5))
     assert plain_loop.full_pass(plain, plan, bf16=False) == pytest.approx(ours, rel=1e-6)
     assert plain.training
 

@@ -67,14 +67,14 @@ def test_every_rank_of_a_world_plans_the_same_run():
     """Invariant: the plan depends on the size of the world, not on the rank."""
     plans = [make_plan(TrainConfig(), world(3, rank)) for rank in range(3)]
     assert all(plan.config == plans[0].config for plan in plans)
-    assert all(torch.equal(plan.judged, plans[0].judged) for plan in plans)
+    assert all(torch.equal(plan.dataset.judged, plans[0].dataset.judged) for plan in plans)
 
 
 def test_the_default_subset_bends_to_the_text_and_the_context(tmp_path):
     """Invariant: a short text is taken whole, a long context gets a window; an impossible number is refused."""
     short = tmp_path / "short.txt"
     short.write_text(text := "To be, or not to be: that is the question. " * 20)
-    assert make_plan(TrainConfig(data=str(short)), world()).windows.ids.tolist() == encode(text)
+    assert make_plan(TrainConfig(data=str(short)), world()).dataset.windows.ids.tolist() == encode(text)
     with pytest.raises(ConfigError, match=f"more than the {len(encode(text))} tokens"):
         make_plan(TrainConfig(data=str(short), subset_tokens=len(encode(text)) + 1), world())
     assert make_plan(TrainConfig(context_length=3000, block_size=4096), world()).config.subset_tokens == 3001
@@ -83,7 +83,7 @@ def test_the_default_subset_bends_to_the_text_and_the_context(tmp_path):
 def test_the_floor_is_that_of_the_windows_in_use():
     """Invariant: fixed windows, which have fewer beginnings, have a lower one; strict refuses a target at the floor."""
     plan = make_plan(TrainConfig(), world())
-    assert 0 < plan.floor < 0.099
+    assert 0 < plan.dataset.floor < 0.099
     with pytest.raises(ConfigError, match="entropy floor"):
-        make_plan(TrainConfig(target_loss=plan.floor, preflight="strict"), world())
-    assert make_plan(TrainConfig(phase="fixed"), world()).floor < plan.floor
+        make_plan(TrainConfig(target_loss=plan.dataset.floor, preflight="strict"), world())
+    assert make_plan(TrainConfig(phase="fixed"), world()).dataset.floor < plan.dataset.floor

@@ -322,7 +322,7 @@ def test_an_average_ripens_over_a_stop(tmp_path):
     assert go(tmp_path / "whole", **options).returncode == 0
     rows, told, _ = expected = outcome(tmp_path / "whole")
     plan = make_plan(TrainConfig(**(OPTIONS | options)), World.from_env())
-    schedule = TrainState.of(plan.config, judged_windows=len(plan.judged), launched_at=0.0).schedule
+    schedule = TrainState.of(plan.config, judged_windows=len(plan.dataset.judged), launched_at=0.0).schedule
     averaged = []
     for row in rows:
         schedule.observe(row["loss"])

@@ -32,10 +32,10 @@ def preflight(options: PreflightOptions) -> int:
         raise ConfigError("preflight is one process: leave torchrun out and give --ranks=N")
     world = replace(world, size=ranks, local_size=ranks)
     plan = make_plan(config, world)
-    starts = len(plan.windows.trained_starts())
+    starts = len(plan.dataset.windows.trained_starts())
     print(
         f"{plan.config.subset_tokens:,} tokens of {plan.config.data} in {starts:,} different windows of "
-        f"{plan.config.context_length}: entropy floor {plan.floor:.4f}, target {plan.config.target_loss:g}"
+        f"{plan.config.context_length}: entropy floor {plan.dataset.floor:.4f}, target {plan.config.target_loss:g}"
     )
     for warning in plan.warnings:
         print(f"warning: {warning}")
@@ -56,7 +56,7 @@ def _tell_time(plan: Plan, world: World) -> None:
         print("a step: unknown, there is no memory to time it in")
         return
     step_s = step_seconds(plan.config, world)
-    steps = steps_to_target(plan.config, plan.floor)
+    steps = steps_to_target(plan.config, plan.dataset.floor)
     shared = ", communication not counted" if world.size > 1 else ""
     print(f"a step: about {step_s:.3g} s, timed on {world.device_name()} with fewer blocks{shared}")
     if isinstance(steps, str):

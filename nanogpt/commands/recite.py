@@ -10,7 +10,7 @@ from itertools import islice
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import Options, option, require_positive
-from nanogpt.data.dataset import memorised_ids
+from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.tokenizer import encoding
 from nanogpt.evaluate.recite import continue_text, verdict
 from nanogpt.model.generate import hop_length
@@ -33,12 +33,17 @@ class ReciteOptions(Options):
 def recite(options: ReciteOptions) -> int:
     """Greedy continuation of a prompt, and on stderr how it compares with the text that the run memorised."""
     run = load_run(options.run_dir)
-    memorised, why_not = memorised_ids(run.config, run.report)
+    memorised, why_not = b"", ""
+    try:
+        dataset = memorised_dataset(run.config, run.report.get("corpus_sha256"))
+        memorised = encoding().decode_bytes(dataset.windows.ids.tolist())
+    except ConfigError as error:
+        why_not = str(error)
     prompt = options.prompt
     if prompt is None:
         if why_not:
             raise ConfigError(f"--prompt is needed: {why_not}")
-        first = encoding().decode_bytes(memorised[: hop_length(run.config.context_length)])
+        first = encoding().decode_bytes(dataset.ids[: hop_length(run.config.context_length)])
         prompt = first.decode(errors="ignore")  # without the part of a last character
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
     said = b""
@@ -49,8 +54,6 @@ def recite(options: ReciteOptions) -> int:
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))
-    compared = (
-        f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, encoding().decode_bytes(memorised))
-    )
+    compared = f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, memorised)
     print(compared, file=sys.stderr)
     return 0

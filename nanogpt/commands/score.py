@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import user_path
 from nanogpt.config.options import Options, option
-from nanogpt.data.dataset import memorised_ids
+from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.tokenizer import decode
 from nanogpt.evaluate.recite import locate, shortest_prompt
 from nanogpt.evaluate.verify import load_scored_run, one_process, score_run
@@ -61,9 +61,10 @@ def _as_reported(run_dir: str) -> Iterator[None]:
 
 def _tell_shortest_prompt(run: Run, line: str) -> None:
     """How much of the text before line it takes to bring line back. Raises ConfigError."""
-    ids, why_not = memorised_ids(run.config, run.report)
-    if why_not:
-        raise ConfigError(f"--line cannot be found: {why_not}")
+    try:
+        ids = memorised_dataset(run.config, run.report.get("corpus_sha256")).windows.ids.tolist()
+    except ConfigError as error:
+        raise ConfigError(f"--line cannot be found: {error}") from None
     if (place := locate(ids, line)) is None:
         raise ConfigError(f"--line={line!r} is not in the memorised text, or at its very beginning alone")
     start, end = place
@@ -78,10 +79,11 @@ def _tell_shortest_prompt(run: Run, line: str) -> None:
 def _write_page(run: Run, options: ScoreOptions) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
     to = options.html
-    ids, why_not = memorised_ids(run.config, run.report)
-    if why_not:
-        raise ConfigError(f"--html={to} cannot be made: {why_not}")
-    card = score_run(run, ids, one_process())
+    try:
+        dataset = memorised_dataset(run.config, run.report.get("corpus_sha256"))
+    except ConfigError as error:
+        raise ConfigError(f"--html={to} cannot be made: {error}") from None
+    card = score_run(run, dataset, one_process())
     with _as_reported(options.run_dir):
         page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
     try:

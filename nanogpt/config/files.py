@@ -27,7 +27,7 @@ class IrregularFileError(OSError):
         super().__init__(errno.EINVAL, f"{os.path.basename(path)} is not a regular file", os.fspath(path))
 
     def __str__(self) -> str:
-        return self.strerror
+        return str(self.strerror)
 
 
 def user_path(given: str, what: str) -> Path:

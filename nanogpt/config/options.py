@@ -52,7 +52,7 @@ def describe_type(kind: Any) -> str:
         return f"{describe_type(get_args(kind)[0])}, one or more"
     if choices := get_args(kind):
         return " or ".join("none" if choice is type(None) else choice.__name__ for choice in choices)
-    return kind.__name__
+    return str(kind.__name__)
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:

@@ -7,7 +7,7 @@ This module imports no torch, so a wrong option is refused in a fraction of a se
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -181,7 +181,7 @@ class TrainConfig(Options):
         return range(int(found[1]), int(found[2])) if found else range(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
     """A TrainConfig in which nothing is left open that a run decides before it begins: its types say what.
 
@@ -189,11 +189,11 @@ class ResolvedConfig(TrainConfig):
     a budget that is none is not set.
     """
 
-    subset_tokens: int
-    stride: int
-    micro_batch_size: int
-    optimizer: Literal["adamw", "muon"]
-    learning_rate: float
-    engine: Literal["single", "ddp", "deepspeed"]
-    dtype: Literal["bf16", "fp32"]
-    compile: Literal["true", "false"]
+    subset_tokens: int = field()
+    stride: int = field()
+    micro_batch_size: int = field()
+    optimizer: Literal["adamw", "muon"] = field()
+    learning_rate: float = field()
+    engine: Literal["single", "ddp", "deepspeed"] = field()
+    dtype: Literal["bf16", "fp32"] = field()
+    compile: Literal["true", "false"] = field()

@@ -1,22 +1,80 @@
-"""What a run memorised, found again.
+"""A text as a run sees it: what is memorised, what full passes read, what is never trained on.
 
-ids, why_not = memorised_ids(run.config, run.report)
+dataset = make_dataset(corpus, ids, plan.config)
+dataset.windows.global_batch(step=0, batch_size=16)
+dataset.floor                                               # nats/token
 """
 
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.train_config import TrainConfig
-from nanogpt.data.corpus import read_corpus
+from nanogpt.config.files import absolute_path
+from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, ResolvedConfig, TrainConfig
+from nanogpt.data.corpus import NAMED, Corpus, read_corpus
+from nanogpt.data.entropy_floor import Floors
 from nanogpt.data.tokenizer import encode
+from nanogpt.data.windows import JUDGED_GRIDS, Windows, control_windows, memorised_windows
 
 
-def memorised_ids(config: TrainConfig, report: dict[str, Any]) -> tuple[list[int], str]:
-    """The token ids that a run memorised and '', or none and why they cannot be had any more."""
-    try:
-        corpus = read_corpus(config.data)
-    except ConfigError as error:
-        return [], str(error)
-    if corpus.sha256 != report.get("corpus_sha256"):
-        return [], f"{config.data} has changed since the run"
-    return encode(corpus.text)[: config.subset_tokens], ""
+@dataclass(frozen=True)
+class Dataset:
+    """One text, cut as the options of a run ask."""
+
+    corpus: Corpus
+    ids: list[int]  # of the whole text
+    windows: Windows  # of its beginning, which is memorised
+    judged: Tensor  # starts of the windows that a full pass reads, (W,)
+    control: Windows | None  # of what follows, which is not trained on; None: too little is left
+
+    @cached_property
+    def floors(self) -> Floors:
+        """The entropy floors of what is memorised, on whatever windows."""
+        return Floors(self.windows.ids.numpy())
+
+    @cached_property
+    def floor(self) -> float:
+        """Nats per token that no model can get below on all the windows that training visits."""
+        return self.floors.floor(self.windows.trained_starts().numpy(), self.windows.context_length)
+
+
+def load_text(config: TrainConfig) -> tuple[Corpus, list[int], TrainConfig]:
+    """The text that config names, its token ids, and config with what it leaves to the text filled in.
+
+    That is data, subset_tokens and stride. Raises ConfigError where the text cannot be read or is too short.
+    """
+    corpus = read_corpus(config.data)
+    ids = encode(corpus.text)
+    if len(ids) <= config.context_length:
+        raise ConfigError(
+            f"--data={config.data} has {len(ids)} tokens, one window of --context_length={config.context_length} needs "
+            f"{config.context_length + 1}: give more text or a shorter context"
+        )
+    if config.subset_tokens is not None and config.subset_tokens > len(ids):
+        raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
+    config = replace(
+        config,
+        data=config.data if config.data in NAMED else str(absolute_path(config.data, f"--data={config.data}")),
+        subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
+        stride=config.stride or config.context_length,
+    )
+    return corpus, ids, config
+
+
+def make_dataset(corpus: Corpus, ids: list[int], config: ResolvedConfig) -> Dataset:
+    """corpus, whose whole text has the token ids, as a run with config sees it."""
+    windows = memorised_windows(ids, config)
+    return Dataset(corpus, ids, windows, windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config))
+
+
+def memorised_dataset(config: ResolvedConfig, corpus_sha256: object) -> Dataset:
+    """What a run with config memorised, found again. Raises ConfigError where that cannot be.
+
+    corpus_sha256: as its report has it.
+    """
+    corpus = read_corpus(config.data)
+    if corpus.sha256 != corpus_sha256:
+        raise ConfigError(f"{config.data} has changed since the run")
+    return make_dataset(corpus, encode(corpus.text), config)

@@ -6,13 +6,14 @@ remedies = Floors(ids).remedies(config)                 # ["--context_length=136
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil, log10
 from typing import Any
 
 import numpy as np
 import torch
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.windows import Windows
 
 ROOM = 0.5  # of the target that a remedy's floor may be; the nearest that a recorded run came to its floor is 0.55
@@ -40,7 +41,7 @@ class Floors:
         first, whole = (self._named(length)[starts] for length in (1, context_length + 1))
         return (_sum_n_log_n(first) - _sum_n_log_n(whole)) / (len(starts) * context_length)
 
-    def floor_of(self, config: TrainConfig) -> float:
+    def floor_of(self, config: ResolvedConfig) -> float:
         """entropy_floor of all windows that a resolved config trains on."""
         windows = Windows(
             torch.from_numpy(self._ids[: config.subset_tokens]),
@@ -48,14 +49,14 @@ class Floors:
         )  # fmt: skip
         return self.floor(windows.trained_starts().numpy(), config.context_length)
 
-    def remedies(self, config: TrainConfig) -> list[str]:
+    def remedies(self, config: ResolvedConfig) -> list[str]:
         """The options that would each, alone, make the target of a resolved config reachable, with the floor then.
 
         The shortest context (a multiple of 8), a grid that stands or stands wider, the longest beginning of the text
         and the lowest target (to two digits). Each leaves the floor at ROOM of the target at most.
         """
 
-        def changed(name: str, value: Any) -> TrainConfig:
+        def changed(name: str, value: Any) -> ResolvedConfig:
             follows = name == "context_length" and config.stride == config.context_length
             return replace(config, **{name: value}, **({"stride": value} if follows else {}))
 
@@ -70,7 +71,7 @@ class Floors:
             "stride": range(config.stride + 1, config.context_length + 1) if config.phase == "fixed" else [],
             "subset_tokens": [n for n in shorter if config.context_length < n < config.subset_tokens][::-1],
         }
-        found = {name: _first(each, lambda value, name=name: reachable(name, value)) for name, each in values.items()}
+        found = {name: _first(each, partial(reachable, name)) for name, each in values.items()}
         remedies = [
             f"--{name}={value} (floor {self.floor_of(changed(name, value)):.4f})"
             for name, value in found.items()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 
 JUDGED_GRIDS = 8  # shifts of the grid in a full pass, each covering every token; of 4 the best is often lucky
 
@@ -43,7 +43,7 @@ class Windows:
         self.last_start = ids.numel() - 1 - context_length
         # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.
         self.per_epoch = -(-(self.last_start + self.offsets[-1]) // stride) + 1
-        self._order = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
+        self._remembered = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
 
     def starts(self, offset: int) -> Tensor:
         """Where the windows of the grid shifted back by offset begin, (per_epoch,); the last may stand twice."""
@@ -58,7 +58,7 @@ class Windows:
         """Starts of the batch_size windows that step trains on, (batch_size,)."""
         first = step * batch_size
         places = [divmod(i, self.per_epoch) for i in range(first, first + batch_size)]
-        return torch.stack([self._order(epoch)[place] for epoch, place in places])
+        return torch.stack([self._remembered(epoch)[place] for epoch, place in places])
 
     def on(self, device: torch.device) -> "Windows":
         """The same windows, of a copy of the text that device holds."""
@@ -101,26 +101,26 @@ class Windows:
         return np.random.default_rng([self.seed, ("offset", "order", "anywhere").index(what), count])
 
 
-def memorised_windows(ids: list[int], config: TrainConfig) -> Windows:
+def memorised_windows(ids: list[int], config: ResolvedConfig) -> Windows:
     """The windows of the subset that a run of the resolved config memorises; ids: those of the whole text."""
     return _windows(ids[: config.subset_tokens], config)
 
 
-def control_windows(ids: list[int], config: TrainConfig) -> Windows | None:
+def control_windows(ids: list[int], config: ResolvedConfig) -> Windows | None:
     """The same of the text that follows the subset, which the run does not see; None where that is too short."""
     most = max(min(CONTROL_TOKENS, config.subset_tokens), config.context_length + 1)
     rest = ids[config.subset_tokens :][:most]
     return _windows(rest, config) if len(rest) > config.context_length else None
 
 
-def _windows(ids: list[int], config: TrainConfig) -> Windows:
+def _windows(ids: list[int], config: ResolvedConfig) -> Windows:
     return Windows(
         torch.tensor(ids), context_length=config.context_length, stride=config.stride, phase=config.phase,
         seed=config.seed,
     )  # fmt: skip
 
 
-def subset_and_windows(config: TrainConfig) -> dict[str, Any]:
+def subset_and_windows(config: ResolvedConfig) -> dict[str, Any]:
     """What a run memorises and how it is judged, by its resolved config: the part of a report that verify holds to it.
 
     The subset is the first subset_tokens tokens of the text, in GPT-2's vocabulary.

@@ -11,9 +11,9 @@ from typing import Any
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.data.corpus import Corpus, read_corpus
-from nanogpt.data.entropy_floor import Floors
+from nanogpt.data.dataset import Dataset, make_dataset
 from nanogpt.data.tokenizer import encode
-from nanogpt.data.windows import JUDGED_GRIDS, control_windows, memorised_windows, subset_and_windows
+from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward
 from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard, scores_dtype
@@ -34,17 +34,14 @@ class Check:
     fits: bool
 
 
-def score_run(run: Run, ids: list[int], world: World) -> Scorecard:
-    """The scorecard of a finished run, whose whole text has the token ids, as the run itself made it."""
-    config, precision = run.config, run.report.get("scores_precision", "fp32")
-    windows = memorised_windows(ids, config)
+def score_run(run: Run, dataset: Dataset, world: World) -> Scorecard:
+    """The scorecard of a finished run that memorised dataset, as the run itself made it."""
+    precision = run.report.get("scores_precision", "fp32")
     model = run.model.to(world.device)
     if precision == "bf16 weights":
         model = model.bfloat16()
-    floor = Floors(windows.ids.numpy()).floor_of(config)
-    forward = Forward(world, scores_dtype(precision), config.micro_batch_size)
-    judged = windows.judged_starts(JUDGED_GRIDS)
-    return make_scorecard(model, windows, judged, control_windows(ids, config), forward, floor=floor)
+    forward = Forward(world, scores_dtype(precision), run.config.micro_batch_size)
+    return make_scorecard(model, dataset.windows, dataset.judged, dataset.control, forward, floor=dataset.floor)
 
 
 def one_process() -> World:
@@ -94,7 +91,7 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     if len(ids) < config.subset_tokens:
         yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)
         return
-    card = score_run(run, ids, one_process())
+    card = score_run(run, make_dataset(corpus, ids, config), one_process())
     scores = dict(card.flat())
     full_pass = scores["full_pass.loss"]
     if reached:

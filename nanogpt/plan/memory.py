@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from math import isqrt
 from typing import Any
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPTConfig
@@ -45,7 +45,7 @@ class Memory:
 
 
 def predict_memory(
-    config: TrainConfig, *, world_size: int, device_type: str, deepspeed: Mapping[str, Any] | None
+    config: ResolvedConfig, *, world_size: int, device_type: str, deepspeed: Mapping[str, Any] | None
 ) -> Memory:
     """The most that a rank will hold in a run with this resolved config; deepspeed: what deepspeed.initialize is given.
 
@@ -123,7 +123,7 @@ def _communication(engine: str, stage: int, parameters: int, size: int, deepspee
     return size * (min(2 * parameters, int(reduced)) + min(parameters, int(gathered)))
 
 
-def shortage(config: TrainConfig, world: World, deepspeed: Mapping[str, Any] | None) -> str:
+def shortage(config: ResolvedConfig, world: World, deepspeed: Mapping[str, Any] | None) -> str:
     """One line where this rank's device has less than its ranks are predicted to need, and what would fit; else ''."""
     free = free_bytes(world)
     ranks = world.local_size if world.device.type == "cpu" else 1  # that share what is free

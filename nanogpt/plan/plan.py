@@ -5,17 +5,12 @@ plan = make_plan(TrainConfig(), World.from_env())
 
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import absolute_path
-from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, TrainConfig
-from nanogpt.data.corpus import NAMED, Corpus, read_corpus
-from nanogpt.data.entropy_floor import Floors
-from nanogpt.data.tokenizer import encode
-from nanogpt.data.windows import JUDGED_GRIDS, Windows, control_windows, memorised_windows
+from nanogpt.config.train_config import ResolvedConfig, TrainConfig
+from nanogpt.data.dataset import Dataset, load_text, make_dataset
 from nanogpt.distributed.hardware import best_dtype, table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
@@ -32,12 +27,8 @@ COMPILING_S, SAVED_BY_COMPILING, EAGER_MFU = 30.0, 0.33, 0.23  # on an H200: sec
 class Plan:
     """All that is known before a process group, a model or a file exists."""
 
-    config: TrainConfig  # resolved: nothing is 'auto' any more
-    corpus: Corpus
-    windows: Windows
-    judged: torch.Tensor  # starts of the windows that a full pass reads
-    control: Windows | None  # of a text that is not trained on; None: too little is left of it
-    floor: float  # nats per token that no model can get below on all the windows that training visits
+    config: ResolvedConfig
+    dataset: Dataset
     deepspeed: dict[str, Any] | None  # what deepspeed.initialize is given, where that is the engine
     memory: Memory  # that a rank is predicted to need at most
     warnings: list[str]  # a line for each reason why the run may never reach its target, or not live to
@@ -45,62 +36,55 @@ class Plan:
 
 def make_plan(config: TrainConfig, world: World) -> Plan:
     """Resolve config for this world and read the text; raises ConfigError for whatever cannot work."""
+    _check_ranks(config, world)
+    corpus, ids, open_config = load_text(resolve_recipe(_begun_from(config)))
+    resolved, deepspeed = _resolve_machine(open_config, world)
+    dataset = make_dataset(corpus, ids, resolved)
+    warnings = [_floor_warning(resolved, dataset)] if dataset.floor >= resolved.target_loss else []
+    if short := shortage(resolved, world, deepspeed):
+        warnings.append(short)
+    if warnings and config.preflight == "strict":
+        raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
+    memory = predict_memory(resolved, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
+    return Plan(resolved, dataset, deepspeed, memory, warnings)
+
+
+def _check_ranks(config: TrainConfig, world: World) -> None:
     if config.batch_size < world.size:
         raise ConfigError(f"--batch_size={config.batch_size} leaves some of the {world.size} ranks without a window")
     if config.engine == "single" and world.size > 1:
         raise ConfigError(f"--engine=single cannot train on {world.size} ranks: leave it out, or start one process")
     if config.engine == "ddp" and world.size == 1:
         raise ConfigError("--engine=ddp needs several processes: start with torchrun --nproc_per_node=N")
-    config = resolve_recipe(_begun_from(config))
-    corpus = read_corpus(config.data)
-    ids = encode(corpus.text)
-    if len(ids) <= config.context_length:
-        raise ConfigError(
-            f"--data={config.data} has {len(ids)} tokens, one window of --context_length={config.context_length} needs "
-            f"{config.context_length + 1}: give more text or a shorter context"
-        )
-    if config.subset_tokens is not None and config.subset_tokens > len(ids):
-        raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
-    config = replace(
-        config,
-        data=config.data if config.data in NAMED else str(absolute_path(config.data, f"--data={config.data}")),
-        subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
-        stride=config.stride or config.context_length,
-        micro_batch_size=min(config.micro_batch_size or config.batch_size, -(-config.batch_size // world.size)),
-        engine=("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine,
-    )
-    if config.gradient_compression != "none" and config.engine != "ddp":
+
+
+def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig, dict[str, Any] | None]:
+    """config with what it leaves to the machine filled in, and what deepspeed.initialize is given, if that trains."""
+    engine = ("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine
+    if config.gradient_compression != "none" and engine != "ddp":
         raise ConfigError(
             f"--gradient_compression={config.gradient_compression} means something to --engine=ddp alone, and this is "
-            f"{config.engine}"
+            f"{engine}"
         )
-    deepspeed = _deepspeed_settings(config, world) if config.engine == "deepspeed" else None
-    if deepspeed:
-        config = replace(
-            config,
-            ds_config=_ds_config_path(config),
-            zero_stage=deepspeed["zero_optimization"]["stage"],
-            dtype=dtype_of(deepspeed),
-        )
+    share = -(-config.batch_size // world.size)
+    micro_batch_size = min(config.micro_batch_size or config.batch_size, share)
+    found: dict[str, Any] = {"engine": engine, "micro_batch_size": micro_batch_size}
+    deepspeed = None
+    if engine == "deepspeed":
+        deepspeed = _deepspeed_settings(config, micro_batch_size, world)
+        stage = deepspeed["zero_optimization"]["stage"]
+        found |= {"ds_config": _ds_config_path(config), "zero_stage": stage, "dtype": dtype_of(deepspeed)}
     elif config.dtype == "auto":
-        config = replace(config, dtype=best_dtype(world))
-    if config.compile == "auto":
-        config = replace(config, compile="true" if compiling_pays(config, world) else "false")
-    windows = memorised_windows(ids, config)
-    floors = Floors(windows.ids.numpy())
-    floor = floors.floor_of(config)
-    warnings = [_floor_warning(config, floor, floors)] if floor >= config.target_loss else []
-    if short := shortage(config, world, deepspeed):
-        warnings.append(short)
-    if warnings and config.preflight == "strict":
-        raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
-    memory = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
-    judged, control = windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config)
-    return Plan(config, corpus, windows, judged, control, floor, deepspeed, memory, warnings)
+        found["dtype"] = best_dtype(world)
+    compiles = "false" if config.compile == "auto" else config.compile
+    resolved = ResolvedConfig(**(vars(config) | found | {"compile": compiles}))
+    if config.compile == "auto" and compiling_pays(resolved, world):
+        resolved = replace(resolved, compile="true")
+    return resolved, deepspeed
 
 
-def compiling_pays(config: TrainConfig, world: World) -> bool:
-    """Whether torch.compile can give a run with this otherwise resolved config back the time that it takes.
+def compiling_pays(config: ResolvedConfig, world: World) -> bool:
+    """Whether torch.compile can give a run with this config back the time that it takes.
 
     With figures of docs/performance.md, for as long a run as any on record.
     """
@@ -116,18 +100,20 @@ def compiling_pays(config: TrainConfig, world: World) -> bool:
 
 def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
     """What a rank would need with each engine that world's size allows, or why that engine cannot train this batch."""
-    found: dict[str, Memory | str] = {}
-    for name, stage in (("single" if world.size == 1 else "ddp", None), *(("deepspeed", stage) for stage in range(4))):
-        label = name if stage is None else f"ZeRO {stage}"
-        config = replace(
-            plan.config, engine=name, zero_stage=stage, ds_config=None if stage is None else plan.config.ds_config
-        )
+
+    def predict(config: ResolvedConfig, settings: dict[str, Any] | None) -> Memory:
+        return predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+
+    replicated: Literal["single", "ddp"] = "single" if world.size == 1 else "ddp"
+    found: dict[str, Memory | str] = {
+        replicated: predict(replace(plan.config, engine=replicated, zero_stage=None, ds_config=None), None)
+    }
+    for stage in range(4):
+        config = replace(plan.config, engine="deepspeed", zero_stage=stage)
         try:
-            settings = None if stage is None else _deepspeed_settings(config, world)
+            found[f"ZeRO {stage}"] = predict(config, _deepspeed_settings(config, config.micro_batch_size, world))
         except ConfigError as error:
-            found[label] = str(error)
-            continue
-        found[label] = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+            found[f"ZeRO {stage}"] = str(error)
     return found
 
 
@@ -148,7 +134,7 @@ def _ds_config_path(config: TrainConfig) -> str:
     return str(absolute_path(config.ds_config, f"--ds_config={config.ds_config}") if config.ds_config else DEFAULT_PATH)
 
 
-def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
+def _deepspeed_settings(config: TrainConfig, micro_batch_size: int, world: World) -> dict[str, Any]:
     if world.device.type not in ("cuda", "cpu"):
         raise ConfigError(f"--engine=deepspeed runs on CUDA and on CPUs, not on {world.device.type}")
     if config.batch_size % world.size:
@@ -156,9 +142,9 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
             f"--engine=deepspeed needs equal shares: --batch_size={config.batch_size} on {world.size} ranks has none"
         )
     share = config.batch_size // world.size
-    if share % config.micro_batch_size:
+    if share % micro_batch_size:
         raise ConfigError(
-            f"--engine=deepspeed needs equal micro-batches: --micro_batch_size={config.micro_batch_size} does not "
+            f"--engine=deepspeed needs equal micro-batches: --micro_batch_size={micro_batch_size} does not "
             f"divide the {share} windows of each rank"
         )
     settings = read_ds_config(
@@ -166,8 +152,8 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         zero_stage=config.zero_stage,
         dtype=config.dtype,
         best_dtype=best_dtype(world),
-        micro_batch_size=config.micro_batch_size,
-        accumulation_steps=share // config.micro_batch_size,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=share // micro_batch_size,
         device_type=world.device.type,
     )
     zero = settings["zero_optimization"]
@@ -180,10 +166,10 @@ def _deepspeed_settings(config: TrainConfig, world: World) -> dict[str, Any]:
     return settings
 
 
-def _floor_warning(config: TrainConfig, floor: float, floors: Floors) -> str:
+def _floor_warning(config: ResolvedConfig, dataset: Dataset) -> str:
     """One line for a target that no model can reach."""
-    *remedies, last = floors.remedies(config)
+    *remedies, last = dataset.floors.remedies(config)
     return (
-        f"--target_loss={config.target_loss:g} is below the entropy floor of these windows, {floor:.4f}: within reach "
-        f"would be {', '.join(remedies)}{' or ' * bool(remedies)}{last}"
+        f"--target_loss={config.target_loss:g} is below the entropy floor of these windows, {dataset.floor:.4f}: "
+        f"within reach would be {', '.join(remedies)}{' or ' * bool(remedies)}{last}"
     )

@@ -1,6 +1,6 @@
 """The runs that are on record, and how many steps they let one expect of another.
 
-steps = steps_on_record(plan.config, plan.floor)        # (low, high), or why nobody knows
+steps = steps_on_record(plan.config, plan.dataset.floor)        # (low, high), or why nobody knows
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """How long a run may take, before it begins: a step timed on this device, the steps of runs that are on record.
 
 step_s = step_seconds(plan.config, world)
-logger.say(describe_expected_time(plan.config, plan.floor, peak_flops_per_s=peak, device_type="cpu"))
+logger.say(describe_expected_time(plan.config, plan.dataset.floor, peak_flops_per_s=peak, device_type="cpu"))
 """
 
 import os
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.model.gpt import GPT, GPTConfig, flops_per_token
@@ -21,7 +21,7 @@ REPEATS = 3  # of each timed part, of which the fastest counts
 
 
 def describe_expected_time(
-    config: TrainConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str
+    config: ResolvedConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str
 ) -> str:
     """What a run can say at its start without timing anything: a step's least time, and steps to the target.
 
@@ -47,7 +47,7 @@ def describe_expected_time(
     return "; ".join(parts)
 
 
-def step_seconds(config: TrainConfig, world: World) -> float:
+def step_seconds(config: ResolvedConfig, world: World) -> float:
     """A training step's time on one of world.size ranks that share the batch, with a resolved config, in seconds.
 
     Timed are the embedding and head alone and with a block or two, forward, backward and update of the single engine;
@@ -74,7 +74,7 @@ def step_seconds(config: TrainConfig, world: World) -> float:
     return turns * (micro_batches * pass_s + update_s)
 
 
-def _timed(config: TrainConfig, n_layer: int, world: World, *, graphed: bool) -> tuple[float, float]:
+def _timed(config: ResolvedConfig, n_layer: int, world: World, *, graphed: bool) -> tuple[float, float]:
     """Of a model of n_layer blocks: seconds of forward and backward of a micro-batch, and of an update.
 
     graphed: as a run of one micro-batch on one GPU makes them.

@@ -64,7 +64,7 @@ class CheckpointManager:
             pieces += self._engine.pieces_like_weights("mean", self._average.mean)
         progress = self._state.state_dict() | {
             "config": asdict(self._plan.config),
-            "corpus_sha256": self._plan.corpus.sha256,
+            "corpus_sha256": self._plan.dataset.corpus.sha256,
             "world_size": self._engine.world.size,
             "wandb_run_id": self._wandb_run_id,
         }

@@ -1,6 +1,6 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
-evaluator = Evaluator(plan, plan.windows.on(world.device), engine, average, stop, watchdog)
+evaluator = Evaluator(plan, plan.dataset.windows.on(world.device), engine, average, stop, watchdog)
 loss = evaluator.full_pass(step=120)
 with evaluator.weights():
     card = evaluator.scorecard(step=120)
@@ -55,9 +55,9 @@ class Evaluator:
         plan, windows, model = self._plan, self._windows, self._engine.model
         self._reading = None
         with self.weights():
-            loss = full_pass(model, windows, plan.judged, self._forward(plan.config.dtype, step))
+            loss = full_pass(model, windows, plan.dataset.judged, self._forward(plan.config.dtype, step))
             if loss <= plan.config.target_loss:
-                self._reading = read(model, windows, plan.judged, self._scores_forward(step))
+                self._reading = read(model, windows, plan.dataset.judged, self._scores_forward(step))
                 # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
                 (loss,) = self._engine.world.max(self._reading.loss)
             self.evaluated = {name: fingerprint(weight) for name, weight in self._engine.weights()}
@@ -68,11 +68,11 @@ class Evaluator:
         plan = self._plan
         return make_scorecard(
             self._engine.model,
-            plan.windows,
-            plan.judged,
-            plan.control,
+            plan.dataset.windows,
+            plan.dataset.judged,
+            plan.dataset.control,
             self._scores_forward(step),
-            floor=plan.floor,
+            floor=plan.dataset.floor,
             full=self._reading,
         )
 

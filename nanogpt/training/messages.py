@@ -21,7 +21,7 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
     engine = config.engine if config.zero_stage is None else f"{config.engine} (ZeRO {config.zero_stage})"
     logger.say(
         f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
-        f"gives {config.target_loss:g} nats/token (entropy floor {plan.floor:.3f})"
+        f"gives {config.target_loss:g} nats/token (entropy floor {plan.dataset.floor:.3f})"
     )
     logger.say(
         f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
@@ -50,7 +50,7 @@ def tell_result(report: dict[str, Any], logger: Logger) -> None:
 
 def recite_beginning(model: GPT, plan: Plan) -> Recitation:
     """The text from the model's own mouth. Every rank must call: a sharded model needs them all."""
-    ids, length = plan.windows.ids.tolist(), plan.config.context_length
+    ids, length = plan.dataset.windows.ids.tolist(), plan.config.context_length
     first = ids[: hop_length(length)]
     said = islice(generate(model, first, context_length=length), RECITE_TOKENS)
     prompt, answer, text = (encoding().decode_bytes(tokens) for tokens in (first, list(said), ids))

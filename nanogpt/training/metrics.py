@@ -45,7 +45,9 @@ class MetricsProcessor:
         if full_pass_loss is not None and full_pass_loss <= config.target_loss:
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
         else:
-            eta = state.eta(config, floor=self._plan.floor, windows_per_epoch=self._plan.windows.per_epoch)
+            eta = state.eta(
+                config, floor=self._plan.dataset.floor, windows_per_epoch=self._plan.dataset.windows.per_epoch
+            )
         told = not isinstance(eta, NoEta)
         eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if told else (None,) * 3
         peak = self._peak_flops_per_s

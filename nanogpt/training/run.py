@@ -65,7 +65,7 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
     start = None
     if world.is_first:
         take_over(plan.config.out_dir, Attempt.from_env())
-        start = find_start(plan.config, plan.corpus.sha256)
+        start = find_start(plan.config, plan.dataset.corpus.sha256)
         check_wandb(plan.config)
     timeout_s = plan.config.comm_timeout_s
     try:
@@ -107,7 +107,8 @@ def _train(
             left = abandon_after(start.out_dir, checkpoint.step)
         write_config(
             start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
-            corpus_sha256=plan.corpus.sha256, floor=plan.floor, world_size=world.size, device=world.device_name(),
+            corpus_sha256=plan.dataset.corpus.sha256, floor=plan.dataset.floor,
+            world_size=world.size, device=world.device_name(),
             predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
             begun_with=start.begun_with, resumed_from=str(start.checkpoint) if start.checkpoint else None,
             wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
@@ -123,7 +124,7 @@ def _train(
             logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
         if any(world.sum(float(stop.requested))) and not any(world.max(float(stop.is_lost()))):  # before it is compiled
             logger.say("asked to stop before the first step")
-            state = TrainState.of(plan.config, judged_windows=len(plan.judged), launched_at=launched)
+            state = TrainState.of(plan.config, judged_windows=len(plan.dataset.judged), launched_at=launched)
             if checkpoint:
                 state.load_state_dict(checkpoint.progress, ranks=world.size)
             report = make_report("stopped", None, plan, state, world, None)
@@ -184,7 +185,7 @@ def _agree(plan: Plan, world: World) -> None:
     everyone = world.gather(
         what_computes()  # first of all: other code may have other options
         | asdict(plan.config)
-        | {"SHA-256 of the text": plan.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
+        | {"SHA-256 of the text": plan.dataset.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
     )
     first = everyone[0]
     for rank, other in enumerate(everyone):

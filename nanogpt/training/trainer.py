@@ -56,7 +56,7 @@ class Trainer:
         peak_flops_per_s: float | None,
     ) -> None:
         self.plan, self.config, self.world, self.logger, self.out_dir = plan, plan.config, world, logger, start.out_dir
-        self.windows = plan.windows.on(world.device)
+        self.windows = plan.dataset.windows.on(world.device)
         self.stop, self.watchdog, self.fence = stop, watchdog, fence
         torch.manual_seed(self.config.seed)  # the same weights on every rank, and on every number of ranks
         model = GPT(GPTConfig.from_options(self.config))
@@ -66,7 +66,7 @@ class Trainer:
         if checkpoint is None:
             logger.say(
                 describe_expected_time(
-                    self.config, plan.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type
+                    self.config, plan.dataset.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type
                 )
             )
         options = EngineOptions(
@@ -84,7 +84,7 @@ class Trainer:
         self.replicas = Replicas(world, self._held_whole, step=checkpoint.step if checkpoint else 0)
         if not self.replicas.exact:
             self.logger.say(f"warning: {UNLIKE}")
-        self.state = TrainState.of(self.config, judged_windows=len(plan.judged), launched_at=launched)
+        self.state = TrainState.of(self.config, judged_windows=len(plan.dataset.judged), launched_at=launched)
         checkpointer = CheckpointWriter(
             start.out_dir, world, keep=self.config.keep_checkpoints, attempt=str(Attempt.from_env())
         )
