@@ -64,13 +64,9 @@ def predict_memory(
     masters = parameters * FP32 // world_size if stage else 0
     averaged = parameters * FP32 if config.ema else 0
 
-    rows = min(config.micro_batch_size, -(-config.batch_size // world_size))
-    tokens, autocast = rows * config.context_length, config.dtype == "bf16"
-    channel = 36 if autocast else 64  # bytes a token and channel
-    scores = 0  # bytes a token, head and position that it sees
-    if on_cpu and config.context_length <= WRITTEN_OUT:
-        scores = FP32 + BF16 if autocast else FP32
-    activations = shape.n_layer * tokens * (channel * shape.n_embd + scores * shape.n_head * config.context_length)
+    autocast = config.dtype == "bf16"
+    tokens = min(config.micro_batch_size, -(-config.batch_size // world_size)) * config.context_length
+    activations = _activations(config, tokens, on_cpu=on_cpu)
     logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
     checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
 
@@ -96,6 +92,16 @@ def predict_memory(
         checkpoint=checkpoint,
         runtime=int(RUNTIME[config.engine]) if on_cpu else 0,
     )
+
+
+def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:
+    """Bytes that the blocks keep of a micro-batch of so many tokens for its backward."""
+    autocast = config.dtype == "bf16"
+    channel = 36 if autocast else 64  # bytes a token and channel
+    scores = 0  # bytes a token, head and position that it sees
+    if on_cpu and config.context_length <= WRITTEN_OUT:
+        scores = FP32 + BF16 if autocast else FP32
+    return config.n_layer * tokens * (channel * config.n_embd + scores * config.n_head * config.context_length)
 
 
 def _muon_update(shape: GPTConfig, world_size: int, moments_over: int, size: int) -> int:
