@@ -283,7 +283,6 @@ def test_files_that_are_no_runs(tmp_path, name, content, message):
 
 def test_wandb_is_sent_the_last_pictures(tmp_path):
     """Reference: loss.png and recall.png as the run leaves them, byte by byte."""
-    pytest.importorskip("wandb", reason="needs the extra [wandb]")
     done = train(*flags(**SHORT, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
     for name in ("loss", "recall"):

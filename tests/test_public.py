@@ -1,6 +1,7 @@
 """What others import and install: names that stay, found when they are asked for, from a wheel too."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -47,4 +48,8 @@ def test_a_wheel_trains_in_an_empty_directory(tmp_path):
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
-    assert report(tmp_path / "empty" / "out")["engine"] == "deepspeed"
+    told = report(tmp_path / "empty" / "out")
+    assert told["engine"] == "deepspeed"
+    (version,) = re.findall(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert told["versions"]["nanogpt-overfit"] == version
+    assert (tmp_path / "site" / "nanogpt" / "py.typed").exists()  # else its annotations are nobody's

@@ -19,7 +19,6 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.wandb_logger import check_wandb
 
-pytest.importorskip("wandb", reason="needs the extra [wandb]")
 OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 8, "log_every": 2, "out_dir": "out"}
 KEY = "a" * 40
 
@@ -191,6 +190,21 @@ def test_a_refused_tag_leaves_nothing(tmp_path, forked):
     assert done.stderr.startswith(f"error: W&B does not take --wandb_tags: {reason}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_installation_is_warned_of(tmp_path, env):
+    """Invariant: where wandb cannot be imported the run has its own result, after one line; online is refused."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "wandb.py").write_text("raise ImportError('No module named wandb')\n")
+    env = env | {"PYTHONPATH": f"{tmp_path / 'site'}:{environment()['PYTHONPATH']}"}
+    done = train(*flags(**OPTIONS, wandb_tags="a"), cwd=tmp_path, env=env)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("warning: W&B is off from here on (No module named wandb)") == 1
+    assert metrics(tmp_path / "out")[-1]["step"] == 8
+    done = train(*flags(**(OPTIONS | {"out_dir": "new"})), "--wandb=online", cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "--wandb=online needs W&B, which does not work here (No module named wandb)" in done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_closed_port_is_no_server(tmp_path, env):

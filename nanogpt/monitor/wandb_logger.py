@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from ssl import SSLError
@@ -47,10 +46,6 @@ def check_wandb(config: TrainConfig) -> None:
     """
     if _mode(config) == "disabled":
         return
-    if find_spec("wandb") is None:
-        if config.wandb == "online":
-            raise ConfigError('--wandb=online needs the package: pip install "nanogpt-overfit[wandb]"')
-        return
     options = _settings_of(config)
     variables = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     if config.wandb != "online" and not options and not variables:
@@ -59,7 +54,7 @@ def check_wandb(config: TrainConfig) -> None:
         import wandb
 
         settings = wandb.Settings()
-    except Exception as error:  # a broken installation, a directory of that name: they have no common base
+    except Exception as error:  # none installed, a broken one, a directory of that name: they have no common base
         if config.wandb == "online":
             raise ConfigError(f"--wandb=online needs W&B, which does not work here ({one_line(error)})") from None
         return  # the thread will say so, and the run goes on without
@@ -112,9 +107,6 @@ def open_wandb(config: TrainConfig, out_dir: Path, run_id: str, say: Callable[[s
     """The mirror that config asks for, or none. say: how to tell a person where it is, or what failed."""
     mode = _mode(config)
     if mode == "disabled":
-        return NullLogger()
-    if find_spec("wandb") is None:
-        say('W&B: off, not installed (pip install "nanogpt-overfit[wandb]")')
         return NullLogger()
     return WandbLogger(config, out_dir, run_id, mode, say)
 
