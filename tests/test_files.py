@@ -1,5 +1,7 @@
 """The files of a run: strict JSON, whole or not at all, and never somebody else's."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -8,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SHORT, TRAIN, flags, report, run
+from conftest import REPOSITORY, SHORT, TRAIN, flags, report, run
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.files import LARGEST_BYTES, user_path
+from nanogpt.config.files import LARGEST_BYTES, user_path, whole
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.data.corpus import cache_dir, read_corpus
 from nanogpt.monitor.loggers import JsonlLogger, Row, describe
@@ -132,6 +136,74 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_json(tmp_path / "report.json", {"loss": object()})
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert json.loads((tmp_path / "report.json").read_text()) == {"loss": 1.0}
+
+
+SLOW_WRITER = """
+import sys
+from pathlib import Path
+from nanogpt.config.files import whole
+
+with whole(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+    """Invariant: the file of a writer that lives stays; once it is killed that alone is removed."""
+    path, names = tmp_path / "a[1].json", lambda: sorted(path.name for path in tmp_path.iterdir())
+    path.with_name(".a[1].json.tmp").write_text("somebody's")
+    slow = (
+        "with whole(Path(sys.argv[1])) as file:\n    file.write(b'half')\n    print(flush=True)\n    sys.stdin.read()"
+    )
+    program = f"import sys\nfrom pathlib import Path\nfrom nanogpt.config.files import whole\n{slow}"
+    words = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(words, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        write_json(path, {"loss": 1.0})
+        assert (len(names()), names()[-1]) == (3, "a[1].json")
+        writer.kill()
+    assert len(names()) == 3
+    write_json(path, {"loss": 2.0})
+    assert names() == [".a[1].json.tmp", "a[1].json"]
+    assert json.loads(path.read_text()) == {"loss": 2.0}
+
+
+def _no_locks(*_):
+    raise OSError(errno.ENOLCK, "no locks available")
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_writers_at_once_do_each_other_no_harm(tmp_path, monkeypatch, has_locks):
+    """Invariant: what stands there is one writer's, whole, at any time; with locks and without."""
+    if not has_locks:
+        monkeypatch.setattr(fcntl, "flock", _no_locks)
+    path, block = tmp_path / "file", 100_000
+    path.write_bytes(b"0" * block)
+
+    def write(digit):
+        for _ in range(50):
+            with whole(path) as file:
+                file.write(digit * (block // 2))
+                file.write(digit * (block // 2))
+            found = path.read_bytes()
+            assert (len(found), len(set(found))) == (block, 1)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, [b"1", b"2", b"3", b"4"]))
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_locks_a_leftover_is_told_by_its_age(tmp_path, monkeypatch):
+    """Invariant: of two files of writers unknown the one from yesterday is removed."""
+    monkeypatch.setattr("nanogpt.config.files.lock", lambda file, patience_s: False)
+    for name, age_s in ((".file.00000000.tmp", 86_400), (".file.11111111.tmp", 10)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    with whole(tmp_path / "file") as file:
+        file.write(b"all")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.11111111.tmp", "file"]
 
 
 def test_a_resumed_run_keeps_the_whole_rows_before_its_step(tmp_path):

@@ -6,17 +6,20 @@ with open(path / "metrics.jsonl", "rb", opener=regular) as file: ...
 
 import errno
 import fcntl
+import glob
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 from nanogpt.config.errors import ConfigError
 
 LARGEST_BYTES = 2**31  # of a file that is read at once: beyond it is a slip
+STALE_S = 3600.0  # no file takes so long to write: where there are no locks, an older one is a leftover
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system that does not know them
 
 
@@ -81,15 +84,42 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes path when all of it is there; where that fails path stays as it was."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """A file to write, which becomes path when all of it is there; where that fails path stays as it was.
+
+    Of several writers at once each has a file of its own, and the last one's becomes path. A writer that is killed
+    leaves its file behind, which the next one removes.
+    """
+    _remove_leftovers(path)
+    temporary, file, held = _own_file(path)
     try:
-        with open(temporary, "wb", opener=regular) as file:
+        with file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(held)
+
+
+def _own_file(path: Path) -> tuple[Path, IO[bytes], int]:
+    """A new file beside path -> where it is, the file, a descriptor that holds its lock beyond the file's closing."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+        file = open(temporary, "xb", opener=regular)  # noqa: SIM115, the caller's
+        with suppress(BlockingIOError):  # another writer has just taken it for a leftover
+            lock(file, 0.0)
+            if temporary.exists():
+                return temporary, file, os.dup(file.fileno())
+        file.close()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of path have left: a writer that lives holds the lock of its file."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(OSError), open(leftover, "r+b", opener=regular) as file:  # another's, locked or gone
+            if lock(file, 0.0) or time.time() - os.fstat(file.fileno()).st_mtime > STALE_S:
+                leftover.unlink()
 
 
 def lock(file: IO[Any], patience_s: float) -> bool:

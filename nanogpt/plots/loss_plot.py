@@ -19,6 +19,7 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from nanogpt.config.files import whole
 from nanogpt.plots.run_history import Curve, name_differences
 
 if TYPE_CHECKING:  # importing it takes half a second, which a run without pictures need not wait for
@@ -122,12 +123,8 @@ def draw(curves: Sequence[Curve]) -> "Figure":
 @plain_matplotlib()
 def save(figure: "Figure", path: Path) -> None:
     """Write a picture, whole or not at all, in the format that the path's ending, one of FORMATS, names."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may draw the same
-    try:
-        figure.savefig(temporary, format=path.suffix[1:])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as file:  # two processes may draw the same
+        figure.savefig(file, format=path.suffix[1:])
 
 
 def _draw_lines(panels: Sequence["Axes"], curves: Sequence[Curve], styles: Sequence[tuple[str, str]]) -> list:
