@@ -1,5 +1,8 @@
 """The exceptions that mean something to the user."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
 
 class ConfigError(ValueError):
     """The command line, the configuration or the input is wrong; the message is one line and says how to mend it.
@@ -12,6 +15,21 @@ class ReplicaError(Exception):
     """Ranks that ought to hold the same do not: raised on every rank, with one line; ends the process with status 1."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an error of a library says, in one line: some have no text, some a hundred lines."""
+@runtime_checkable
+class _ValidationError(Protocol):
+    """Pydantic's, which the libraries that raise it bring along."""
+
+    def errors(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def one_line(error: BaseException, *, with_input: bool = False) -> str:
+    """What an error of a library says, in one line: some have no text, some a hundred lines.
+
+    with_input: of pydantic's also which field was wrong, and what it held, which may be a secret.
+    """
+    if type(error).__name__ == "ValidationError" and isinstance(error, _ValidationError):
+        mistake = error.errors()[0]  # its text begins by saying only that there is one
+        message = " ".join(str(mistake["msg"]).removeprefix("Value error, ").split())
+        field = ".".join(map(str, mistake["loc"]))
+        return f"{field}: {message} (found {mistake['input']!r})" if with_input else message
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nanogpt.config.errors import ConfigError
+from nanogpt.config.errors import ConfigError, one_line
 from nanogpt.config.files import read_file
 from nanogpt.storage.json_file import parse_json
 
@@ -75,7 +75,7 @@ def import_deepspeed(device_type: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(f"--engine=deepspeed needs DeepSpeed ({error}): pip install '.[deepspeed]'") from None
     except Exception as error:  # it looks for devices and compilers when imported
-        raise ConfigError(f"DeepSpeed cannot be imported: {type(error).__name__}: {_one_line(error)}") from None
+        raise ConfigError(f"DeepSpeed cannot be imported: {type(error).__name__}: {one_line(error)}") from None
     if tuple(map(int, re.findall(r"\d+", deepspeed.__version__)[:3])) < OLDEST:
         # Older ones apply a non-finite gradient to fp32 weights.
         raise ConfigError(
@@ -252,11 +252,4 @@ def _check_by_deepspeed(path: str, settings: dict[str, Any], device_type: str) -
     try:
         DeepSpeedConfig(copy.deepcopy(settings))
     except Exception as error:  # pydantic's, its own and bare assertions
-        raise ConfigError(f"--ds_config={path}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    if hasattr(error, "errors"):  # pydantic's, which would take several
-        mistake = error.errors()[0]
-        return f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']} (found {mistake['input']!r})"
-    return " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"--ds_config={path}: {one_line(error, with_input=True)}") from None

@@ -76,7 +76,7 @@ def _refusing(wandb: Any, what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, wandb.Error) as error:
-        raise ConfigError(f"W&B does not take {what}: {_reason(error)}") from None
+        raise ConfigError(f"W&B does not take {what}: {one_line(error)}") from None
 
 
 def _require_key(wandb: Any) -> None:
@@ -85,7 +85,7 @@ def _require_key(wandb: Any) -> None:
         if not _has_key(wandb):
             raise ConfigError("--wandb=online needs a key: `wandb login`, or WANDB_API_KEY; or --wandb=offline")
     except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"--wandb=online needs another key ({_reason(error)}); or --wandb=offline") from None
+        raise ConfigError(f"--wandb=online needs another key ({one_line(error)}); or --wandb=offline") from None
     except (wandb.Error, OSError, HTTPException):
         pass  # a server that cannot be reached is no mistake: the run goes on offline
 
@@ -192,7 +192,7 @@ class WandbLogger(Logger):
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # whatever it is, the run is worth more
             self._say(
-                f"warning: W&B is off from here on ({_reason(error)}); {self._out_dir}/metrics.jsonl has every row"
+                f"warning: W&B is off from here on ({one_line(error)}); {self._out_dir}/metrics.jsonl has every row"
             )
             with suppress(Exception):
                 wandb.teardown(exit_code=1)
@@ -209,7 +209,7 @@ class WandbLogger(Logger):
         except Exception as error:
             if mode == "offline":
                 raise
-            self._say(f"warning: W&B cannot be reached ({_reason(error)}): offline")
+            self._say(f"warning: W&B cannot be reached ({one_line(error)}): offline")
             with suppress(Exception):
                 wandb.teardown(exit_code=0)  # else the next init waits for the first
             run = self._init(wandb, "offline")
@@ -234,13 +234,6 @@ class WandbLogger(Logger):
             project=settings.project or env.get("WANDB_PROJECT", PROJECT),
             config=facts.pop("config") | finite(facts), allow_val_change=True,
         )  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; pydantic's first line says only that there is one."""
-    if type(error).__name__ == "ValidationError":
-        return error.errors()[0]["msg"].removeprefix("Value error, ")
-    return one_line(error)
 
 
 def _has_key(wandb: Any) -> bool:
