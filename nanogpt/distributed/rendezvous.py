@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch.distributed as dist
 
 from nanogpt.config.errors import ConfigError, one_line
+from nanogpt.utils.console import say
 from nanogpt.utils.signals import StopRequested
 
 Answer = TypeVar("Answer")
@@ -74,7 +75,7 @@ def meet(
         elif now - called_at > SILENCE_S:
             me.is_cut_off("no answer")
         if now - said_at > LINE_S and (rank == 0 or (speaks and not me.reaches_first)):
-            print(f"waiting for the other ranks for {now - began:.0f} s: {me.missing}", flush=True)
+            say(f"waiting for the other ranks for {now - began:.0f} s: {me.missing}")
             said_at = now
     me.leave(why, call)
     if why == STOPPED:
