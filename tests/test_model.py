@@ -159,6 +159,6 @@ def test_the_losss_gradient_is_there_once(small):
     """Invariant: a second backward is refused: the gradient was written over the logits, and scaled there."""
     loss = small(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long))
     loss.backward(retain_graph=True)
-    with pytest.raises(AttributeError):
+    with pytest.raises(RuntimeError, match="backward a second time"):
         loss.backward()
     small.zero_grad()

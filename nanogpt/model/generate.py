@@ -30,7 +30,8 @@ class Decoder:
     def logits(self) -> Tensor:
         """Logits of the next token, (B, V). Call it once, then append."""
         with evaluating(self._model):
-            return self._model(self._unread, cache=self._cache)[:, -1]
+            logits: Tensor = self._model(self._unread, cache=self._cache)  # (B, T, V)
+        return logits[:, -1]
 
     def append(self, tokens: Tensor) -> None:
         """Take tokens (B,) as the next ones."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(self.layer, k, v)
         y = self._attend(q, k, v)  # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, C)
-        return self.resid_dropout(self.c_proj(y))
+        out: Tensor = self.resid_dropout(self.c_proj(y))
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         T, S = q.size(2), k.size(2)  # S > T when a cache holds earlier positions
@@ -117,7 +118,8 @@ class CausalSelfAttention(nn.Module):
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # row i sees columns up to S - T + i
         att = (q @ k.transpose(-2, -1)) / sqrt(q.size(-1))  # (B, nh, T, S)
         att = att.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-        return self.attn_dropout(att).to(v.dtype) @ v
+        y: Tensor = self.attn_dropout(att).to(v.dtype) @ v
+        return y
 
 
 class MLP(nn.Module):
@@ -129,7 +131,8 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        out: Tensor = self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        return out
 
 
 class Block(nn.Module):
@@ -142,7 +145,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
 
 
 class LMHead(nn.Linear):
@@ -156,6 +160,13 @@ class LMHead(nn.Linear):
         return F.linear(x, padded)[..., : self.out_features]
 
 
+class _Context(Protocol):
+    """What autograd keeps between the two passes."""
+
+    needs_input_grad: tuple[bool, bool]
+    gradient: Tensor | None  # (N, V), of the loss sum by the logits
+
+
 class SummedCrossEntropy(torch.autograd.Function):
     """Logits (N, V) and targets (N,) -> the sum of their cross-entropies, nats, (), in fp32.
 
@@ -164,7 +175,7 @@ class SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: _Context, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.detach()  # the layer that made them does not need them again
         loss_sum = torch.zeros((), device=logits.device)
         rows = max(1, CHUNK // logits.size(1))
@@ -178,9 +189,23 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        gradient, ctx.gradient = ctx.gradient, None  # a second time there is none
+    def backward(ctx: _Context, scale: Tensor) -> tuple[Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("backward a second time: the gradient was written over the logits, and scaled there")
         return gradient.mul_(scale), None
+
+
+class Transformer(nn.Module):
+    """The layers of a GPT below its output layer; GPT.forward goes through them."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
 
 
 class GPT(nn.Module):
@@ -191,15 +216,7 @@ class GPT(nn.Module):
         if config.n_embd % config.n_head:
             raise ValueError(f"n_embd ({config.n_embd}) must be a multiple of n_head ({config.n_head})")
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd, eps=1e-5),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = LMHead(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
         self._init_weights()
@@ -238,14 +255,15 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.used = end
-        logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+        logits: Tensor = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
         if targets is None:
             return logits
         logits, targets = logits.flatten(0, 1), targets.flatten()
         # Compiled it is fused; alone on a GPU the chunks have not been measured.
         if logits.device.type != "cpu" or torch.compiler.is_compiling():
             return F.cross_entropy(logits.float(), targets, reduction="sum")
-        return SummedCrossEntropy.apply(logits, targets)
+        loss_sum: Tensor = SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]  # torch's
+        return loss_sum
 
     def num_parameters(self) -> int:
         """Number of trained values; the weight that wte and lm_head share counts once."""

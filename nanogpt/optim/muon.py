@@ -16,7 +16,7 @@ one is a product of the wide x, the next follow from it, and x is multiplied onc
 torch.optim.Muon multiplies the wide x twice in each of five iterations, one matrix after the other, on every rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -77,16 +77,16 @@ class MuonAdamW(Optimizer):
         self._dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self._shapes = [p.shape for p in self.matrices]  # a sharding engine may empty the matrices
         self._whole = True
-        self.find_stretches: Callable[[], Sequence[Stretch]] = lambda: [
+        self.find_stretches: Callable[[], Iterable[Stretch]] = lambda: [
             Stretch(i, 0, matrix, 0, matrix.numel()) for i, matrix in enumerate(self.matrices)
         ]
 
-    def shard(self, find_stretches: Callable[[], Sequence[Stretch]]) -> None:
+    def shard(self, find_stretches: Callable[[], Iterable[Stretch]]) -> None:
         """From now on the ranks hold stretches of the matrices, each value on one rank."""
         self._whole, self.find_stretches = False, find_stretches
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here evaluates the loss anew
         for group in self.param_groups:  # DeepSpeed shows one group at a time
             if group["orthogonal"]:
                 self._step_matrices(group)
@@ -180,7 +180,7 @@ def orthogonalise(stacks: Sequence[Tensor], channels: int) -> list[Tensor]:
 def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:
     """Of the iterations on a normalised gram matrix (n, side, side), as p and R: the product is p I + R."""
     # A factor is a I + f, their product p I + rest: bf16 would lose the small eigenvalues of a sum beside its diagonal.
-    p, rest = 1.0, None
+    p, rest = 1.0, None  # type: float, Tensor | None
     for i, (a, b, c) in enumerate(COEFFICIENTS):
         f = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         rest = f if rest is None else torch.baddbmm(torch.add(a * rest, f, alpha=p), f, rest)
@@ -188,4 +188,5 @@ def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:
         if i + 1 < len(COEFFICIENTS):
             half = torch.baddbmm(gram, f, gram, beta=a)
             gram = torch.baddbmm(half, half, f, beta=a)
+    assert rest is not None
     return p, rest
