@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,8 @@ class Engine(ABC):
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
     cuda_graphs = False  # whether a step is launched as a few graphs instead of kernel by kernel
-    # The best that model computes in with the weights of state_dict: 'fp32', 'bf16' (autocast), or 'bf16 weights' too.
-    scores_precision: str = "fp32"
+    # The best that model computes in with the weights of state_dict; bf16: autocast, from fp32 weights.
+    scores_precision: Literal["fp32", "bf16", "bf16 weights"] = "fp32"
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:

@@ -1,8 +1,10 @@
 """torch.compile that falls back to the plain model where it does not work."""
 
 import time
+from typing import cast
 
 import torch
+from torch import nn
 
 from nanogpt.config.errors import one_line
 from nanogpt.distributed.world import World
@@ -18,7 +20,7 @@ def compile_model(model: GPT, world: World, options: EngineOptions) -> Compilati
     if not options.compile:
         return Compilation(model)
     started = time.perf_counter()
-    compiled, failure = torch.compile(model), ""
+    compiled, failure = cast(nn.Module, torch.compile(model)), ""  # a module, of a module
     try:
         for batch in {b.idx.shape: b for b in options.micro_batches}.values():
             with world.autocast(options.dtype):

@@ -1,6 +1,7 @@
 """Several processes, each with the whole model and its rows of the global batch: DistributedDataParallel."""
 
 from contextlib import nullcontext
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,13 @@ from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT
 
 
+class RuntimeStatistics(TypedDict, total=False):
+    """What DDP's clocks have measured in the newest step, ns; absent after the first one. It tells more than this."""
+
+    backward_comm_time: int
+    backward_compute_comm_overlap_time: int
+
+
 class DDPEngine(SingleEngine):
     """The single engine with its gradient averaged over the ranks."""
 
@@ -21,24 +29,24 @@ class DDPEngine(SingleEngine):
 
     def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         super().__init__(model, world, options)
-        self.forward = DistributedDataParallel(
+        self._ddp = self.forward = DistributedDataParallel(
             self.forward,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # saves one copy of the gradient
         )
-        self.forward._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
+        self._ddp._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
         if options.gradient_compression == "bf16":
-            self.forward.register_comm_hook(None, _send_in_bf16)
+            self._ddp.register_comm_hook(None, _send_in_bf16)
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
-        with nullcontext() if is_last else self.forward.no_sync():
+        with nullcontext() if is_last else self._ddp.no_sync():
             return super().forward_backward(batch, is_last=is_last)
 
     def exposed_communication_s(self) -> float | None:
-        self.forward.logger.set_runtime_stats_and_log()  # else DDP reads its clocks in the next forward
-        figures = self.forward._get_ddp_logging_data()
-        # in nanoseconds; absent after the first step
+        assert self._ddp.logger is not None
+        self._ddp.logger.set_runtime_stats_and_log()  # else DDP reads its clocks in the next forward
+        figures: RuntimeStatistics = self._ddp._get_ddp_logging_data()
         communication_ns = figures.get("backward_comm_time", 0) - figures.get("backward_compute_comm_overlap_time", 0)
         return max(0, communication_ns) / 1e9
 
@@ -48,4 +56,4 @@ class DDPEngine(SingleEngine):
 
 def _send_in_bf16(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """torch's hook, which DDP refuses by its name on all but NCCL; gloo can do it as well."""
-    return bf16_compress_hook(None, bucket)
+    return bf16_compress_hook(None, bucket)  # type: ignore[arg-type]  # None, of all ranks, is missing in torch's types

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle
 from math import isfinite
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
 from nanogpt.engine.compile import compile_model
 from nanogpt.engine.deepspeed_config import LOGGING, import_deepspeed
+from nanogpt.engine.deepspeed_types import MappedParameter, MasterMapping, Runtime, ShardedParameter, ZeroOptimizer
 from nanogpt.engine.single import mean_share, replicated, replicated_pieces, restore_replicated
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.muon import MuonAdamW, Stretch
@@ -33,32 +35,41 @@ class DeepSpeedEngine(Engine):
         deepspeed = import_deepspeed(world.device.type)
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it refuses to start without, even alone
         self.world = world
-        self.stage = options.deepspeed["zero_optimization"]["stage"]
+        settings = options.deepspeed
+        assert settings is not None, "the plan has read them for this engine"
+        self.stage: int = settings["zero_optimization"]["stage"]
         self.model = model.to(world.device)
         if options.compile and self.stage == 3:
             self.compilation = Compilation(self.model, failure="ZeRO 3 gathers weights in Python, between the layers")
-        elif options.deepspeed["bf16"]["enabled"]:
+        elif settings["bf16"]["enabled"]:
             self.model.bfloat16()  # as DeepSpeed will: what is compiled must be what is trained
             self.compilation = compile_model(self.model, world, replace(options, dtype="fp32"))  # without autocast
         else:
             self.compilation = compile_model(self.model, world, options)
-        if options.deepspeed.keys() & set(LOGGING):
+        if settings.keys() & set(LOGGING):
             deepspeed.utils.logging.set_log_level_from_string("info")  # what these print is of that level
+        self.deepspeed: Runtime
+        self.optimizer: torch.optim.Optimizer
         self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
             model=self.compilation.forward,
             # By its very type DeepSpeed knows an optimizer that it was tested with.
             optimizer=build_optimizer(
                 self.model, world, name=options.optimizer, dtype=options.dtype, adamw=torch.optim.AdamW
             ),
-            config=dict(options.deepspeed),
+            config=dict(settings),
         )
-        if self.stage > 0 and isinstance(self.optimizer.optimizer, MuonAdamW):
-            self.optimizer.optimizer.shard(self._matrix_stretches)
-        if options.deepspeed["bf16"]["enabled"]:
+        if self.stage > 0 and isinstance(muon := self._zero.optimizer, MuonAdamW):
+            muon.shard(lambda: self._matrix_stretches(muon))
+        if settings["bf16"]["enabled"]:
             self.scores_precision = "bf16 weights"
-        elif self.stage == 3 and options.deepspeed["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
+        elif self.stage == 3 and settings["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
             self.scores_precision = "bf16"
         self._gathered = deepspeed.zero.GatheredParameters
+
+    @property
+    def _zero(self) -> ZeroOptimizer:
+        """What the optimizer is from stage 1 on."""
+        return cast(ZeroOptimizer, self.optimizer)
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
@@ -81,12 +92,12 @@ class DeepSpeedEngine(Engine):
 
     def local_weights(self) -> list[Tensor]:
         parameters = super().local_weights()
-        return [p.ds_tensor for p in parameters] if self.stage == 3 else parameters
+        return [cast(ShardedParameter, p).ds_tensor for p in parameters] if self.stage == 3 else parameters
 
     def weights_written(self) -> None:
         if self.stage == 3:
             # Let go of what is gathered, or on its way, so that it is gathered anew.
-            self.optimizer.parameter_offload.partition_all_parameters()
+            self._zero.parameter_offload.partition_all_parameters()
 
     def pieces(self) -> Iterator[Piece]:
         if self.stage == 0:
@@ -103,7 +114,7 @@ class DeepSpeedEngine(Engine):
         self.read_like_weights("weight", self.local_weights(), checkpoint)
         self.weights_written()
         if updates:
-            inner = self.optimizer.optimizer
+            inner = self._zero.optimizer
             # A flat tensor for each group; stage 3 may cut its only group into several.
             for flat, group in zip(self._flat_masters(), cycle(inner.param_groups), strict=False):
                 inner.state[flat] = restored_state(flat, updates, group)
@@ -111,46 +122,46 @@ class DeepSpeedEngine(Engine):
             for name, start, values in self._masters(kind):
                 values.copy_(checkpoint.read(f"{kind}/{name}", start, start + len(values)))
 
-    def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor]) -> Iterator[Piece]:
+    def pieces_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[Piece]:
         if self.stage < 3:
             yield from super().pieces_like_weights(kind, tensors)
             return
         for (name, parameter), tensor in zip(self.model.named_parameters(), tensors, strict=True):
             start, length = self._partition(parameter)
-            if length:
+            if tensor is not None and length:
                 yield Piece(f"{kind}/{name}", start, tensor[:length])
 
-    def read_like_weights(self, kind: str, tensors: Sequence[Tensor], checkpoint: CheckpointReader) -> None:
+    def read_like_weights(self, kind: str, tensors: Sequence[Tensor | None], checkpoint: CheckpointReader) -> None:
         if self.stage < 3:
             super().read_like_weights(kind, tensors, checkpoint)
             return
         for (name, parameter), tensor in zip(self.model.named_parameters(), tensors, strict=True):
             start, length = self._partition(parameter)
-            if length:
+            if tensor is not None and length:
                 tensor[:length].copy_(checkpoint.read(f"{kind}/{name}", start, start + length))
 
     def _partition(self, parameter: nn.Parameter) -> tuple[int, int]:
         """Where this rank's part of a ZeRO 3 parameter begins, and its length without the padding."""
-        size = parameter.ds_tensor.numel()
+        sharded = cast(ShardedParameter, parameter)
+        size = sharded.ds_tensor.numel()
         start = self.world.rank * size
-        return start, max(0, min(size, parameter.ds_numel - start))
+        return start, max(0, min(size, sharded.ds_numel - start))
 
     def _flat_masters(self) -> list[Tensor]:
         """The flat fp32 tensors that this rank's optimizer steps, from stage 1 on."""
-        zero = self.optimizer
+        zero = self._zero
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
     def _masters(self, kind: str) -> Iterator[tuple[str, int, Tensor]]:
         """(parameter, where in it, the values themselves) of this rank's fp32 masters or one of their moments."""
-        state = self.optimizer.optimizer.state
+        state = self._zero.optimizer.state
         for name, parameter in self.model.named_parameters():
             if self.stage == 3:
-                group, at, _ = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+                group, at, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
                 start, length = self._partition(parameter)
-            elif parameter._hp_mapping is None:  # none of it is this rank's
+            elif (mapping := _mapping(parameter)) is None:  # none of it is this rank's
                 continue
             else:
-                mapping = parameter._hp_mapping
                 group, at = mapping.param_group_index, mapping.hp_fragment_address.start
                 start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
             flat = self._flat_masters()[group]
@@ -161,10 +172,10 @@ class DeepSpeedEngine(Engine):
             if length:
                 yield name, start, flat.detach()[at : at + length]
 
-    def _matrix_stretches(self) -> Iterator[Stretch]:
-        """Of Muon's matrices, what this rank's flat fp32 masters hold, at stages 1 and 2."""
-        for number, parameter in enumerate(self.optimizer.optimizer.matrices):
-            if mapping := parameter._hp_mapping:
+    def _matrix_stretches(self, muon: MuonAdamW) -> Iterator[Stretch]:
+        """Of its matrices, what this rank's flat fp32 masters hold, at stages 1 and 2."""
+        for number, parameter in enumerate(muon.matrices):
+            if mapping := _mapping(parameter):
                 yield Stretch(
                     number, mapping.lp_fragment_address.start, self._flat_masters()[mapping.param_group_index],
                     mapping.hp_fragment_address.start, mapping.lp_fragment_address.numel,
@@ -193,3 +204,8 @@ class DeepSpeedEngine(Engine):
             return super().state_dict()
         is_first = self.world.is_first
         return {name: weight.to("cpu", torch.float32, copy=True) for name, weight in self.weights() if is_first}
+
+
+def _mapping(parameter: nn.Parameter) -> MasterMapping | None:
+    """Where this rank's masters of a parameter are, at stages 1 and 2; None where it has none."""
+    return cast(MappedParameter, parameter)._hp_mapping

@@ -85,7 +85,8 @@ def import_deepspeed(device_type: str) -> ModuleType:
         # A shared-memory collective for inference: it would be compiled at the first run, which takes a minute and a
         # C++ compiler, under a lock that a killed run leaves for the next one to wait on.
         deepspeed.ops.__compatible_ops__ = {}
-    return deepspeed
+    module: ModuleType = deepspeed
+    return module
 
 
 def read_ds_config(

@@ -29,7 +29,7 @@ class SingleEngine(Engine):
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         with self.world.autocast(self.dtype):
-            loss_sum = self.forward(batch.idx, batch.targets)
+            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
         mean_share(loss_sum, batch, self._gradient_scale()).backward()
         return loss_sum.detach()
 
