@@ -128,7 +128,7 @@ def _matmul(world: World, dtype: str) -> tuple[float, bool]:
     # Freivalds: the sums of the product's rows, without another product of matrices.
     is_exact = torch.equal((left @ right).cpu().double().sum(1), a.double() @ b.double().sum(1))
     began = time.perf_counter()
-    times = []
+    times: list[float] = []
     while len(times) < MOST_TIMES and time.perf_counter() - began < BUDGET_S:
         times.append(world.seconds_of(lambda: left @ right))
     return 2 * size**3 / median(times) / 1e12, is_exact

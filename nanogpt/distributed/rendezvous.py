@@ -159,6 +159,7 @@ class _Rank:
 
     def shared_store(self) -> dist.Store:
         """The part of the store that has nothing of earlier attempts in it."""
+        assert self._store is not None, "look() has connected"
         return dist.PrefixStore(self._round, self._store)
 
     def _look(self, store: dist.Store) -> Outcome | None:
@@ -192,7 +193,8 @@ class _First(_Rank):
         keys = [_key(rank) for rank in range(1, self.size)]
         if not self._round:
             self._round = token_hex(8)
-            store.multi_set([f"{self._round}/{key}" for key in keys], [""] * len(keys))
+            names = [f"{self._round}/{key}" for key in keys]
+            store.multi_set(names, [""] * len(keys))  # type: ignore[attr-defined]  # torch's stub has multi_get alone
         came = [json.loads(value or "null") for value in store.multi_get([f"{self._round}/{key}" for key in keys])]
         here = [heard.lately(value) and value for heard, value in zip(self._heard, came, strict=True)]
         missing = [rank for rank, value in enumerate(here, 1) if not value]
@@ -216,7 +218,7 @@ class _Other(_Rank):
     def _look(self, store: dist.Store) -> Outcome | None:
         news = json.loads(store.get("round")) if store.check(["round"]) else None
         self.reaches_first = self._heard.lately(news) and news is not None
-        self.missing = news[2] if self.reaches_first else "rank 0 is missing"
+        self.missing = news[2] if news is not None and self.reaches_first else "rank 0 is missing"
         if news is None:
             return None
         self._round = news[0]
@@ -252,4 +254,5 @@ def _listen(port: int) -> int:
     try:
         return socket.create_server(("", port)).detach()
     except OSError as error:
-        raise ConfigError(f"MASTER_PORT={port} cannot be used: {os.strerror(error.errno)}: name another one") from None
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise ConfigError(f"MASTER_PORT={port} cannot be used: {reason}: name another one") from None

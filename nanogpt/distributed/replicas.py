@@ -59,7 +59,7 @@ class Replicas:
             )
         self._agreed_step = step
 
-    def _differing(self) -> list[tuple[str, list[Hashable]]]:
+    def _differing(self) -> Sequence[tuple[str, Sequence[Hashable]]]:
         """(name, each rank's fingerprint) of what is unlike."""
         mine = {name: fingerprint(values) for name, values in self._held()}
         if len(set(self._world.gather(hashlib.blake2b(b"".join(mine.values())).digest()))) == 1:
@@ -67,7 +67,7 @@ class Replicas:
         ranks = self._world.gather(mine)
         return [(name, of) for name in mine if len(set(of := [prints[name] for prints in ranks])) > 1]
 
-    def _differing_beyond_rounding(self, updates: int) -> list[tuple[str, list[Hashable]]]:
+    def _differing_beyond_rounding(self, updates: int) -> Sequence[tuple[str, Sequence[Hashable]]]:
         """(name, the sum of a row on each rank, or None where it is the usual one) of what is unlike."""
         sums, allowed = {}, {}
         for name, values in self._held():
@@ -92,6 +92,7 @@ class Replicas:
 def who_differs(versions: Sequence[Hashable]) -> str:
     """Which ranks hold another version than most do; without a majority, all of them."""
     usual, count = Counter(versions).most_common(1)[0]
+    ranks: Sequence[int]
     if 2 * count > len(versions):
         ranks = [rank for rank, version in enumerate(versions) if version != usual]
         verb = f"hold{'s' * (len(ranks) == 1)} other values than the other {count} ranks"

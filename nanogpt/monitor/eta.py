@@ -182,4 +182,5 @@ def _quantiles(weighted: Sequence[tuple[float, float]]) -> list[float]:
     """QUANTILES of (positive value, weight), interpolated on the logarithm of the value."""
     values, weights = np.array(sorted(weighted)).T
     shares = (np.cumsum(weights) - weights / 2) / weights.sum()
-    return np.exp(np.interp(QUANTILES, shares, np.log(values))).tolist()
+    found: list[float] = np.exp(np.interp(QUANTILES, shares, np.log(values))).tolist()
+    return found

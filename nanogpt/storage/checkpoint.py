@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,16 @@ class Piece:
     values: Tensor  # (n,), fp32, any device
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What came of one rank's file."""
+
+    failure: str = ""  # '': it is on the disk
+    name: str = ""
+    bytes: int = 0
+    sha256: str = ""
+
+
 class CheckpointWriter:
     """One rank's part in writing checkpoints: never two at once, and none that stops the run."""
 
@@ -63,8 +73,9 @@ class CheckpointWriter:
         for abandoned in self._directory.glob(".step_*.tmp"):  # of a kill, on this rank's disk
             shutil.rmtree(abandoned, ignore_errors=True)
         self._thread: Thread | None = None
-        self._result: dict[str, Any] = {}
-        self._step, self._progress = 0, {}
+        self._result = _Written()
+        self._step = 0
+        self._progress: dict[str, Any] = {}
 
     @property
     def writing(self) -> bool:
@@ -83,19 +94,20 @@ class CheckpointWriter:
         """
         assert not self.begun
         copy = {f"{p.name}@{p.start}": p.values.detach().to("cpu", torch.float32, copy=True) for p in pieces}
-        self._step, self._progress, self._result = step, finite(progress), {"failure": "its writer ended early"}
+        self._step, self._progress, self._result = step, finite(progress), _Written("its writer ended early")
         self._thread = Thread(target=self._write, args=(copy,), daemon=True)
         self._thread.start()
 
     def commit(self) -> str:
         """Wait for this rank's thread, and make the checkpoint complete -> '' or what failed. Every rank must call."""
+        assert self._thread is not None, "a checkpoint has been begun"
         self._thread.join()
         self._thread = None
         results = self._world.gather(self._result)
-        failure = next((r["failure"] for r in results if "failure" in r), "")
+        failure = next((r.failure for r in results if r.failure), "")
         if self._world.is_first and not failure:
             try:
-                self._complete({r["name"]: {"bytes": r["bytes"], "sha256": r["sha256"]} for r in results})
+                self._complete(results)
             except OSError as error:
                 failure = str(error)
         if failure := self._world.gather(failure)[0]:
@@ -115,15 +127,16 @@ class CheckpointWriter:
             self._temporary.mkdir(parents=True, exist_ok=True)
             save_tensors(copy, path)
             _sync(path)
-            self._result = {"name": name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            self._result = _Written(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
         except Exception as error:  # a full disk, above all; nothing that happens here may end the run
-            self._result = {"failure": str(error) or type(error).__name__}
+            self._result = _Written(str(error) or type(error).__name__)
 
-    def _complete(self, files: dict[str, dict[str, Any]]) -> None:
-        for name, facts in files.items():
-            path = self._temporary / name
-            if not path.exists() or path.stat().st_size != facts["bytes"]:
+    def _complete(self, ranks: Sequence[_Written]) -> None:
+        for written in ranks:
+            path = self._temporary / written.name
+            if not path.exists() or path.stat().st_size != written.bytes:
                 raise OSError(f"{path} of another rank is not seen from the first: every node needs the same disk")
+        files = {written.name: {"bytes": written.bytes, "sha256": written.sha256} for written in ranks}
         content = {"format": FORMAT, "step": self._step, "files": files, "progress": self._progress}
         write_json(self._temporary / MANIFEST, content | {"sha256": _digest(content)})
         _sync(self._temporary / MANIFEST)
@@ -223,7 +236,7 @@ class CheckpointReader:
 
 def newest_intact(out_dir: Path) -> tuple[CheckpointReader | None, list[str]]:
     """The newest checkpoint of a run that is whole, and one line for each newer one that is not."""
-    skipped = []
+    skipped: list[str] = []
     for name, found in examine(out_dir):
         if isinstance(found, CheckpointReader):
             return found, skipped

@@ -150,7 +150,7 @@ class _Weights:
 
     def read(self, name: str) -> Tensor:
         """The parameter called name, laid out as ours."""
-        tensor = self._file.get_tensor(self._stored[name.removeprefix("transformer.")])
+        tensor: Tensor = self._file.get_tensor(self._stored[name.removeprefix("transformer.")])
         return tensor.t() if name.endswith(CONV1D) else tensor
 
 

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import RLock, current_thread, main_thread
-from typing import TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 KEPT_BYTES = 2**20  # of what waits to be written, the newest
 PATIENCE_S = 10.0  # with a reader who takes nothing
@@ -46,7 +49,7 @@ class Output(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         """Take data, and write it if it can be: a run never waits for its reader, a command does as long as others."""
         with self._lock:
             self._waiting += data
@@ -59,7 +62,7 @@ class Output(io.RawIOBase):
                     self.let_go()
                     raise OutputLost(_reason(error)) from None
                 del self._waiting[:-KEPT_BYTES]
-        return len(data)
+        return memoryview(data).nbytes
 
     def finish(self) -> None:
         """Write what waits, if somebody still takes it, and let go of the rest."""
@@ -98,16 +101,16 @@ def standard_streams() -> Iterator[None]:
             os.fstat(descriptor)
         except OSError:  # closed: the next file to be opened would become it, and hold what is printed
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout = _stream(sys.stdout, Output(1, COMMAND))
-    sys.stderr = _stream(sys.stderr, Output(2, NEVER))
+    outputs = (Output(1, COMMAND), Output(2, NEVER))
+    sys.stdout, sys.stderr = _stream(sys.stdout, outputs[0]), _stream(sys.stderr, outputs[1])
     streams = (sys.stdout, sys.stderr)
     try:
         yield
     finally:
-        for stream in streams:
-            stream.buffer.fatal = NEVER
+        for stream, output in zip(streams, outputs, strict=True):
+            output.fatal = NEVER
             stream.flush()
-            stream.buffer.finish()
+            output.finish()
 
 
 def outlive_output() -> None:
@@ -123,13 +126,17 @@ def say(text: str) -> None:
 
 def _stream(before: TextIO | None, output: Output) -> TextIO:
     """A text stream as the one before; None: it was closed when Python began."""
+    raw = cast(BinaryIO, output)  # all that is asked of it is to write
     if before is None:
-        return io.TextIOWrapper(output, encoding="utf-8", errors="replace", line_buffering=True)
+        return io.TextIOWrapper(raw, encoding="utf-8", errors="replace", line_buffering=True)
+    assert isinstance(before, io.TextIOWrapper)
     with suppress(OSError):
         before.flush()
     errors = "replace" if before.errors in ("strict", "surrogateescape") else before.errors
-    buffering = {"line_buffering": before.line_buffering, "write_through": before.write_through}
-    return io.TextIOWrapper(output, encoding=before.encoding, errors=errors, **buffering)
+    return io.TextIOWrapper(
+        raw, encoding=before.encoding, errors=errors, line_buffering=before.line_buffering,
+        write_through=before.write_through,
+    )  # fmt: skip
 
 
 def _reason(error: OSError) -> str:
