@@ -17,7 +17,7 @@ from math import isfinite, log10
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nanogpt.config.files import whole
 from nanogpt.plots.run_history import Curve, name_differences
@@ -25,11 +25,13 @@ from nanogpt.plots.run_history import Curve, name_differences
 if TYPE_CHECKING:  # importing it takes half a second, which a run without pictures need not wait for
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
+Dash = Literal["-", "--", "-.", ":"]
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's, which every eye tells apart, without the yellow that white paper swallows; then again, dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
+DASHES: tuple[Dash, ...] = ("-", "--", "-.", ":")
 GREY = "#666666"
 LABEL_WIDTH = 125  # characters that fit beside each other under the panels
 TITLE_WIDTH = 110
@@ -68,9 +70,11 @@ def _import_matplotlib() -> ModuleType:
             del sys.modules[name]  # of the half import
         backend = os.environ.pop("MPLBACKEND", None)
         spec = find_spec("matplotlib")
+        assert spec is not None
+        assert spec.loader is not None
         matplotlib = sys.modules[spec.name] = module_from_spec(spec)
         # Of the module alone: it looks in the working directory first, which no variable prevents.
-        matplotlib.open = partial(open, errors="replace")
+        vars(matplotlib)["open"] = partial(open, errors="replace")
         try:
             spec.loader.exec_module(matplotlib)
         except BaseException:
@@ -127,7 +131,9 @@ def save(figure: "Figure", path: Path) -> None:
         figure.savefig(file, format=path.suffix[1:])
 
 
-def _draw_lines(panels: Sequence["Axes"], curves: Sequence[Curve], styles: Sequence[tuple[str, str]]) -> list:
+def _draw_lines(
+    panels: Sequence["Axes"], curves: Sequence[Curve], styles: Sequence[tuple[str, Dash]]
+) -> list["Line2D"]:
     """Target and entropy floor across the panels, in the colour of their run where runs differ -> for the legend."""
     from matplotlib.lines import Line2D
 

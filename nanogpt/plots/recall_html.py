@@ -78,7 +78,11 @@ def _text(text: str, *, lost: bool) -> str:
 def _path(heights: list[list[float]], which: Mark) -> str:
     """The boxes of one Mark in the overview, as SVG; equal neighbours in one."""
     path, column = [], 0
-    for height, same in groupby(heights, key=lambda h: (round(100 * sum(h[:which]), 1), round(100 * h[which], 1))):
+
+    def box(shares: list[float]) -> tuple[float, float]:
+        return round(100 * sum(shares[:which]), 1), round(100 * shares[which], 1)
+
+    for height, same in groupby(heights, key=box):
         width = len(list(same))
         if height[1]:
             path.append(f"M{column} {height[0]:g}h{width}v{height[1]:g}h-{width}z")
@@ -91,8 +95,8 @@ def _data(pieces: list[Piece], tokens: int, columns: int) -> dict[str, object]:
     places: list[int] = []
     hops = []
     character = 0  # UTF-16 code units, as JavaScript counts
-    for _, group in groupby(pieces, key=lambda piece: piece.hop):
-        group = list(group)
+    for _, members in groupby(pieces, key=lambda piece: piece.hop):
+        group = list(members)
         lengths = [len(piece.text.encode("utf-16-le")) // 2 for piece in group]
         if any(map(is_lost, group)):
             hops.append([group[0].token, character, lengths, [piece.tokens for piece in group], _said(group)])
@@ -114,9 +118,13 @@ def _said(hop: list[Piece]) -> list[str | None]:
         if is_lost(piece):
             said.append(utf8.decode(piece.said))
         else:
-            if rest := utf8.decode(b"", final=True):  # of the loss just before
-                said[-1] += rest
+            _end_character(said, utf8)
             said.append(None)
-    if rest := utf8.decode(b"", final=True):
-        said[-1] += rest
+    _end_character(said, utf8)
     return said
+
+
+def _end_character(said: list[str | None], utf8: codecs.IncrementalDecoder) -> None:
+    """Bytes that make no character, which the loss just before has left, are its own."""
+    if rest := utf8.decode(b"", final=True):
+        said[-1] = f"{said[-1]}{rest}"

@@ -211,8 +211,8 @@ def _losses(lines: list[Line]) -> list[range]:
 def _with_gaps(lines: list[Line], shown: set[int]) -> list[Line | Gap]:
     """The lines shown, and a Gap for those between, unless one would take as many rows."""
     items: list[Line | Gap] = []
-    for is_shown, group in groupby(range(len(lines)), key=shown.__contains__):
-        group = list(group)
+    for is_shown, numbers in groupby(range(len(lines)), key=shown.__contains__):
+        group = list(numbers)
         if is_shown or (len(group) == 1 and lines[group[0]].rows == Gap.rows):
             items += [lines[i] for i in group]
         else:
@@ -230,7 +230,8 @@ def _fill(items: list[Line | Gap], count: int) -> list[list[Line | Gap]]:
     """Items one below the other in at most count columns, as low as that allows."""
     height = -(-sum(item.rows for item in items) // count)
     while True:
-        columns, free = [], 0
+        columns: list[list[Line | Gap]] = []
+        free = 0
         for item in items:
             if item.rows > free:
                 columns.append([])

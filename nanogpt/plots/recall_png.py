@@ -3,10 +3,10 @@
 save_recall(out_dir, card.recited, headline("builtin", report), say=console.say)   # out_dir/recall.png
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,7 @@ DPI = 100
 CHARACTER = 7.0  # wide
 FONT = CHARACTER / 0.602 * 72 / DPI  # points: a character of DejaVu Sans Mono is 0.602 em wide
 ROW, SAID_ROW = 15.0, 13.0
+Box = tuple[float, float, float, float]  # left, top, width, height
 MARGIN = 24.0
 TITLE, LEGEND, STRIP_AT, STRIP, TICKS = 22.0, 74.0, 96.0, 28.0, 22.0
 # Both come with matplotlib; the second has letters that the first lacks.
@@ -102,8 +103,8 @@ def _draw_overview(axes: "Axes", mark: Tensor, sheet: Sheet) -> None:
 
 
 def _draw_sheet(axes: "Axes", mark: Tensor, sheet: Sheet, top: float) -> None:
-    boxes: dict[Mark, list] = {which: [] for which in Mark}
-    underlines: dict[Mark, list] = {which: [] for which in UNDERLINE}
+    boxes: dict[Mark, list[Box]] = {which: [] for which in Mark}
+    underlines: dict[Mark, list[Box]] = {which: [] for which in UNDERLINE}
     for number, column in enumerate(sheet.columns):
         left, y = MARGIN + number * (sheet.width + GUTTER) * CHARACTER, top
         for item in column:
@@ -138,8 +139,8 @@ def _height(item: Line | Gap) -> float:
 
 def _texts(line: Line) -> Iterator[tuple[int, str]]:
     """(column, text) of a line. Cells of ASCII stand in one text; others, whose letters may be wider, in their own."""
-    for is_ascii, cells in groupby(line.cells, key=lambda cell: cell.text.isascii()):
-        cells = list(cells)
+    for is_ascii, alike in groupby(line.cells, key=lambda cell: cell.text.isascii()):
+        cells = list(alike)
         for group in [cells] if is_ascii else [[cell] for cell in cells]:
             text = "".join(cell.text.ljust(cell.width) if is_ascii else cell.text for cell in group)
             yield group[0].column + len(text) - len(text.lstrip(" ")), text.strip(" ")
@@ -149,13 +150,15 @@ def _mono(axes: "Axes", x: float, y: float, text: str, colour: str, size: float)
     _text(axes, x, y, text, size=FONT * size, color=colour, family=MONO)
 
 
-def _text(axes: "Axes", x: float, y: float, text: str, **style: object) -> None:
+def _text(axes: "Axes", x: float, y: float, text: str, **style: Any) -> None:
+    """style: as matplotlib's Text takes it."""
     if text:
-        axes.text(x, y, text, **{"color": INK, "va": "center_baseline", "parse_math": False} | style)
+        ours: dict[str, Any] = {"color": INK, "va": "center_baseline", "parse_math": False}
+        axes.text(x, y, text, **(ours | style))
 
 
-def _boxes(axes: "Axes", boxes: list[tuple[float, float, float, float]], colour: str) -> None:
-    """Rectangles (left, top, width, height) in one colour."""
+def _boxes(axes: "Axes", boxes: Sequence[Box], colour: str) -> None:
+    """Rectangles in one colour."""
     from matplotlib.collections import PolyCollection
 
     corners = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in boxes]
