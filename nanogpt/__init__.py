@@ -13,18 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nanogpt.config.errors import ConfigError
+    from nanogpt.config.errors import ConfigError, RunError
     from nanogpt.config.train_config import TrainConfig
     from nanogpt.evaluate.verify import verify
     from nanogpt.model.gpt import GPT, GPTConfig
     from nanogpt.storage.run_dir import load_run
     from nanogpt.training.run import train
 
-__all__ = ["GPT", "ConfigError", "GPTConfig", "TrainConfig", "__version__", "load_run", "train", "verify"]
+__all__ = ["GPT", "ConfigError", "GPTConfig", "RunError", "TrainConfig", "__version__", "load_run", "train", "verify"]
 _MODULES = {
     "ConfigError": "nanogpt.config.errors",
     "GPT": "nanogpt.model.gpt",
     "GPTConfig": "nanogpt.model.gpt",
+    "RunError": "nanogpt.config.errors",
     "TrainConfig": "nanogpt.config.train_config",
     "load_run": "nanogpt.storage.run_dir",
     "train": "nanogpt.training.run",

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from conftest import REPOSITORY, SHORT, TRAIN, flags, report, run, torchrun, train
+from nanogpt.config.cli import _status
+from nanogpt.config.errors import ReplicaError, RunError
 from nanogpt.config.options import option_types
 from nanogpt.config.train_config import TrainConfig
 
@@ -236,7 +238,12 @@ def test_commands_refuse_in_one_line(room, forked):
 
 
 def test_a_world_that_is_not_torchruns(room):
-    """Invariant: half of torchrun's environment is refused, not hung upon; so are copies that srun started."""
+    """Invariant: half of torchrun's environment is refused, not hung upon; so are copies that srun started.
+
+    Of those the first alone speaks.
+    """
+    copy = train(*flags(**SHORT), cwd=room, env={"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, timeout=60)
+    assert (copy.returncode, copy.stdout, copy.stderr) == (2, "", "")
     for env, line in (
         (
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
@@ -259,6 +266,26 @@ def test_a_reader_that_leaves_ends_no_run(tmp_path):
     done = run("bash", "-c", f"{program} | head -n 1; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, timeout=120)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (3, 1, "")
     assert report(tmp_path / "out")["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (RunError("the disk\nis full"), 1, "error: the disk\\nis full\n"),
+        (RunError("rank 0 is missing", rank=3), 1, "error (rank 3): rank 0 is missing\n"),
+        (RunError("one of several copies", status=2, is_told=True), 2, ""),
+        (ReplicaError("the ranks no longer hold the same"), 1, "error: the ranks no longer hold the same\n"),
+    ],
+)
+def test_a_run_that_cannot_go_on_ends_with_one_line(error, status, said, capsys, monkeypatch):
+    """Invariant: an error of the run is one line on stderr and a status, and no line where another process says it."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def command():
+        raise error
+
+    assert _status(command) == status
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("ranks", "said"), [("1", "result\nPython ended\n"), ("2", "result\n")])

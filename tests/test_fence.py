@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nanogpt.config.errors import ConfigError
+from nanogpt.config.errors import ConfigError, RunError
 from nanogpt.storage.run_lock import LOCK, Attempt, hold_run_dir, take_over
 
 OLD, NEW, OTHER = Attempt("12", 0), Attempt("12", 1), Attempt("13", 0)
@@ -18,7 +18,7 @@ def test_the_older_attempt_is_fenced_off(tmp_path):
     old.check()
     new = NEW.raise_fence(tmp_path)
     new.check()
-    with pytest.raises(SystemExit, match=r"error: attempt 12\.1 writes .* now, not 12\.0"):
+    with pytest.raises(RunError, match=r"attempt 12\.1 writes .* now, not 12\.0"):
         old.check()
 
 
@@ -42,7 +42,7 @@ def test_a_later_attempt_waits_for_the_older_to_leave(tmp_path):
             while len(seen) < 2:
                 try:
                     fence.check()
-                except SystemExit:
+                except RunError:
                     seen.append("left")
                 time.sleep(0.01)
 
@@ -103,5 +103,5 @@ def test_a_job_that_slurm_gives_the_number_of_another(tmp_path, monkeypatch):
     take_over(str(tmp_path), Attempt.from_env())
     with hold_run_dir(tmp_path, Attempt.from_env()) as fence:
         fence.check()
-        with pytest.raises(SystemExit, match=r"12-20260131T235959\.0 writes .* now, not 12\.3"):
+        with pytest.raises(RunError, match=r"12-20260131T235959\.0 writes .* now, not 12\.3"):
             older.check()

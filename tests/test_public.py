@@ -9,7 +9,7 @@ import sys
 import nanogpt
 from conftest import REPOSITORY, SHORT, environment, flags, report, run
 
-NAMES = ["GPT", "ConfigError", "GPTConfig", "TrainConfig", "__version__", "load_run", "train", "verify"]
+NAMES = ["GPT", "ConfigError", "GPTConfig", "RunError", "TrainConfig", "__version__", "load_run", "train", "verify"]
 
 
 def test_the_face():

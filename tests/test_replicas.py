@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, TINY, flags, metrics, report, run, torchrun
+from nanogpt.config.errors import RunError
 from nanogpt.distributed.replicas import fingerprint, who_differs
 from nanogpt.storage.run_dir import save_weights
 from nanogpt.storage.tensor_file import save_tensors
@@ -142,7 +143,7 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
     evaluated = {name: fingerprint(weight) for name, weight in state.items()}
     save_weights(tmp_path, state, evaluated)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(SystemExit, match=r"has another transformer\.wte\.weight than was evaluated"):
+    with pytest.raises(RunError, match=r"has another transformer\.wte\.weight than was evaluated"):
         save_weights(tmp_path, {name: weight + 1e-6 for name, weight in state.items()}, evaluated)
 
     def flip_on_disk(tensors, path):
@@ -152,7 +153,7 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
         path.write_bytes(content)
 
     monkeypatch.setattr("nanogpt.storage.run_dir.save_tensors", flip_on_disk)
-    with pytest.raises(SystemExit, match="than was evaluated"):
+    with pytest.raises(RunError, match="than was evaluated"):
         save_weights(tmp_path, state, {})
     assert list(tmp_path.iterdir()) == []
 

@@ -21,7 +21,7 @@ from typing import TypeVar, get_origin
 import fire
 from fire.decorators import SetParseFn
 
-from nanogpt.config.errors import ConfigError, ReplicaError
+from nanogpt.config.errors import ConfigError, ReplicaError, RunError
 from nanogpt.config.options import describe_type, option_types
 from nanogpt.utils.console import OutputLost, standard_streams
 
@@ -137,6 +137,11 @@ def _status(command: Callable[[], int]) -> int:
         else:
             time.sleep(SILENCE_S)  # torchrun ends all ranks as soon as one leaves: let the first one speak
         return 1
+    except RunError as error:
+        if not error.is_told:
+            named = f" (rank {error.rank})" if error.rank else ""
+            print(f"error{named}: {printable(str(error))}", file=sys.stderr)
+        return error.status
     except SystemExit as error:
         if not isinstance(error.code, str):
             raise

@@ -11,8 +11,17 @@ class ConfigError(ValueError):
     """
 
 
-class ReplicaError(Exception):
-    """Ranks that ought to hold the same do not: raised on every rank, with one line; ends the process with status 1."""
+class RunError(Exception):
+    """A run cannot begin, go on or be finished, whatever its options; the message is one line and ends the process."""
+
+    def __init__(self, message: str, *, status: int = 1, rank: int = 0, is_told: bool = False) -> None:
+        """status: to leave with. rank: named with the line; 0: none. is_told: another process says the same."""
+        super().__init__(message)
+        self.status, self.rank, self.is_told = status, rank, is_told
+
+
+class ReplicaError(RunError):
+    """Ranks that ought to hold the same do not: raised on every rank, with the same line."""
 
 
 @runtime_checkable

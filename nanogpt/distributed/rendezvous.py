@@ -9,7 +9,6 @@ Each rank writes a sign of life into the store again and again; the first one co
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
 
-from nanogpt.config.errors import ConfigError, one_line
+from nanogpt.config.errors import ConfigError, RunError, one_line
 from nanogpt.utils.console import say
 from nanogpt.utils.signals import StopRequested
 
@@ -52,7 +51,7 @@ def meet(
     """A store for the processes of this attempt alone, once one of each rank has come.
 
     speaks: whether this rank, where it is not the first, is to say that it does not reach the first. Raises
-    StopRequested when any rank was asked to stop, SystemExit with one line when not all came within timeout_s.
+    StopRequested when any rank was asked to stop, RunError with one line when not all came within timeout_s.
     """
     me = _First(size) if rank == 0 else _Other(rank, size)
     began = said_at = called_at = unasked_at = time.monotonic()
@@ -82,7 +81,7 @@ def meet(
         raise StopRequested
     if not speaks:
         time.sleep(SILENCE_S)  # torchrun ends every rank as soon as one leaves: let the first one speak
-    sys.exit(f"error{f' (rank {rank})' * bool(rank)}: {why}")
+    raise RunError(why, rank=rank)
 
 
 def in_a_thread(question: Callable[[], Answer]) -> Future[Answer]:

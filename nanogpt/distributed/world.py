@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanogpt.config.errors import ConfigError, one_line
+from nanogpt.config.errors import ConfigError, RunError, one_line
 from nanogpt.distributed.rendezvous import meet
 
 Gathered = TypeVar("Gathered")
@@ -81,7 +81,7 @@ class World:
     def meet(self, *, timeout_s: float = 600.0, asked_to_stop: Callable[[], bool] = lambda: False) -> dist.Store | None:
         """Wait until every rank is there -> the store of this attempt; None where the rank is alone.
 
-        Raises SystemExit with one line that names the missing ranks, StopRequested, ConfigError.
+        Raises RunError with one line that names the missing ranks, StopRequested, ConfigError.
         """
         if self.size == 1:
             return None
@@ -116,7 +116,7 @@ class World:
                 store=store, rank=self.rank, world_size=self.size,
             )  # fmt: skip
         except RuntimeError as error:  # a rank has gone since
-            raise SystemExit(f"error: rank {self.rank} cannot connect to the others: {one_line(error)}") from None
+            raise RunError(f"rank {self.rank} cannot connect to the others: {one_line(error)}") from None
         yield
         # Not after an exception: with a peer gone both would wait for the time-out. The barrier is for torchrun, which
         # ends all ranks as soon as one leaves with a status other than 0, and the first may still be writing.

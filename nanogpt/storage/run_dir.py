@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanogpt.config.errors import ConfigError, one_line
+from nanogpt.config.errors import ConfigError, RunError, one_line
 from nanogpt.config.files import absolute_path, regular, require_regular, user_path, whole
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.replicas import fingerprint
@@ -105,7 +105,7 @@ def save_weights(out_dir: Path, state: dict[str, Tensor], evaluated: dict[str, b
     """model.safetensors: every parameter of an engine's state_dict() -> the file's SHA-256.
 
     evaluated: the fingerprints of the weights whose loss is reported; empty where none is. What was written is read
-    back: the report shall be of the file. Raises SystemExit when there is no room, or when it holds other weights.
+    back: the report shall be of the file. Raises RunError when there is no room, or when it holds other weights.
     """
     temporary = out_dir / (WEIGHTS + ".tmp")
     wanted = evaluated or {name: fingerprint(weight) for name, weight in state.items()}
@@ -117,11 +117,11 @@ def save_weights(out_dir: Path, state: dict[str, Tensor], evaluated: dict[str, b
             os.replace(temporary, out_dir / WEIGHTS)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise SystemExit(f"error: {out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
+        raise RunError(f"{out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
     if unlike:
         temporary.unlink()
-        raise SystemExit(
-            f"error: {out_dir / WEIGHTS}, read back, has another {unlike[0]} than was evaluated: memory or disk fail; "
+        raise RunError(
+            f"{out_dir / WEIGHTS}, read back, has another {unlike[0]} than was evaluated: memory or disk fail; "
             f"start again"
         )
     return weights_sha256(out_dir)

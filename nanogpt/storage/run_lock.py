@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanogpt.config.errors import ConfigError
+from nanogpt.config.errors import ConfigError, RunError
 from nanogpt.config.files import lock, read_file, regular, whole
 from nanogpt.storage.run_dir import CONFIG, _refused, check_writable
 from nanogpt.utils.console import say
@@ -72,13 +72,13 @@ class Fence:
     mine: str
 
     def check(self) -> None:
-        """Raises SystemExit when another attempt has raised it since."""
+        """Raises RunError when another attempt has raised it since."""
         try:
             now = _written(self.out_dir)
         except OSError:  # a network file system's hiccup
             return
         if now and now != self.mine:
-            raise SystemExit(f"error: attempt {now} writes {self.out_dir} now, not {self.mine}: leaving it alone")
+            raise RunError(f"attempt {now} writes {self.out_dir} now, not {self.mine}: leaving it alone")
 
 
 class NoFence(Fence):

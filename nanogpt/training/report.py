@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanogpt.config.errors import RunError
 from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine
@@ -83,11 +84,11 @@ def make_report(
 
 
 def write_report(out_dir: Path, report: dict[str, Any]) -> None:
-    """The report of a run that has come to its end. Raises SystemExit when it cannot be written."""
+    """The report of a run that has come to its end. Raises RunError when it cannot be written."""
     try:
         write_json(out_dir / REPORT, report)
     except OSError as error:
-        raise SystemExit(f"error: {out_dir / REPORT} cannot be written ({error}): make room, start again") from None
+        raise RunError(f"{out_dir / REPORT} cannot be written ({error}): make room, start again") from None
 
 
 def write_stopped(out_dir: Path, report: dict[str, Any], say: Callable[[str], None]) -> None:

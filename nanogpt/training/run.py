@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
 
-from nanogpt.config.errors import ConfigError
+from nanogpt.config.errors import ConfigError, RunError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.hardware import free_host_bytes, peak_flops_per_s
 from nanogpt.distributed.health_check import check_health
@@ -50,8 +50,8 @@ def train(config: TrainConfig, *, launched: float | None = None, stop: StopSigna
     """Train until the target is verified or a budget is spent -> how it ended.
 
     launched: time.perf_counter() when the process began; None: now. stop: heeds signals since the process began; None:
-    from now on. Raises ConfigError before anything is written. However it ends, each signal does afterwards what it did
-    before stop was made.
+    from now on. Raises ConfigError before anything is written, and RunError where the run cannot begin, go on or be
+    finished. However it ends, each signal does afterwards what it did before stop was made.
     """
     outlive_output()
     with stop or StopSignals() as stop:
@@ -147,12 +147,13 @@ def _refuse_copies() -> None:
     """Refuse to be one of several processes that know nothing of each other: each would train alone, in one out_dir."""
     for launcher, (size, rank) in LAUNCHERS.items():
         if "WORLD_SIZE" not in os.environ and (count := os.environ.get(size, "1")) != "1":
-            if os.environ.get(rank, "0") != "0":
-                raise SystemExit(2)  # one of them speaks
-            raise ConfigError(
+            why = (
                 f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
                 f"each node, as slurm/train.sh does; WORLD_SIZE=1 makes each a run of its own"
             )
+            if os.environ.get(rank, "0") != "0":
+                raise RunError(why, status=2, is_told=True)
+            raise ConfigError(why)
 
 
 def _open_logger(config: TrainConfig, world: World, start: ResumePoint, checkpoint: CheckpointReader | None) -> Logger:
