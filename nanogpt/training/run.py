@@ -5,45 +5,30 @@ result.report["loss"]
 """
 
 import os
-import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
 
-from nanogpt.config.errors import ConfigError, RunError
+from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.distributed.hardware import free_host_bytes, peak_flops_per_s
-from nanogpt.distributed.health_check import check_health
+from nanogpt.distributed.hardware import peak_flops_per_s
 from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
-from nanogpt.model.gpt import GPTConfig
-from nanogpt.monitor.live_plot import LivePlot
-from nanogpt.monitor.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
-from nanogpt.monitor.terminal import TerminalLogger
-from nanogpt.monitor.wandb_logger import check_wandb, open_wandb
-from nanogpt.plan.memory import FP32
+from nanogpt.monitor.build import open_logger
+from nanogpt.monitor.wandb_logger import check_wandb
+from nanogpt.plan.checks import check_agreement, examine_ranks, refuse_copies, require_room
 from nanogpt.plan.plan import Plan, make_plan
 from nanogpt.storage.checkpoint import CheckpointError, CheckpointReader, abandon_after
 from nanogpt.storage.json_file import read_json
-from nanogpt.storage.provenance import what_computes
 from nanogpt.storage.resume import ResumePoint, find_start, in_its_own_dtype
-from nanogpt.storage.run_dir import FINISHED, METRICS, REPORT, write_config
+from nanogpt.storage.run_dir import FINISHED, REPORT, write_config
 from nanogpt.storage.run_lock import Attempt, Fence, NoFence, hold_run_dir, loss_of, take_over
 from nanogpt.training.report import Result, make_report, write_stopped
 from nanogpt.training.state import TrainState
 from nanogpt.training.trainer import Trainer
 from nanogpt.utils.console import outlive_output
-from nanogpt.utils.format import gigabytes
 from nanogpt.utils.signals import StopRequested, StopSignals
-
-# Launchers that tell their processes nothing which torch understands: how many there are, and which of them this is.
-LAUNCHERS = {
-    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
-}
 
 
 def train(config: TrainConfig, *, launched: float | None = None, stop: StopSignals | None = None) -> Result:
@@ -59,7 +44,7 @@ def train(config: TrainConfig, *, launched: float | None = None, stop: StopSigna
 
 
 def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
-    _refuse_copies()
+    refuse_copies()
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
     start = None
@@ -80,15 +65,15 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
     ):
         watchdog.at("the beginning", patient=True)
         start = world.gather(start)[0]
-        _agree(plan, world)
+        check_agreement(plan, world)
         if start.ended:
             if world.is_first:
                 has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
                 print(f"{start.out_dir} {has} already: nothing to do")
             report = read_json(start.out_dir / REPORT, of=FINISHED) if world.is_first else {}
             return Result(start.ended, start.out_dir, report)
-        _require_room(plan, world)
-        _examine(plan.config, world)
+        require_room(plan.config, world)
+        examine_ranks(plan.config, world)
         with hold_run_dir(start.out_dir, Attempt.from_env()) if world.is_first else nullcontext(NoFence()) as fence:
             return _train(plan, world, start, launched, stop, watchdog, fence)
 
@@ -114,7 +99,8 @@ def _train(
             wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
         )  # fmt: skip
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
-    logger = _open_logger(plan.config, world, start, checkpoint)
+    losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
+    logger = open_logger(plan.config, start.out_dir, world, wandb_run_id=start.wandb_run_id, losses=losses)
     if world.is_first:
         stop.look_in(start.out_dir, loss_of(start.out_dir))
     try:
@@ -141,70 +127,6 @@ def _train(
     finally:
         watchdog.at("the end", patient=True)
         logger.close()
-
-
-def _refuse_copies() -> None:
-    """Refuse to be one of several processes that know nothing of each other: each would train alone, in one out_dir."""
-    for launcher, (size, rank) in LAUNCHERS.items():
-        if "WORLD_SIZE" not in os.environ and (count := os.environ.get(size, "1")) != "1":
-            why = (
-                f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
-                f"each node, as slurm/train.sh does; WORLD_SIZE=1 makes each a run of its own"
-            )
-            if os.environ.get(rank, "0") != "0":
-                raise RunError(why, status=2, is_told=True)
-            raise ConfigError(why)
-
-
-def _open_logger(config: TrainConfig, world: World, start: ResumePoint, checkpoint: CheckpointReader | None) -> Logger:
-    """The first rank's loggers; nobody hears the others."""
-    if not world.is_first:
-        return NullLogger()
-    # A dumb terminal cannot redraw a line.
-    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
-    person = TerminalLogger(config.target_loss, losses) if redraws else PlainLogger()
-    wandb = open_wandb(config, start.out_dir, start.wandb_run_id, person.say)
-    plot = LivePlot(start.out_dir, person.say)  # before W&B, which sends its picture
-    return Loggers(JsonlLogger(start.out_dir / METRICS, person.say), person, plot, wandb)
-
-
-def _require_room(plan: Plan, world: World) -> None:
-    """Refuse weights that this machine has no room for: whatever the engine, every rank builds the whole model.
-
-    What is needed beyond them is foreseen, not known, and warned of (nanogpt/plan/memory.py).
-    """
-    need, free = world.local_size * GPTConfig.from_options(plan.config).num_parameters * FP32, free_host_bytes()
-    if free is not None and need > free:
-        raise ConfigError(
-            f"the weights alone are {gigabytes(need)} on {world.local_size} ranks, {gigabytes(free)} are free here"
-        )
-
-
-def _agree(plan: Plan, world: World) -> None:
-    """Refuse to train when a rank has another text, option, code or library than the first: it would hang, or spoil."""
-    everyone = world.gather(
-        what_computes()  # first of all: other code may have other options
-        | asdict(plan.config)
-        | {"SHA-256 of the text": plan.dataset.corpus.sha256, "DeepSpeed settings": plan.deepspeed, "ds_config": None}
-    )
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
-        for name in first | other:
-            mine, its = first.get(name), other.get(name)
-            if mine != its:
-                raise ConfigError(f"rank {rank} has {name} {its}, rank 0 {mine}: make them the same")
-
-
-def _examine(config: TrainConfig, world: World) -> None:
-    """Tell of ranks that are slow or wrong, as --health asks. Raises ConfigError on every rank when it is strict."""
-    if config.health == "off":
-        return
-    findings = check_health(world, dtype=config.dtype, say=lambda line: print(line, flush=True))
-    if findings and config.health == "strict":
-        raise ConfigError(f"--health=strict: {' | '.join(findings)}")
-    for finding in findings if world.is_first else ():
-        print(f"warning: {finding}", flush=True)
 
 
 def _first_step_to_log(checkpoint: CheckpointReader | None) -> int:

@@ -1,0 +1,31 @@
+"""Which loggers a run has.
+
+logger = open_logger(config, out_dir, world, wandb_run_id="3f1c09aa", losses=[])
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.monitor.live_plot import LivePlot
+from nanogpt.monitor.loggers import JsonlLogger, Logger, Loggers, NullLogger, PlainLogger
+from nanogpt.monitor.terminal import TerminalLogger
+from nanogpt.monitor.wandb_logger import open_wandb
+from nanogpt.storage.run_dir import METRICS
+
+
+def open_logger(
+    config: TrainConfig, out_dir: Path, world: World, *, wandb_run_id: str, losses: Sequence[float]
+) -> Logger:
+    """The first rank's loggers; nobody hears the others. losses: of the rows before a resume, nats/token."""
+    if not world.is_first:
+        return NullLogger()
+    # A dumb terminal cannot redraw a line.
+    redraws = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    person = TerminalLogger(config.target_loss, losses) if redraws else PlainLogger()
+    wandb = open_wandb(config, out_dir, wandb_run_id, person.say)
+    plot = LivePlot(out_dir, person.say)  # before W&B, which sends its picture
+    return Loggers(JsonlLogger(out_dir / METRICS, person.say), person, plot, wandb)
