@@ -1,7 +1,9 @@
 """Ends a run that no longer moves, and says which rank stopped, and where.
 
 with Watchdog(world, world.meet(), timeout_s=600) as watchdog:
-    watchdog.at("step 12, backward")        # in every rank, at the same places
+    phases = Phases(watchdog)
+    with phases("update", step=12):         # in every rank, the same phases
+        ...
 
 A rank that hangs makes all others wait in a collective: from inside, a hang and a wait look alike. So each rank has a
 thread that tells the others, through the store that brought them together, how far its main thread has come.
@@ -22,6 +24,7 @@ import torch.distributed as dist
 
 from nanogpt.distributed.rendezvous import in_a_thread
 from nanogpt.distributed.world import World
+from nanogpt.utils.phases import PhaseListener
 
 Answer = TypeVar("Answer")
 
@@ -31,15 +34,18 @@ STORE_TIMEOUT_S = 10.0
 MOST_NAMED = 4  # ranks in the line
 
 
-class Watchdog:
-    """One rank's thread; none where the rank is alone."""
+class Watchdog(PhaseListener):
+    """One rank's thread; none where the rank is alone.
+
+    A phase counts until the next one is entered: what comes between them is done in its place, with its patience.
+    """
 
     def __init__(self, world: World, store: dist.Store | None, *, timeout_s: float) -> None:
         self._world, self._timeout_s = world, timeout_s
         self._main = get_ident()
         self._over = Event()
         self._pulse = self._moves = 0
-        self.at("the ranks' connecting")
+        self.enter("the ranks' connecting", step=None, patient=False)
         self._thread = None
         if world.size > 1:
             # A connection of its own, as the main thread may be waiting in the other.
@@ -57,14 +63,13 @@ class Watchdog:
         if self._thread:
             self._thread.join()
 
-    def at(self, place: str, *, patient: bool = False) -> None:
-        """The main thread is about to do what place says. Costs an assignment; every rank must call as often.
-
-        patient: it may rightly take long, whatever the time-out.
-        """
-        self._moves += 1
-        self._place = place
+    def enter(self, name: str, *, step: int | None, patient: bool) -> None:
+        self._place = name if step is None else f"step {step}, {name}"
         self._limit_s = max(PATIENCE_S, self._timeout_s) if patient else self._timeout_s
+        self.tick()
+
+    def tick(self) -> None:
+        self._moves += 1
         self._moved_at = time.monotonic()
 
     def _watch(self) -> None:

@@ -43,7 +43,7 @@ class Row:
     full_pass_loss: float | None  # on the rows where a full pass ran, else null
     fastest_rank_step_s: float | None  # mean own work of a step, without waiting for the others; none: not known
     slowest_rank_step_s: float | None
-    time_share: dict[str, float | None]  # of the first rank's wall clock since the last row, by metrics.PHASES
+    time_share: dict[str, float | None]  # of the first rank's wall clock since the last row, by meters.SHARES
 
     def to_json(self) -> str:
         """One line of strict JSON."""

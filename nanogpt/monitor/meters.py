@@ -6,11 +6,11 @@ loss, tokens_per_s, step_s = meter.take()
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import nan
 from statistics import median
 from typing import Any
+
+from nanogpt.utils.phases import PhaseListener
 
 
 class Meter:
@@ -50,23 +50,37 @@ class Meter:
         self._loss_sum, self._tokens, self._seconds = 0.0, 0, []
 
 
-PHASES = ("data", "compute", "communication", "checkpoint", "full_pass")
+SHARES = ("data", "compute", "communication", "checkpoint", "full_pass")  # of the wall clock, in metrics.jsonl
+SHARE_OF = {
+    "batch": "data",
+    "forward and backward": "compute",
+    "update": "compute",
+    "sum over the ranks": "communication",
+    "weight average": "compute",
+    "completing a checkpoint": "checkpoint",
+    "copying for a checkpoint": "checkpoint",
+    "saving": "checkpoint",
+    "full pass or scores": "full_pass",
+}
 
 
-class PhaseClock:
-    """This rank's seconds in each of PHASES; what is left of the wall clock is logging and the like."""
+class PhaseClock(PhaseListener):
+    """This rank's seconds in each of SHARES; what is left of the wall clock is logging and the like.
+
+    Seconds of a phase inside another are its own, and not the outer one's too.
+    """
 
     def __init__(self) -> None:
+        self._inside: list[str | None] = []  # the share of each phase that is under way; None: of none
         self._reset()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside as name's."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - started
+    def enter(self, name: str, *, step: int | None, patient: bool) -> None:
+        self._count()
+        self._inside.append(SHARE_OF.get(name))
+
+    def leave(self) -> None:
+        self._count()
+        self._inside.pop()
 
     def move(self, seconds: float, *, origin: str, to: str) -> None:
         """Count seconds that are in origin's as to's."""
@@ -74,7 +88,7 @@ class PhaseClock:
         self._seconds[to] += seconds
 
     def take(self) -> tuple[dict[str, float], float]:
-        """Each phase's share of the wall clock since the last take, and this rank's own work in a step, in seconds.
+        """Each share of the wall clock since the last take, and this rank's own work in a step, in seconds.
 
         The work is NaN when no step was counted.
         """
@@ -84,7 +98,14 @@ class PhaseClock:
         self._reset()
         return shares, step_s
 
+    def _count(self) -> None:
+        """Count what has passed since the last call as the innermost phase's."""
+        now = time.perf_counter()
+        if self._inside and (share := self._inside[-1]):
+            self._seconds[share] += now - self._counted_at
+        self._counted_at = now
+
     def _reset(self) -> None:
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds = dict.fromkeys(SHARES, 0.0)
         self.steps = 0  # to be counted by whoever takes them, refused ones too
-        self._since = time.perf_counter()
+        self._since = self._counted_at = time.perf_counter()

@@ -1,8 +1,9 @@
 """Where the time of some steps goes: a trace of each rank for Perfetto, and a summary of one screen.
 
+    phases.listen(profiler)
     with profiler.step(10):                 # in every rank
-        profiler.at("forward and backward")
-        ...
+        with phases("forward and backward", step=10):
+            ...
     profiler.close()
 
 Open out_dir/profile/rank_00000.json.gz in https://ui.perfetto.dev, which runs in the browser.
@@ -17,16 +18,16 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
 from nanogpt.monitor.loggers import Logger
+from nanogpt.utils.phases import PhaseListener, Phases
 
 PROFILE, SUMMARY = "profile", "summary.txt"
 TOP = 11  # operators in the summary
 WIDTH = 100  # columns of the summary
 
 
-class NullProfiler:
+class NullProfiler(PhaseListener):
     """No step is recorded."""
 
     @contextmanager
@@ -34,21 +35,23 @@ class NullProfiler:
         """Around a step's training. Every rank must call, and no rank's step may fail alone."""
         yield
 
-    def at(self, phase: str) -> None:
-        """The step is about to do what phase says, until it says another one or ends."""
-
     def close(self) -> None:
         """No step follows. Every rank must call."""
 
 
 class Profiler(NullProfiler):
-    """Records a range of steps on one rank."""
+    """Records a range of steps on one rank.
 
-    def __init__(self, steps: range, world: World, out_dir: Path, logger: Logger, watchdog: Watchdog) -> None:
-        self._steps, self._world, self._logger, self._watchdog = steps, world, logger, watchdog
+    A step divides into its phases without a rest: each lasts until the next one, or to the end of the step. Patient
+    phases, which not every step has, are none of them.
+    """
+
+    def __init__(self, steps: range, world: World, out_dir: Path, logger: Logger, phases: Phases) -> None:
+        self._steps, self._world, self._logger, self._announce = steps, world, logger, phases
         self._directory = out_dir / PROFILE
         self._profile: profile | None = None  # while it records
         self._recorded: list[int] = []
+        self._in_step = False
         self._phases: dict[str, None] = {}  # in order of appearance
         self._phase = ExitStack()
 
@@ -60,18 +63,20 @@ class Profiler(NullProfiler):
         if self._profile is None:
             self._profile = start(cuda=self._world.device.type == "cuda")
         self._recorded.append(number)
+        self._in_step = True
         try:
             yield
         finally:
+            self._in_step = False
             self._phase.close()
         if number + 1 not in self._steps:
             self._write()
 
-    def at(self, phase: str) -> None:
-        if self._profile is not None:
+    def enter(self, name: str, *, step: int | None, patient: bool) -> None:
+        if self._in_step and not patient:
             self._phase.close()
-            self._phase.enter_context(record_function(phase))
-            self._phases[phase] = None
+            self._phase.enter_context(record_function(name))
+            self._phases[name] = None
 
     def close(self) -> None:
         if self._profile is not None:
@@ -82,9 +87,16 @@ class Profiler(NullProfiler):
 
     def _write(self) -> None:
         """End the recording, and write it. A rank that cannot says so through the first, and the run goes on."""
-        self._watchdog.at("writing the profile", patient=True)
+        with self._announce("writing the profile", patient=True):
+            failure = self._write_trace()
+            # All ranks meet here, where the watchdog is patient: in the next step it would not be.
+            for rank, why in enumerate(self._world.gather(failure)):
+                if why:
+                    self._logger.say(f"warning: the profile of rank {rank} could not be written ({why}); going on")
+
+    def _write_trace(self) -> str:
+        """This rank's file, and the first one's summary -> '' or why there is none."""
         recording, self._profile = self._profile, None
-        failure = ""
         try:
             recording.stop()
             self._directory.mkdir(exist_ok=True)
@@ -97,16 +109,17 @@ class Profiler(NullProfiler):
                 (self._directory / SUMMARY).write_text(text + "\n", encoding="utf-8")
                 self._logger.say(text)
         except Exception as error:  # the disk's, or one of the profiler's own, which have no common base
-            failure = f"{type(error).__name__}: {error}"
-        # All ranks meet here, where the watchdog is patient: in the next step it would not be.
-        for rank, why in enumerate(self._world.gather(failure)):
-            if why:
-                self._logger.say(f"warning: the profile of rank {rank} could not be written ({why}); going on")
+            return f"{type(error).__name__}: {error}"
+        return ""
 
 
-def open_profiler(steps: range, world: World, out_dir: Path, logger: Logger, watchdog: Watchdog) -> NullProfiler:
-    """The profiler of this rank, for steps counted from 1."""
-    return Profiler(steps, world, out_dir, logger, watchdog) if steps else NullProfiler()
+def open_profiler(steps: range, world: World, out_dir: Path, logger: Logger, phases: Phases) -> NullProfiler:
+    """The profiler of this rank, for steps counted from 1, which listens to phases."""
+    if not steps:
+        return NullProfiler()
+    profiler = Profiler(steps, world, out_dir, logger, phases)
+    phases.listen(profiler)
+    return profiler
 
 
 def summary(events: EventList, phases: list[str], steps: list[int]) -> str:

@@ -9,12 +9,9 @@ from dataclasses import asdict
 
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.engine import Engine
-from nanogpt.monitor.loggers import Logger
 from nanogpt.optim.ema import EMA
-from nanogpt.plan.plan import Plan
 from nanogpt.storage.checkpoint import CheckpointReader, CheckpointWriter
-from nanogpt.storage.run_lock import Fence
-from nanogpt.training.state import TrainState
+from nanogpt.training.state import RunContext, TrainState
 
 
 class CheckpointManager:
@@ -22,20 +19,18 @@ class CheckpointManager:
 
     def __init__(
         self,
+        context: RunContext,
         checkpointer: CheckpointWriter,
         engine: Engine,
         average: EMA,
         state: TrainState,
-        plan: Plan,
-        logger: Logger,
-        fence: Fence,
         replicas: Replicas,
         *,
         wandb_run_id: str,
     ) -> None:
+        self._plan, self._logger, self._fence = context.plan, context.logger, context.fence
         self._checkpointer, self._engine, self._average = checkpointer, engine, average
-        self._state, self._plan, self._logger = state, plan, logger
-        self._fence, self._replicas, self._wandb_run_id = fence, replicas, wandb_run_id
+        self._state, self._replicas, self._wandb_run_id = state, replicas, wandb_run_id
         self._begun_step = 0  # of the newest checkpoint
         self._begun_at = time.perf_counter()
         self.newest: int | None = None  # step of the newest complete checkpoint

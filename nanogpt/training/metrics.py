@@ -1,7 +1,7 @@
 """Reads a run's instruments: one row of metrics.jsonl out of its sums, clocks and forecasts.
 
-metrics = MetricsProcessor(plan, engine, peak_flops_per_s=989e12)
-with metrics.clock.phase("data"): ...
+metrics = MetricsProcessor(plan, engine, phases, peak_flops_per_s=989e12)
+metrics.count_step()                        # after each
 logger.row(metrics.row(state, full_pass_loss=None))
 """
 
@@ -14,16 +14,23 @@ from nanogpt.monitor.loggers import Row
 from nanogpt.monitor.meters import PhaseClock
 from nanogpt.plan.plan import Plan
 from nanogpt.training.state import TrainState
+from nanogpt.utils.phases import Phases
 
 
 class MetricsProcessor:
     """One rank's. Every rank must build it and ask for each row."""
 
-    def __init__(self, plan: Plan, engine: Engine, *, peak_flops_per_s: float | None) -> None:
+    def __init__(self, plan: Plan, engine: Engine, phases: Phases, *, peak_flops_per_s: float | None) -> None:
         self._plan, self._engine, self._world = plan, engine, engine.world
         self._flops_per_token = flops_per_token(engine.model.config, context_length=plan.config.context_length)
         self._peak_flops_per_s = peak_flops_per_s
-        self.clock = PhaseClock()
+        self._clock = PhaseClock()
+        phases.listen(self._clock)
+
+    def count_step(self) -> None:
+        """A step was trained, refused or not."""
+        self._clock.move(self._engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
+        self._clock.steps += 1
 
     def constants(self) -> dict[str, float | None]:
         """What MFU was computed with, for the report."""
@@ -34,7 +41,7 @@ class MetricsProcessor:
         loss, tokens_per_s, step_s = state.meter.take()
         if isfinite(loss):
             state.history.append((state.step, loss))
-        time_share, rank_step_s = self.clock.take()
+        time_share, rank_step_s = self._clock.take()
         memory_bytes, slowest_s, minus_fastest_s = self._world.max(
             self._world.peak_memory_bytes(), rank_step_s, -rank_step_s
         )

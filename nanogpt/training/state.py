@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint holds of it beside the tensors.
+"""What the parts of a run share, and how far it has come: what a checkpoint holds of it beside the tensors.
 
 state = TrainState.of(config, judged_windows=130, launched_at=time.perf_counter())
 state.load_state_dict(checkpoint.progress, ranks=world.size)
@@ -7,15 +7,35 @@ state.load_state_dict(checkpoint.progress, ranks=world.size)
 import time
 from dataclasses import dataclass, field
 from math import log, nan
+from pathlib import Path
 from typing import Any
 
 from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
 from nanogpt.evaluate.eval_schedule import HOVERS, EvalSchedule
 from nanogpt.monitor.eta import Circumstances, Eta, NoEta, steps_to_target
+from nanogpt.monitor.loggers import Logger
 from nanogpt.monitor.meters import Meter
 from nanogpt.optim.recipe import ADAMW, recipe_of
+from nanogpt.plan.plan import Plan
+from nanogpt.storage.run_lock import Fence
+from nanogpt.utils.phases import Phases
+from nanogpt.utils.signals import StopSignals
 
 RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What stays as it is during an attempt, on one rank."""
+
+    plan: Plan
+    world: World
+    out_dir: Path
+    logger: Logger
+    phases: Phases  # where whoever does something says so
+    stop: StopSignals
+    fence: Fence  # to be checked before each write
 
 
 @dataclass
