@@ -183,6 +183,35 @@ def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("ending", [{"target_loss": 20}, {"target_loss": 0.01, "max_steps": 6}])
+def test_weights_that_change_after_the_last_full_pass_are_not_saved(tmp_path, ending):
+    """Invariant: whichever way a run ends, its file holds what the last pass read; the passes before take no prints."""
+    (tmp_path / "start.py").write_text(
+        "import train_overfit\n"
+        "from nanogpt.evaluate.eval_schedule import EvalSchedule\n"
+        "from nanogpt.training import evaluator\n"
+        "EvalSchedule.due = lambda self: True\n"
+        "full_pass, scorecard = evaluator.Evaluator.full_pass, evaluator.Evaluator.scorecard\n"
+        "def told(self, **asked):\n"
+        "    loss = full_pass(self, **asked)\n"
+        "    print('prints', len(self.evaluated), flush=True)\n"
+        "    return loss\n"
+        "def noisy(self, **asked):\n"
+        "    card = scorecard(self, **asked)\n"
+        "    self._engine.model.lm_head.weight.data[7, 7] += 1e-6\n"
+        "    return card\n"
+        "evaluator.Evaluator.full_pass, evaluator.Evaluator.scorecard = told, noisy\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    done = run(sys.executable, "start.py", *flags(**OPTIONS | ending), cwd=tmp_path)
+    assert (done.returncode, "than was evaluated: memory or disk fail" in done.stderr) == (1, True), done.stderr
+    prints = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("prints ")]
+    assert prints[-1] > 0
+    assert not any(prints[:-1])
+    assert len(prints) == ending.get("max_steps", 1)
+    assert not {"report.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("shape", [(1,), (7,), (2048,), (2049,), (50, 41), (300, 33)])
 def test_a_fingerprint_tells_every_bit(shape):
     """Invariant: any one bit and a reversal change it; a copy, a view and the same values in bf16 do not."""

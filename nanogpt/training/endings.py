@@ -89,9 +89,7 @@ def finished(
             weights = engine.state_dict()
             context.fence.check()
             if context.world.is_first:
-                # Without a pass they are older than these weights.
-                evaluated = evaluator.evaluated if card else {}
-                report |= {"weights_sha256": save_weights(context.out_dir, weights, evaluated)}
+                report |= {"weights_sha256": save_weights(context.out_dir, weights, evaluator.evaluated)}
                 write_report(context.out_dir, report)
             if card:
                 recitation = _recite(context, report, engine, card)

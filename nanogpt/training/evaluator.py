@@ -1,7 +1,7 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
 evaluator = Evaluator(context, plan.dataset.windows.on(world.device), engine, average)
-loss = evaluator.full_pass(step=120)
+loss = evaluator.full_pass(step=120, is_last=False)
 with evaluator.weights():
     card = evaluator.scorecard(step=120)
 """
@@ -27,7 +27,9 @@ class Evaluator:
         self._plan, self._phases, self._stop = context.plan, context.phases, context.stop
         self._windows, self._engine, self._average = windows, engine, average
         self._reading: Reading | None = None  # of the newest full pass, if it was made as scores are
-        self.evaluated: dict[str, bytes] = {}  # the fingerprint of each weight that the newest full pass read
+        # The fingerprint of each weight that the newest full pass read, if the run ends with it: all weights are read
+        # for them, which ZeRO 3 has to gather first.
+        self.evaluated: dict[str, bytes] = {}
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -37,13 +39,14 @@ class Evaluator:
             yield
         self._engine.weights_written()
 
-    def full_pass(self, *, step: int) -> float:
+    def full_pass(self, *, step: int, is_last: bool) -> float:
         """The average's mean loss over all judged windows, nats/token, in the phase that is under way.
 
-        One that reaches the target is the one that others can compute again.
+        One that reaches the target is the one that others can compute again. is_last: the run ends here, whatever it
+        is.
         """
         plan, windows, model = self._plan, self._windows, self._engine.model
-        self._reading = None
+        self._reading, self.evaluated = None, {}
         with self.weights():
             loss = full_pass(model, windows, plan.dataset.judged, self._forward(plan.config.dtype))
             if loss <= plan.config.target_loss:
@@ -51,7 +54,8 @@ class Evaluator:
                     self._reading = read(model, windows, plan.dataset.judged, self._scores_forward())
                 # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
                 (loss,) = self._engine.world.max(self._reading.loss)
-            self.evaluated = {name: fingerprint(weight) for name, weight in self._engine.weights()}
+            if is_last or loss <= plan.config.target_loss:
+                self.evaluated = {name: fingerprint(weight) for name, weight in self._engine.weights()}
         return loss
 
     def scorecard(self, *, step: int) -> Scorecard:

@@ -154,13 +154,13 @@ class Trainer:
             self._save_and_wait()
         full_pass_loss = None
         if self.state.schedule.due() or budget_is_spent:  # the report says where the run stood
-            full_pass_loss = self._full_pass()
+            full_pass_loss = self._full_pass(is_last=reason is not None)
         return self._reason_to_stop(full_pass_loss, out_of_time), full_pass_loss
 
-    def _full_pass(self) -> float:
+    def _full_pass(self, *, is_last: bool) -> float:
         started = time.perf_counter()
         with self.phases("full pass or scores", self.state.step):
-            loss = self.evaluator.full_pass(step=self.state.step)
+            loss = self.evaluator.full_pass(step=self.state.step, is_last=is_last)
             if loss <= self.config.target_loss:  # else it may be the mean loss of models that differ
                 self.replicas.check(self.state.step)
         self.state.schedule.judged(loss)
