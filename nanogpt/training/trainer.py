@@ -187,9 +187,10 @@ class Trainer:
             return endings.lost(self.context)
         self.logger.say(f"asked to stop by {asked} at step {self.state.step}: saving")
         self._save_and_wait()
-        return endings.stopped(self.context, self.state, self.engine, once_reported=self._leave_saved)
+        return endings.stopped(self.context, self.state, self.engine, once_reported=self._say_what_is_saved)
 
-    def _leave_saved(self) -> None:
+    def _say_what_is_saved(self) -> None:
+        """From where the same command goes on; and the profile of the steps so far."""
         newest = self.checkpoints.newest
         if newest is None:
             self.logger.say("warning: nothing could be saved: the same command begins again")
