@@ -40,7 +40,7 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ZeRO 1 on 2, fast": (2, (*FAST, "--engine=deepspeed", "--zero_stage=1")),
 }
 # Of rows and reports: what a clock, the machine's memory or the commit decides.
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share", "versions", "git_commit")
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share", "versions", "git_commit", "format_version")
 
 
 @dataclass(frozen=True)

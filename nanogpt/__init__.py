@@ -3,7 +3,7 @@
     from nanogpt import TrainConfig, load_run, train, verify
 
     result = train(TrainConfig(out_dir="out", max_minutes=30))
-    result.report["loss"], load_run("out").model
+    result.report.loss, load_run("out").model
     [check for check in verify("out") if not check.fits]
 
 Names are imported when they are first used: asking for TrainConfig imports no torch.

@@ -13,7 +13,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from nanogpt.monitor.loggers import JsonlLogger, Row, describe
 from nanogpt.plots.run_history import read_curve
 from nanogpt.storage.checkpoint import newest_intact
 from nanogpt.storage.json_file import finite, write_json
+from nanogpt.storage.provenance import RunInfo
 from nanogpt.storage.resume import find_start
 from nanogpt.storage.run_dir import check_free, check_writable, load_run, write_config
 from nanogpt.storage.run_lock import Attempt, hold_run_dir
@@ -98,11 +99,11 @@ def test_a_directory_is_claimed_once(tmp_path):
     first, second = check_free(str(tmp_path / "out")), check_free(str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [], "looking leaves no trace"
     with hold_run_dir(first, NO_JOB):
-        write_config(first, TrainConfig(seed=1), fresh=True, from_step=0, floor=0.01)
+        write_config(first, RunInfo(config=asdict(TrainConfig(seed=1)), floor=0.01), fresh=True, from_step=0)
         with pytest.raises(ConfigError, match="another run"), hold_run_dir(second, NO_JOB):
             pass
     with hold_run_dir(second, NO_JOB), pytest.raises(ConfigError, match="already holds a run"):
-        write_config(second, TrainConfig(seed=2), fresh=True, from_step=0, floor=0.01)
+        write_config(second, RunInfo(config=asdict(TrainConfig(seed=2))), fresh=True, from_step=0)
     content = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (content["config"]["seed"], content["floor"]) == (1, 0.01)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "config.json"]
@@ -112,11 +113,11 @@ def test_a_directory_is_claimed_once(tmp_path):
 
 def test_a_resumed_run_drops_what_tells_of_another_end(tmp_path):
     """Invariant: report, weights and picture of the end before are gone, and metrics stay."""
-    config = TrainConfig(out_dir=str(tmp_path))
-    write_config(tmp_path, config, fresh=True, from_step=0)
+    info = RunInfo(config=asdict(TrainConfig(out_dir=str(tmp_path))))
+    write_config(tmp_path, info, fresh=True, from_step=0)
     for name in ("metrics.jsonl", "report.json", "model.safetensors", "recall.png"):
         (tmp_path / name).touch()
-    write_config(tmp_path, config, fresh=False, from_step=1)
+    write_config(tmp_path, info, fresh=False, from_step=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
 
 
@@ -217,7 +218,7 @@ def test_a_resumed_run_keeps_the_whole_rows_before_its_step(tmp_path):
         b"\0" * 2**21,
     ):
         (tmp_path / "metrics.jsonl").write_bytes(rows + rest)
-        write_config(tmp_path, TrainConfig(), fresh=False, from_step=3)
+        write_config(tmp_path, RunInfo(), fresh=False, from_step=3)
         assert (tmp_path / "metrics.jsonl").read_bytes() == rows
 
 

@@ -266,7 +266,7 @@ def test_the_command(tmp_path, forked):
         ("metrics.jsonl", '{"step": Infinity}\n', r"metrics.jsonl is damaged at line 1$"),
         ("metrics.jsonl", '{"step": 1e999}\n', r"holds something else than a run"),
         ("report.json", "", r"report.json cannot be read"),
-        ("report.json", "{}", r"holds something else than a run: KeyError\('exit_reason'\)"),
+        ("report.json", "{}", r"report.json is not a run's: it has no exit_reason"),
     ],
 )
 def test_files_that_are_no_runs(tmp_path, name, content, message):

@@ -1,6 +1,5 @@
 """What others import and install: names that stay, found when they are asked for, from a wheel too."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -25,9 +24,9 @@ def test_a_run_in_a_notebook(tmp_path):
     config = nanogpt.TrainConfig(**SHORT, max_steps=3, out_dir=str(tmp_path / "out"), wandb="disabled")
     result = nanogpt.train(config)
     assert (result.exit_reason, result.status, result.out_dir) == ("max_steps", 3, tmp_path / "out")
-    assert json.loads(json.dumps(result.report)) == report(tmp_path / "out")
+    assert result.report.to_json() == report(tmp_path / "out")
     again = nanogpt.train(config)
-    assert (again.exit_reason, again.status, again.report) == ("max_steps", 3, report(tmp_path / "out"))
+    assert (again.exit_reason, again.status, again.report) == ("max_steps", 3, result.report)
     assert [check for check in nanogpt.verify(str(tmp_path / "out")) if not check.fits] == []
     assert isinstance(nanogpt.load_run(str(tmp_path / "out")).model, nanogpt.GPT)
 

@@ -28,6 +28,7 @@ from nanogpt.plots.recall_layout import (
 )
 from nanogpt.plots.recall_map import Mark, cut, headline, marks, overview, tally
 from nanogpt.plots.recall_png import CHARACTER, MARGIN, draw_recall, save_recall
+from nanogpt.storage.report import Report
 from nanogpt.utils.format import percent
 
 WIDTH = 2 * MARGIN + SHEET_WIDTH * CHARACTER  # of recall.png, pixels
@@ -300,7 +301,7 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     assert "".join(content for _, content, _ in page.runs) == decode(ids)
     share = told["recall"]["hop_recitation"]["recited"]
     assert f"recited</span> {share * 240:,.0f} ({percent(round(share * 240) / 240)})" in html
-    assert headline("builtin", told)[0] in html
+    assert headline("builtin", Report.read(out_dir / "report.json", of="a run"))[0] in html
     done = run(*command, "--html=no/such/place.html", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --html=no/such/place.html cannot be written: no/such is no directory\n"

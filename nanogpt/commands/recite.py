@@ -35,7 +35,7 @@ def recite(options: ReciteOptions) -> int:
     run = load_run(options.run_dir)
     memorised, why_not = b"", ""
     try:
-        dataset = memorised_dataset(run.config, run.report.get("corpus_sha256"))
+        dataset = memorised_dataset(run.config, run.report.corpus_sha256)
         memorised = encoding().decode_bytes(dataset.windows.ids.tolist())
     except ConfigError as error:
         why_not = str(error)

@@ -26,7 +26,9 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import regular, user_path
 from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.storage.json_file import find_json, read_json, write_json
+from nanogpt.storage.json_file import find_json, write_json
+from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.report import Report, exit_reason
 from nanogpt.utils.console import outlive_output, say
 from nanogpt.utils.signals import SIGNALS, signals_to_heed
 
@@ -174,8 +176,7 @@ def _check_same(out_dir: Path, asked: dict[str, Any]) -> None:
 
 
 def _is_finished(directory: Path) -> bool:
-    report = find_json(directory / "report.json")
-    return report is not None and report.get("exit_reason") != "stopped"
+    return exit_reason(directory / "report.json") not in (None, "stopped")
 
 
 def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, Any]) -> tuple[int, bool]:
@@ -231,10 +232,15 @@ def _outcome(seed: int, directory: Path, status: int) -> dict[str, Any]:
     if not _is_finished(directory):
         nothing = dict.fromkeys(("loss", *MEASURED))
         return {"seed": seed, "reached": False, "exit_reason": f"died with status {status}", **nothing}
-    report, config = (read_json(directory / name, of="a run") for name in ("report.json", "config.json"))
-    kept = {name: report.get(name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
-    kept |= {"resumed": config.get("resumed_from") is not None}
-    return {"seed": seed} | kept | {name: report.get(name, config.get(name)) for name in ALIKE}
+    report, info = (
+        Report.read(directory / "report.json", of="a run"),
+        RunInfo.read(directory / "config.json", of="a run"),
+    )
+    kept = {name: getattr(report, name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
+    kept |= {"resumed": info.resumed_from is not None}
+    code = report.code or info.code
+    alike = {name: getattr(code if name in ("git_commit", "versions") else report, name) for name in ALIKE}
+    return {"seed": seed} | kept | alike
 
 
 def _line(run: dict[str, Any]) -> str:

@@ -6,9 +6,7 @@ python -m nanogpt score out --html=recall.html
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import user_path
@@ -40,9 +38,7 @@ def score(options: ScoreOptions) -> int:
         if not os.path.isdir(parent):  # known before anything is computed
             raise ConfigError(f"--html={options.html} cannot be written: {parent} is no directory")
     if options.line is None:
-        with _as_reported(options.run_dir):
-            table = score_table(run.report)
-        print(table, end="")
+        print(score_table(run.report), end="")
     else:
         _tell_shortest_prompt(run, options.line)
     if options.html is not None:
@@ -50,19 +46,10 @@ def score(options: ScoreOptions) -> int:
     return 0
 
 
-@contextmanager
-def _as_reported(run_dir: str) -> Iterator[None]:
-    """Read scores within it. Raises ConfigError where report.json has others than this version writes."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"{run_dir} was scored by another version, or edited: {error!r}") from None
-
-
 def _tell_shortest_prompt(run: Run, line: str) -> None:
     """How much of the text before line it takes to bring line back. Raises ConfigError."""
     try:
-        ids = memorised_dataset(run.config, run.report.get("corpus_sha256")).windows.ids.tolist()
+        ids = memorised_dataset(run.config, run.report.corpus_sha256).windows.ids.tolist()
     except ConfigError as error:
         raise ConfigError(f"--line cannot be found: {error}") from None
     if (place := locate(ids, line)) is None:
@@ -80,12 +67,11 @@ def _write_page(run: Run, options: ScoreOptions) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
     to = options.html
     try:
-        dataset = memorised_dataset(run.config, run.report.get("corpus_sha256"))
+        dataset = memorised_dataset(run.config, run.report.corpus_sha256)
     except ConfigError as error:
         raise ConfigError(f"--html={to} cannot be made: {error}") from None
     card = score_run(run, dataset, one_process())
-    with _as_reported(options.run_dir):
-        page = make_page(card.recited, headline(run.config.data, run.report | card.values()))
+    page = make_page(card.recited, headline(run.config.data, replace(run.report, scores=card.values())))
     try:
         user_path(to, f"--html={to}").write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:

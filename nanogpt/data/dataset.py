@@ -69,7 +69,7 @@ def make_dataset(corpus: Corpus, ids: list[int], config: ResolvedConfig) -> Data
     return Dataset(corpus, ids, windows, windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config))
 
 
-def memorised_dataset(config: ResolvedConfig, corpus_sha256: object) -> Dataset:
+def memorised_dataset(config: ResolvedConfig, corpus_sha256: str) -> Dataset:
     """What a run with config memorised, found again. Raises ConfigError where that cannot be.
 
     corpus_sha256: as its report has it.

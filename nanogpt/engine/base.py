@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPT
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
+from nanogpt.storage.report import ScoresPrecision
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Engine(ABC):
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
     cuda_graphs = False  # whether a step is launched as a few graphs instead of kernel by kernel
-    # The best that model computes in with the weights of state_dict; bf16: autocast, from fp32 weights.
-    scores_precision: Literal["fp32", "bf16", "bf16 weights"] = "fp32"
+    # The best that model computes in with the weights of state_dict.
+    scores_precision: ScoresPrecision = ScoresPrecision.FP32
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:

@@ -24,6 +24,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.optim.muon import MuonAdamW, Stretch
 from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
+from nanogpt.storage.report import ScoresPrecision
 
 
 class DeepSpeedEngine(Engine):
@@ -61,9 +62,9 @@ class DeepSpeedEngine(Engine):
         if self.stage > 0 and isinstance(muon := self._zero.optimizer, MuonAdamW):
             muon.shard(lambda: self._matrix_stretches(muon))
         if settings["bf16"]["enabled"]:
-            self.scores_precision = "bf16 weights"
+            self.scores_precision = ScoresPrecision.BF16_WEIGHTS
         elif self.stage == 3 and settings["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
-            self.scores_precision = "bf16"
+            self.scores_precision = ScoresPrecision.BF16
         self._gathered = deepspeed.zero.GatheredParameters
 
     @property

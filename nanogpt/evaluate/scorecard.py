@@ -1,7 +1,7 @@
 """What was memorised and what was not, as figures, beside the same figures of a text that was not trained on.
 
     card = make_scorecard(model, windows, judged, control, forward, floor=0.036)
-    card.values()["recall"]["exact_recall"]
+    card.values().memorised.recall.exact_recall
 
 Every score knows how far other kernels, which round otherwise, may move it: a loss by a tolerance, a count by the
 tokens whose decision is a near tie. That is how far a recomputation may be off (docs/proof.md).
@@ -28,6 +28,8 @@ from nanogpt.evaluate.recall import (
 )
 from nanogpt.model.generate import hop_length, second_half
 from nanogpt.model.gpt import GPT
+from nanogpt.storage.json_file import finite, from_json
+from nanogpt.storage.report import Scores
 
 RECALL_PROMPTS = 256  # random offsets that exact recall is measured at; all of them in a shorter text
 CONTROL_PROMPTS = 64  # the same in the control
@@ -56,20 +58,20 @@ class Score:
     high: float
 
 
-Scores = dict[str, "Score | Scores"]
+Tree = dict[str, "Score | Tree"]  # of a dataclass of nanogpt/storage/report.py, by its keys
 
 
 @dataclass(frozen=True)
 class Scorecard:
     """The scores of a run and the recitations that they were read off; the same on every rank."""
 
-    scores: Scores
+    scores: Tree
     recited: RecitedText
     control: RecitedText | None
 
-    def values(self) -> dict[str, object]:
+    def values(self) -> Scores:
         """The figures alone, as report.json holds them."""
-        return _values(self.scores)
+        return from_json(Scores, finite(_values(self.scores)))
 
     def flat(self) -> Iterator[tuple[str, Score]]:
         """Every score with its place in report.json, as 'recall.exact_recall'."""
@@ -113,7 +115,7 @@ def make_scorecard(
 
 def _of_text(
     model: GPT, windows: Windows, prompts: int, forward: Forward, exactness: "_Exactness"
-) -> tuple[Scores, RecitedText]:
+) -> tuple[Tree, RecitedText]:
     """The scores of one text."""
     chosen = windows.random_starts(prompts)
     anywhere = read(model, windows, chosen, forward)
@@ -151,7 +153,7 @@ def _of_text(
     }, told
 
 
-def _runs(windows: Windows, hops: Reading, exactness: "_Exactness") -> Scores:
+def _runs(windows: Windows, hops: Reading, exactness: "_Exactness") -> Tree:
     """How far the text comes back from each start half a window apart, without help and without a cap."""
     whole = len(windows.ids) - hop_starts(windows) - hop_length(windows.context_length)  # up to the end of the text
 
@@ -167,7 +169,7 @@ def _runs(windows: Windows, hops: Reading, exactness: "_Exactness") -> Scores:
     }
 
 
-def _recitation(told: RecitedText, hop: int, exactness: "_Exactness") -> Scores:
+def _recitation(told: RecitedText, hop: int, exactness: "_Exactness") -> Tree:
     """The recitation by hops, where each mistake spoils what follows it in its hop."""
     said, ids, recited = (x[hop:] for x in (told.said, told.ids, told.recited))
     pairs = zip(said.split(hop), ids.split(hop), strict=True)
@@ -181,7 +183,7 @@ def _recitation(told: RecitedText, hop: int, exactness: "_Exactness") -> Scores:
     }
 
 
-def _extraction(windows: Windows, anywhere: Reading, exactness: "_Exactness") -> Scores:
+def _extraction(windows: Windows, anywhere: Reading, exactness: "_Exactness") -> Tree:
     """How likely sampling, at temperature 1 from all tokens, gives the second half of a window after its first.
 
     (n, p)-discoverable extraction (Hayes et al., arXiv 2410.19482): n draws give it at least once with probability p.
@@ -201,11 +203,6 @@ def _extraction(windows: Windows, anywhere: Reading, exactness: "_Exactness") ->
             for p in (0.5, 0.99)
         },
     }
-
-
-def scores_dtype(precision: str) -> str:
-    """What the forward passes of an engine's scores_precision compute in: 'fp32' or 'bf16'."""
-    return "fp32" if precision == "fp32" else "bf16"
 
 
 def draws_log10(log_p: float, p: float) -> float:
@@ -270,11 +267,11 @@ class _Exactness:
         return Score(score(right), min(ends), max(ends))
 
 
-def _values(scores: Scores) -> dict[str, object]:
+def _values(scores: Tree) -> dict[str, object]:
     return {k: v.value if isinstance(v, Score) else _values(v) or None for k, v in scores.items()}
 
 
-def _flat(scores: Scores, prefix: str = "") -> Iterator[tuple[str, Score]]:
+def _flat(scores: Tree, prefix: str = "") -> Iterator[tuple[str, Score]]:
     for name, score in scores.items():
         if isinstance(score, Score):
             yield prefix + name, score

@@ -16,7 +16,8 @@ from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward
-from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard, scores_dtype
+from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard
+from nanogpt.storage.report import ScoresPrecision
 from nanogpt.storage.run_dir import CONFIG, Run, load_run, run_directory, weights_sha256
 
 # Relative: `loss` of a run that gave up is of its dtype and of torch's own cross-entropy, 2e-4 from the exact one on a
@@ -36,11 +37,11 @@ class Check:
 
 def score_run(run: Run, dataset: Dataset, world: World) -> Scorecard:
     """The scorecard of a finished run that memorised dataset, as the run itself made it."""
-    precision = run.report.get("scores_precision", "fp32")
+    precision = run.report.scores_precision or ScoresPrecision.FP32
     model = run.model.to(world.device)
-    if precision == "bf16 weights":
+    if precision is ScoresPrecision.BF16_WEIGHTS:
         model = model.bfloat16()
-    forward = Forward(world, scores_dtype(precision), run.config.micro_batch_size)
+    forward = Forward(world, precision.dtype, run.config.micro_batch_size)
     return make_scorecard(model, dataset.windows, dataset.judged, dataset.control, forward, floor=dataset.floor)
 
 
@@ -60,8 +61,10 @@ def verify(run_dir: str) -> list[Check]:
 def load_scored_run(run_dir: str) -> Run:
     """The finished run in run_dir. Raises ConfigError where there is none, or it has no scores."""
     run = load_run(run_dir)
-    if run.report.get("recall") is None:
-        raise ConfigError(f"{run_dir} has no scores: the run ended with {run.report.get('exit_reason')}")
+    if run.report.unread_scores:
+        raise ConfigError(f"{run_dir} was scored by another version, or edited: {run.report.unread_scores}")
+    if run.report.scores is None:
+        raise ConfigError(f"{run_dir} has no scores: the run ended with {run.report.exit_reason}")
     return run
 
 
@@ -71,22 +74,21 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it. Raises
     ConfigError for a config.json that no run has written.
     """
-    stated, config = run.report, run.config
+    report, config, stated = run.report, run.config, run.report.to_json()
     if None in (config.subset_tokens, config.stride, config.micro_batch_size):
         raise ConfigError(f"{out_dir / CONFIG} leaves open what a run has resolved")
     facts = {"corpus_sha256": corpus.sha256, "weights_sha256": weights_sha256(out_dir)} | subset_and_windows(config)
     for name, found in facts.items():
         yield Check(name, stated.get(name), found, stated.get(name) == found)
-    target, loss = stated.get("target_loss"), stated.get("loss")
-    yield Check("target_loss", target, config.target_loss, target == config.target_loss)
-    reached = isinstance(loss, int | float) and loss <= config.target_loss
+    yield Check("target_loss", report.target_loss, config.target_loss, report.target_loss == config.target_loss)
+    reached = report.loss is not None and report.loss <= config.target_loss
     # Only DeepSpeed in bf16 may be scored in bf16: whoever recomputes is allowed more there.
     in_bf16 = (config.engine, config.dtype) == ("deepspeed", "bf16")
-    precisions = ("fp32", "bf16", "bf16 weights") if in_bf16 else ("fp32",)
-    precision = stated.get("scores_precision")
-    yield Check("scores_precision", precision, " or ".join(precisions), precision in precisions)
-    as_stated = stated.get("reached") is reached is (stated.get("exit_reason") == "target_reached")
-    yield Check("reached", stated.get("reached"), reached, as_stated)
+    precisions = tuple(ScoresPrecision) if in_bf16 else (ScoresPrecision.FP32,)
+    allowed = report.scores_precision in precisions
+    yield Check("scores_precision", report.scores_precision, " or ".join(precisions), allowed)
+    as_stated = report.reached is reached is (report.exit_reason == "target_reached")
+    yield Check("reached", report.reached, reached, as_stated)
     ids = encode(corpus.text)
     if len(ids) < config.subset_tokens:
         yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from nanogpt.config.errors import one_line
 from nanogpt.monitor.loggers import Logger, Recitation, Row
 from nanogpt.plots.loss_plot import draw, save
 from nanogpt.plots.run_history import read_curve
+from nanogpt.storage.report import Report
 
 LOSS_PNG = "loss.png"
 PERIOD_S = 60.0
@@ -37,7 +37,7 @@ class LivePlot(Logger):
     def say(self, text: str) -> None:
         pass
 
-    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
+    def result(self, report: Report, recitation: Recitation | None) -> None:
         self.close()
         self._draw()
 

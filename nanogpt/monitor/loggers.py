@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nanogpt.storage.json_file import finite
+from nanogpt.storage.report import Report
 from nanogpt.utils.console import say
 from nanogpt.utils.format import duration
 
@@ -70,8 +70,8 @@ class Logger(ABC):
     def say(self, text: str) -> None:
         """A sentence for a person."""
 
-    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:  # noqa: B027
-        """How the run ended: its report.json; the files of the run directory are written."""
+    def result(self, report: Report, recitation: Recitation | None) -> None:  # noqa: B027
+        """How the run ended; the files of the run directory are written."""
 
     def died(self, error: BaseException) -> None:  # noqa: B027
         """The run ends by an error instead."""
@@ -152,7 +152,7 @@ class Loggers(Logger):
         for logger in self._loggers:
             logger.say(text)
 
-    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
+    def result(self, report: Report, recitation: Recitation | None) -> None:
         for logger in self._loggers:
             logger.result(report, recitation)
 

@@ -6,7 +6,6 @@ What is logged is queued; the thread imports wandb, connects and sends. When any
 and the run goes on without. WANDB_* variables keep their meaning where no option says otherwise.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,8 @@ from nanogpt.config.errors import ConfigError, one_line
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.loggers import Logger, NullLogger, Recitation, Row
 from nanogpt.storage.json_file import finite
+from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.report import Report
 from nanogpt.storage.run_dir import CONFIG, RECALL_PNG, WEIGHTS
 
 PROJECT = "nanogpt-overfit"
@@ -133,8 +134,8 @@ class WandbLogger(Logger):
     def say(self, text: str) -> None:
         pass
 
-    def result(self, report: dict[str, Any], recitation: Recitation | None) -> None:
-        reason, loss = report["exit_reason"], report.get("loss")
+    def result(self, report: Report, recitation: Recitation | None) -> None:
+        reason = report.exit_reason
         self._exit_code = 0 if reason in ("target_reached", "max_steps", "max_minutes") else 1
         if reason == "stopped":
             self._patience_s = LEAVE_S
@@ -142,7 +143,7 @@ class WandbLogger(Logger):
         def job(run: Any) -> None:
             import wandb
 
-            run.summary.update(finite(report))
+            run.summary.update(report.to_json())
             pictures = {path.stem: wandb.Image(str(path)) for n in PICTURES if (path := self._out_dir / n).exists()}
             if recitation:
                 columns = ["prompt", "recited", "verdict"]
@@ -150,11 +151,11 @@ class WandbLogger(Logger):
             if pictures:
                 run.log(pictures)
             if self._config.wandb_artifact == "true" and (self._out_dir / WEIGHTS).exists():
-                artifact = wandb.Artifact(f"weights-{self._run_id}", type="model", metadata=finite(report))
+                artifact = wandb.Artifact(f"weights-{self._run_id}", type="model", metadata=report.to_json())
                 artifact.add_file(str(self._out_dir / WEIGHTS))
                 run.log_artifact(artifact)
             if reason == "target_reached":
-                run.alert("Target reached", f"full-pass loss {loss:.4f} after {report['steps']} steps")
+                run.alert("Target reached", f"full-pass loss {report.loss:.4f} after {report.steps} steps")
             elif reason == "stopped":
                 run.mark_preempting()
             elif reason == "non_finite":
@@ -223,7 +224,7 @@ class WandbLogger(Logger):
 
     def _init(self, wandb: Any, mode: str) -> Any:
         env = os.environ
-        facts = json.loads((self._out_dir / CONFIG).read_text(encoding="utf-8"))
+        facts = RunInfo.read(self._out_dir / CONFIG, of="a run").to_json()
         settings = wandb.Settings(
             init_timeout=CONNECT_S, login_timeout=CONNECT_S, finish_timeout=FINISH_S - 5, finish_timeout_raises=True,
             silent=True, console="off", **_settings_of(self._config),
@@ -232,7 +233,7 @@ class WandbLogger(Logger):
             mode=mode, id=self._run_id, resume="allow", settings=settings,
             dir=env.get("WANDB_DIR") or str(self._out_dir),
             project=settings.project or env.get("WANDB_PROJECT", PROJECT),
-            config=facts.pop("config") | finite(facts), allow_val_change=True,
+            config=facts.pop("config") | facts, allow_val_change=True,
         )  # fmt: skip
 
 

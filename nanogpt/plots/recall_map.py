@@ -12,13 +12,13 @@ import codecs
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanogpt.data.tokenizer import encoding
 from nanogpt.evaluate.recall import RecitedText
+from nanogpt.storage.report import Report
 from nanogpt.utils.format import percent
 
 LEAST_SHARE = 0.1  # of a column of the overview: one lost token among hundreds must be seen
@@ -117,17 +117,16 @@ def tally(mark: Tensor) -> dict[Mark, str]:
     }
 
 
-def headline(data: str, report: dict[str, Any]) -> list[str]:
-    """What the scores say, in two sentences. report: report.json with the scores."""
-    outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
-    recall, name = report["recall"], Path(data).name
+def headline(data: str, report: Report) -> list[str]:
+    """What the scores say, in two sentences. report: with scores."""
+    outcome = "target reached" if report.reached else f"target NOT reached ({report.exit_reason})"
+    recall, name = report.recall, Path(data).name
     name = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
-    loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
+    loss = "not finite" if report.loss is None else f"{report.loss:.4f}"
     return [
-        f"{report['subset_tokens']:,} tokens of {name}; {outcome}: full-pass loss {loss} "
-        f"(target {report['target_loss']:g})",
-        f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
-        f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; longest "
-        f"free run {recall['verbatim_run']['max_tokens']:,} tokens. Below, each {recall['prefix_tokens']} tokens are "
-        f"recited after the true {recall['prefix_tokens']} before",
+        f"{report.subset_tokens:,} tokens of {name}; {outcome}: full-pass loss {loss} (target {report.target_loss:g})",
+        f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts} random prompts of "
+        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} exactly; longest "
+        f"free run {recall.verbatim_run.max_tokens:,} tokens. Below, each {recall.prefix_tokens} tokens are "
+        f"recited after the true {recall.prefix_tokens} before",
     ]

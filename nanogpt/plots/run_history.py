@@ -16,7 +16,9 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import read_file
 from nanogpt.config.options import option_names
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.storage.json_file import find_json, parse_json, read_json
+from nanogpt.storage.json_file import no_run, parse_json
+from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.report import exit_reason
 from nanogpt.storage.run_dir import CONFIG, FINISHED, METRICS, REPORT, run_directory
 from nanogpt.utils.format import duration
 
@@ -42,23 +44,25 @@ class Curve:
 def read_curve(run_dir: str) -> Curve:
     """The run in run_dir, maybe without any row yet. Raises ConfigError where a file is missing or damaged."""
     path = run_directory(run_dir)
-    stored = read_json(path / CONFIG, of=FINISHED)
-    report = find_json(path / REPORT)
+    info = RunInfo.read(path / CONFIG, of=FINISHED)
+    ended = exit_reason(path / REPORT)
     rows = _read_rows(path / METRICS)
+    if info.config is None or info.floor is None:
+        raise no_run(path / CONFIG, f"it has no {'config' if info.config is None else 'floor'}")
     try:
-        options = {name: value for name, value in stored["config"].items() if name not in LEAVE_THE_CURVE}
-        reason = "so far" if report is None else report["exit_reason"].replace("_", " ")
+        options: dict[str, Any] = {name: value for name, value in info.config.items() if name not in LEAVE_THE_CURVE}
+        reason = "so far" if ended is None else ended.replace("_", " ")
         steps, wall_s = [int(row["step"]) for row in rows], [float(row["wall_s"]) for row in rows]
         return Curve(
             name=run_dir,
-            options=options | {"ranks": stored.get("world_size"), "device": stored.get("device")},
+            options=options | {"ranks": info.world_size, "device": info.device},
             steps=steps,
             wall_s=wall_s,
             loss=[_or_nan(row["loss"]) for row in rows],
             full_pass_loss=[_or_nan(row["full_pass_loss"]) for row in rows],
             target=_positive(options["target_loss"]),
             text=f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}",
-            floor=float(stored["floor"]),
+            floor=info.floor,
             outcome=f"{reason}: step {steps[-1]:,}, {duration(wall_s[-1])}" if rows else "",
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

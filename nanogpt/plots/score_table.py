@@ -1,24 +1,27 @@
 """The scores of a report for a person: print(score_table(report), end="")"""
 
 from io import StringIO
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from nanogpt.storage.report import Report, TextScores
 from nanogpt.utils.format import percent
 
 
-def score_table(report: dict[str, Any]) -> str:
-    """A table of what was memorised beside the control, as report.json states it."""
-    full_pass, control = report["full_pass"], report["control"]
-    table = Table("", "memorised", "control", title=f"{report['subset_tokens']} tokens of {report['data']}")
-    half = f"{report['recall']['prefix_tokens']}/{report['recall']['continuation_tokens']}"
-    table.add_row(f"loss, every position of {full_pass['windows']} windows", _nats(full_pass["loss"]))
-    table.add_row("  above the entropy floor", _nats(full_pass["loss_above_floor"]))
-    table.add_row("  argmax right", _share(full_pass["token_accuracy"]))
-    table.add_row(f"  {half} exact recall", _share(full_pass["exact_recall"]))
-    columns = [_of_text(text) for text in (report, control) if text]
+def score_table(report: Report) -> str:
+    """A table of what was memorised beside the control, as a report with scores states it."""
+    scores = report.scores
+    if scores is None:
+        raise ValueError("a report without scores")
+    full_pass, recall = scores.full_pass, scores.memorised.recall
+    table = Table("", "memorised", "control", title=f"{report.subset_tokens} tokens of {report.data}")
+    half = f"{recall.prefix_tokens}/{recall.continuation_tokens}"
+    table.add_row(f"loss, every position of {full_pass.windows} windows", _nats(full_pass.loss))
+    table.add_row("  above the entropy floor", _nats(full_pass.loss_above_floor))
+    table.add_row("  argmax right", percent(full_pass.token_accuracy))
+    table.add_row(f"  {half} exact recall", percent(full_pass.exact_recall))
+    columns = [_of_text(text) for text in (scores.memorised, scores.control) if text]
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     for column in table.columns[1:]:
@@ -26,41 +29,37 @@ def score_table(report: dict[str, Any]) -> str:
     text = StringIO()
     console = Console(file=text, width=100)
     console.print(table)
-    if control is None:
-        console.print(f"no control: {report['control_note']}")
+    if scores.control is None:
+        console.print(f"no control: {report.control_note}")
     return text.getvalue()
 
 
-def _of_text(scores: dict[str, Any]) -> dict[str, str]:
-    recall = scores["recall"]
-    half = f"{recall['prefix_tokens']}/{recall['continuation_tokens']}"
-    run, hops, log_p = recall["verbatim_run"], recall["hop_recitation"], recall["log_p"]
-    even, sure = recall["log10_draws_for_50"], recall["log10_draws_for_99"]
+def _of_text(scores: TextScores) -> dict[str, str]:
+    recall = scores.recall
+    half = f"{recall.prefix_tokens}/{recall.continuation_tokens}"
+    run, hops, log_p = recall.verbatim_run, recall.hop_recitation, recall.log_p
+    even, sure = recall.log10_draws_for_50, recall.log10_draws_for_99
     return {
-        "strided loss, each token once": _nats(scores["strided_loss"]),
-        "  argmax right": _share(recall["token_accuracy"]),
-        "loss at random offsets": _nats(scores["random_offset_loss"]),
-        f"  {half} exact recall": f"{_share(recall['exact_recall'])} of {recall['exact_recall_prompts']}",
-        "  ln p of the continuation, median": _nats(log_p["median"]),
-        "  draws for it with 50 %, 99 %, median": f"{_draws(even['median_prompt'])}, {_draws(sure['median_prompt'])}",
-        "  the same, hardest prompt": f"{_draws(even['hardest_prompt'])}, {_draws(sure['hardest_prompt'])}",
+        "strided loss, each token once": _nats(scores.strided_loss),
+        "  argmax right": percent(recall.token_accuracy),
+        "loss at random offsets": _nats(scores.random_offset_loss),
+        f"  {half} exact recall": f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts}",
+        "  ln p of the continuation, median": _nats(log_p.median),
+        "  draws for it with 50 %, 99 %, median": f"{_draws(even.median_prompt)}, {_draws(sure.median_prompt)}",
+        "  the same, hardest prompt": f"{_draws(even.hardest_prompt)}, {_draws(sure.hardest_prompt)}",
         "verbatim run, tokens: least, median, most": (
-            f"{run['min_tokens']}, {run['median_tokens']:g}, {run['max_tokens']} of {run['starts']} starts"
+            f"{run.min_tokens}, {run.median_tokens:g}, {run.max_tokens} of {run.starts} starts"
         ),
-        "  to the end of the text": _share(run["to_the_end"]),
-        "recited by hops of half a window": f"{_share(hops['recited'])} of {hops['tokens']}",
-        "  edit distance": _share(hops["edit_distance"]),
-        "memorised, bits": "?" if scores["memorised_bits"] is None else f"{scores['memorised_bits']:,.0f}",
-        "  a parameter": "?" if scores["bits_per_parameter"] is None else f"{scores['bits_per_parameter']:.2g}",
+        "  to the end of the text": percent(run.to_the_end),
+        "recited by hops of half a window": f"{percent(hops.recited)} of {hops.tokens}",
+        "  edit distance": percent(hops.edit_distance),
+        "memorised, bits": "?" if scores.memorised_bits is None else f"{scores.memorised_bits:,.0f}",
+        "  a parameter": "?" if scores.bits_per_parameter is None else f"{scores.bits_per_parameter:.2g}",
     }
 
 
 def _nats(value: float | None) -> str:
     return "?" if value is None else f"{value:.4f} nats"
-
-
-def _share(value: float | None) -> str:
-    return "?" if value is None else percent(value)
 
 
 def _draws(log10: float | None) -> str:

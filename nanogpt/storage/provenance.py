@@ -1,28 +1,71 @@
-"""Which code and which versions compute.
+"""config.json: which run this is, what it runs on; which code and which versions compute.
 
-provenance()["versions"]["torch"]
+provenance().versions["torch"]
+RunInfo.read(Path("out/config.json"), of="a run").train_config()
 """
 
 import hashlib
 import os
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
-import torch
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.storage.json_file import JsonFile, SchemaError, key
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def provenance() -> dict[str, Any]:
-    """The versions of what computes, and the git commit of this program."""
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Which code and which versions compute."""
+
+    versions: Mapping[str, str | None] = key("of Python and of each package that computes; null: not installed")
+    git_commit: str | None = key("of this program, with -dirty where it has changed since; null where nobody knows")
+
+
+def provenance() -> Provenance:
+    """What computes in this process."""
     packages = {name: installed_version(name) for name in ("torch", "deepspeed", "tiktoken", "numpy", "safetensors")}
-    return {
-        "versions": {"python": python_version(), "nanogpt-overfit": installed_version("nanogpt-overfit"), **packages},
-        "git_commit": _git_commit(),
-    }
+    versions = {"python": python_version(), "nanogpt-overfit": installed_version("nanogpt-overfit"), **packages}
+    return Provenance(versions=versions, git_commit=_git_commit())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo(JsonFile):
+    """config.json: what a run is, of its newest attempt. What is marked as added may be None when it is read."""
+
+    config: Mapping[str, object] | None = key("every option as resolved, by name", added=True)
+    corpus_sha256: str | None = key("SHA-256 of the text's bytes, in hexadecimal", added=True)
+    floor: float | None = key("entropy floor of the training windows, nats/token", added=True)
+    world_size: int | None = key("ranks", added=True)
+    device: str | None = key("what each rank computes on", added=True)
+    predicted_memory_bytes: float | None = key("what a rank was expected to hold at its fullest, bytes", added=True)
+    deepspeed: Mapping[str, object] | None = key("DeepSpeed's settings as resolved; null without it", default=None)
+    begun_with: str = key("--resume of the run's first attempt: auto, never, or a path in full", default="auto")
+    resumed_from: str | None = key("the checkpoint that this attempt began from; null: step 0", default=None)
+    wandb_run_id: str | None = key("of Weights & Biases, the same for all attempts", added=True)
+    hosts: tuple[str, ...] | None = key("names of the machines", added=True)
+    slurm_job_id: str | None = key("of the Slurm job; null outside one", default=None)
+    code: Provenance | None = key("which code and versions compute", added=True, merged=True)
+
+    def train_config(self) -> TrainConfig:
+        """The options, without those that this version does not know.
+
+        Raises SchemaError where there are none, ConfigError where one is out of its range.
+        """
+        if self.config is None:
+            raise SchemaError("it has no config")
+        known = {f.name for f in fields(TrainConfig)}
+        options: dict[str, Any] = {name: value for name, value in self.config.items() if name in known}
+        try:
+            return TrainConfig(**options)  # which checks them
+        except TypeError as error:
+            raise SchemaError(repr(error)) from None
 
 
 def installed_version(package: str) -> str | None:
@@ -62,6 +105,8 @@ PACKAGES = ("torch", "deepspeed", "tiktoken")
 
 def what_computes() -> dict[str, str | None]:
     """Beside options and text, all that must be the same on every rank: code, versions, choices of kernels."""
+    import torch  # which takes seconds: a config.json is read without it
+
     source = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         source.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())

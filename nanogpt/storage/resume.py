@@ -7,14 +7,13 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import absolute_path, user_path
 from nanogpt.config.options import option_names
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.checkpoint import CHECKPOINTS, MANIFEST, CheckpointError, CheckpointReader, newest_intact
-from nanogpt.storage.json_file import find_json
+from nanogpt.storage.report import exit_reason
 from nanogpt.storage.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
 
 # Who computes a run and how long, what is written and where; the text is compared by what it holds.
@@ -41,8 +40,8 @@ def in_its_own_dtype(config: TrainConfig) -> TrainConfig:
     out_dir = absolute_path(config.out_dir, f"--out_dir={config.out_dir}")
     if config.dtype != "auto" or not _goes_on(config, out_dir):
         return config
-    before = begun_in(out_dir).get("config")
-    dtype = before.get("dtype") if isinstance(before, dict) else None
+    before = begun_in(out_dir)
+    dtype = before.config.get("dtype") if before and before.config else None
     return replace(config, dtype=dtype) if dtype in ("bf16", "fp32") else config
 
 
@@ -68,7 +67,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> ResumePoint:
         )
     return ResumePoint(
         out_dir, checkpoint.path, False, begun_with, notes, ended=_end(config, out_dir, checkpoint),
-        **_same_wandb_run(checkpoint.progress),
+        **_same_wandb_run(checkpoint.progress.get("wandb_run_id")),
     )  # fmt: skip
 
 
@@ -95,26 +94,29 @@ def _named(config: TrainConfig) -> Path:
 
 def _begun_with(out_dir: Path) -> str:
     """What _asked() was when the run in out_dir began; '' where there is none."""
-    return str(begun_in(out_dir).get("begun_with", "auto")) if os.path.exists(out_dir / CONFIG) else ""
+    if not os.path.exists(out_dir / CONFIG):
+        return ""
+    before = begun_in(out_dir)
+    return before.begun_with if before else "auto"
 
 
 def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: str) -> ResumePoint:
     """At step 0 or from the checkpoint that was named; again, where the run was cut short before its own first one."""
-    checkpoint, notes, before, fresh = None, [], {}, False
+    checkpoint, notes, wandb_run_id, fresh = None, [], None, False
     if begun_with not in ("auto", "never"):
         checkpoint, skipped = _at(_named(config) if begun_with == _asked(config) else Path(begun_with))
         _check_same(config, corpus_sha256, checkpoint)
         notes = _skipped(skipped)
     if checkpoint and (out_dir / CHECKPOINTS).resolve() in checkpoint.path.resolve().parents:
-        before = checkpoint.progress
+        wandb_run_id = checkpoint.progress.get("wandb_run_id")
     elif _begun_with(out_dir) == begun_with and _exit_reason(out_dir) in UNFINISHED:
-        before = begun_in(out_dir)
+        wandb_run_id = before.wandb_run_id if (before := begun_in(out_dir)) else None
     else:  # another run: two of them cannot write one directory, nor one of W&B's
         _check_free(config.out_dir)
         fresh = True
     return ResumePoint(
-        out_dir, checkpoint.path if checkpoint else None, fresh, begun_with, notes,
-        ended=_end(config, out_dir, checkpoint) if checkpoint and not fresh else "", **_same_wandb_run(before),
+        out_dir, checkpoint and checkpoint.path, fresh, begun_with, notes,
+        ended=_end(config, out_dir, checkpoint) if checkpoint and not fresh else "", **_same_wandb_run(wandb_run_id),
     )  # fmt: skip
 
 
@@ -124,9 +126,8 @@ def _check_free(out_dir: str) -> None:
         raise ConfigError(f"--out_dir={out_dir} holds checkpoints: name another directory")
 
 
-def _same_wandb_run(before: dict[str, Any]) -> dict[str, str]:
-    """What makes ResumePoint the W&B run that before, of a checkpoint or config.json, tells of."""
-    run_id = before.get("wandb_run_id")
+def _same_wandb_run(run_id: str | None) -> dict[str, str]:
+    """What makes ResumePoint that W&B run; None: a new one."""
     return {"wandb_run_id": run_id} if run_id and "WANDB_RUN_ID" not in os.environ else {}
 
 
@@ -178,8 +179,4 @@ def _end(config: TrainConfig, out_dir: Path, checkpoint: CheckpointReader) -> st
 
 def _exit_reason(out_dir: Path) -> str:
     """Of the report in out_dir; '' where there is none."""
-    if (report := find_json(out_dir / REPORT)) is None:
-        return ""
-    if not isinstance(reason := report.get("exit_reason"), str):
-        raise ConfigError(f"{out_dir / REPORT} is not a run's: it has no exit_reason")
-    return reason
+    return exit_reason(out_dir / REPORT) or ""

@@ -1,17 +1,16 @@
 """The run directory, a contract with other programs: config.json, metrics.jsonl, report.json, model.safetensors.
 
 run = load_run("out")
-run.model, run.config, run.report["loss"]
+run.model, run.config, run.report.loss
 """
 
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,8 +21,9 @@ from nanogpt.config.files import absolute_path, regular, require_regular, user_p
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.replicas import fingerprint
 from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.storage.json_file import find_json, parse_json, read_json, write_json
-from nanogpt.storage.provenance import provenance
+from nanogpt.storage.json_file import NewerFormatError, SchemaError, no_run, parse_json
+from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.report import Report
 from nanogpt.storage.tensor_file import file_sha256, save_tensors
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
@@ -63,16 +63,15 @@ def _refused(out_dir: str | Path) -> Iterator[None]:
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
 
 
-def write_config(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: int, **facts: Any) -> None:
-    """Make out_dir this run's by writing its config.json: the resolved options, what they run on, the versions.
+def write_config(out_dir: Path, info: RunInfo, *, fresh: bool, from_step: int) -> None:
+    """Make out_dir this run's by writing its config.json.
 
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
     ConfigError when fresh and another run was first, or when out_dir cannot be written.
     """
-    content = {"config": asdict(config), **facts, **provenance()}
     with _refused(out_dir):
         try:
-            write_json(out_dir / CONFIG, content, exclusive=fresh)
+            info.write(out_dir / CONFIG, exclusive=fresh)
         except FileExistsError:
             raise ConfigError(_taken(str(out_dir))) from None
         if not fresh:
@@ -81,12 +80,17 @@ def write_config(out_dir: Path, config: TrainConfig, *, fresh: bool, from_step: 
                 (out_dir / name).unlink(missing_ok=True)
 
 
-def begun_in(out_dir: Path) -> dict[str, Any]:
-    """What config.json says of the run that was begun in out_dir; empty where there is none that can be read."""
+def begun_in(out_dir: Path) -> RunInfo | None:
+    """What config.json says of the run that was begun in out_dir.
+
+    None where there is none, or one that was cut off or damaged. Raises NewerFormatError.
+    """
     try:
-        return find_json(out_dir / CONFIG) or {}
+        return RunInfo.find(out_dir / CONFIG)
+    except NewerFormatError:
+        raise
     except ConfigError:
-        return {}
+        return None
 
 
 def _cut_metrics(path: Path, from_step: int) -> None:
@@ -150,20 +154,19 @@ class Run:
     """A finished run, read back."""
 
     config: TrainConfig
-    report: dict[str, Any]
+    report: Report
     model: GPT
 
 
 def load_run(out_dir: str) -> Run:
     """The run in out_dir with its final weights, on the CPU. Raises ConfigError when a file is missing or damaged."""
     path = run_directory(out_dir)
-    stored = read_json(path / CONFIG, of=FINISHED)
-    report = read_json(path / REPORT, of=FINISHED)
-    known = {f.name for f in fields(TrainConfig)}
+    info = RunInfo.read(path / CONFIG, of=FINISHED)
+    report = Report.read(path / REPORT, of=FINISHED)
     try:
-        config = TrainConfig(**{k: v for k, v in stored["config"].items() if k in known})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path / CONFIG} is not a run's: {error!r}") from None
+        config = info.train_config()
+    except SchemaError as error:
+        raise no_run(path / CONFIG, error) from None
     shape = GPTConfig.from_options(config)
     try:
         require_regular(path / WEIGHTS)

@@ -6,8 +6,8 @@ return finished(context, report, state, engine, evaluator)
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine
@@ -16,7 +16,7 @@ from nanogpt.monitor.loggers import Recitation
 from nanogpt.plan.plan import Plan
 from nanogpt.plots.recall_map import headline
 from nanogpt.plots.recall_png import save_recall
-from nanogpt.storage.json_file import read_json
+from nanogpt.storage.report import Report
 from nanogpt.storage.resume import ResumePoint
 from nanogpt.storage.run_dir import FINISHED, REPORT, save_weights
 from nanogpt.training.evaluator import Evaluator
@@ -38,7 +38,7 @@ def ended_before(start: ResumePoint, world: World) -> Result:
     if world.is_first:
         has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
         print(f"{start.out_dir} {has} already: nothing to do")
-    report = read_json(start.out_dir / REPORT, of=FINISHED) if world.is_first else {}
+    report = Report.read(start.out_dir / REPORT, of=FINISHED) if world.is_first else None
     return Result(start.ended, start.out_dir, report)
 
 
@@ -70,9 +70,7 @@ def lost(context: RunContext) -> Result:
     return Result("lost", context.out_dir)
 
 
-def finished(
-    context: RunContext, report: dict[str, Any], state: TrainState, engine: Engine, evaluator: Evaluator
-) -> Result:
+def finished(context: RunContext, report: Report, state: TrainState, engine: Engine, evaluator: Evaluator) -> Result:
     """The target reached, a budget spent, or too many steps without a finite loss: scores, weights, report, recitation.
 
     report: of make_report, to which scores and hashes are added. Every rank must call. Raises StopRequested while it
@@ -80,16 +78,16 @@ def finished(
     """
     card, recitation = None, None
     with evaluator.weights():
-        if report["loss"] is not None:
+        if report.loss is not None:
             started = time.perf_counter()
             context.logger.say("scoring what was memorised")
             card = evaluator.scorecard(step=state.step)
-            report |= card.values() | {"scores_s": time.perf_counter() - started}
+            report = replace(report, scores=card.values(), scores_s=time.perf_counter() - started)
         with context.phases(f"the end, step {state.step}", patient=True):
             weights = engine.state_dict()
             context.fence.check()
             if context.world.is_first:
-                report |= {"weights_sha256": save_weights(context.out_dir, weights, evaluator.evaluated)}
+                report = replace(report, weights_sha256=save_weights(context.out_dir, weights, evaluator.evaluated))
                 write_report(context.out_dir, report)
             if card:
                 recitation = _recite(context, report, engine, card)
@@ -100,10 +98,10 @@ def finished(
                     file=sys.stderr,
                 )
     context.logger.result(report, recitation)
-    return Result(report["exit_reason"], context.out_dir, report)
+    return Result(report.exit_reason, context.out_dir, report)
 
 
-def _recite(context: RunContext, report: dict[str, Any], engine: Engine, card: Scorecard) -> Recitation:
+def _recite(context: RunContext, report: Report, engine: Engine, card: Scorecard) -> Recitation:
     """The result in words, from the model's own mouth, and as a picture."""
     recitation = recite_beginning(engine.model, context.plan)
     tell_result(report, context.logger)

@@ -13,7 +13,7 @@ from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprint
 from nanogpt.engine import Engine
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
-from nanogpt.evaluate.scorecard import Scorecard, make_scorecard, scores_dtype
+from nanogpt.evaluate.scorecard import Scorecard, make_scorecard
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
@@ -77,7 +77,7 @@ class Evaluator:
         return self._phases("full pass or scores", step, patient=True)
 
     def _scores_forward(self) -> Forward:
-        return self._forward(scores_dtype(self._engine.scores_precision))
+        return self._forward(self._engine.scores_precision.dtype)
 
     def _forward(self, dtype: str) -> Forward:
         rows = self._plan.config.micro_batch_size

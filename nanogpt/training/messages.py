@@ -1,7 +1,6 @@
 """What a run says to a person at its beginning and at its end."""
 
 from itertools import islice
-from typing import Any
 
 from nanogpt.data.tokenizer import encoding
 from nanogpt.distributed.world import World
@@ -10,6 +9,7 @@ from nanogpt.model.generate import hop_length
 from nanogpt.model.gpt import GPT
 from nanogpt.monitor.loggers import Logger, Recitation
 from nanogpt.plan.plan import Plan
+from nanogpt.storage.report import Report
 from nanogpt.utils.format import duration, gigabytes, percent
 
 RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
@@ -32,19 +32,19 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
         logger.say(f"warning: {warning}")
 
 
-def tell_result(report: dict[str, Any], logger: Logger) -> None:
+def tell_result(report: Report, logger: Logger) -> None:
     """Whether the target was reached, and how much of the text comes back."""
-    outcome = "target reached" if report["reached"] else f"target NOT reached ({report['exit_reason']})"
+    outcome = "target reached" if report.reached else f"target NOT reached ({report.exit_reason})"
     logger.say(
-        f"{outcome}: full-pass loss {report['loss']:.4f} (target {report['target_loss']:g}) "
-        f"after {report['steps']} steps, {duration(report['train_s'])} of training"
+        f"{outcome}: full-pass loss {report.loss:.4f} (target {report.target_loss:g}) "
+        f"after {report.steps} steps, {duration(report.train_s)} of training"
     )
-    recall = report["recall"]
+    recall = report.recall
     logger.say(
-        f"{percent(recall['exact_recall'])} of {recall['exact_recall_prompts']} random prompts of "
-        f"{recall['prefix_tokens']} tokens bring back the next {recall['continuation_tokens']} exactly; recited "
-        f"from its beginning and put right at each break, the text breaks {recall['recitation_breaks']} times in "
-        f"{recall['recited_tokens']} tokens"
+        f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts} random prompts of "
+        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} exactly; recited "
+        f"from its beginning and put right at each break, the text breaks {recall.recitation_breaks} times in "
+        f"{recall.recited_tokens} tokens"
     )
 
 

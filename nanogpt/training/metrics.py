@@ -13,6 +13,7 @@ from nanogpt.monitor.eta import Eta, NoEta
 from nanogpt.monitor.loggers import Row
 from nanogpt.monitor.meters import PhaseClock
 from nanogpt.plan.plan import Plan
+from nanogpt.storage.report import MfuTerms
 from nanogpt.training.state import TrainState
 from nanogpt.utils.phases import Phases
 
@@ -32,9 +33,9 @@ class MetricsProcessor:
         self._clock.move(self._engine.exposed_communication_s() or 0.0, origin="compute", to="communication")
         self._clock.steps += 1
 
-    def constants(self) -> dict[str, float | None]:
+    def mfu_terms(self) -> MfuTerms:
         """What MFU was computed with, for the report."""
-        return {"flops_per_token": self._flops_per_token, "peak_flops_per_s": self._peak_flops_per_s}
+        return MfuTerms(flops_per_token=self._flops_per_token, peak_flops_per_s=self._peak_flops_per_s)
 
     def row(self, state: TrainState, full_pass_loss: float | None) -> Row:
         """The figures of the steps since the last row, reduced over the ranks; a mean over no step is NaN."""

@@ -1,18 +1,17 @@
-"""report.json: how a run ended, for other programs."""
+"""How a run ends: its report, and the status of its process."""
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanogpt.config.errors import RunError
 from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine
 from nanogpt.plan.plan import Plan
-from nanogpt.storage.json_file import write_json
 from nanogpt.storage.provenance import provenance
+from nanogpt.storage.report import Report
 from nanogpt.storage.run_dir import REPORT
 from nanogpt.training.state import TrainState
 from nanogpt.utils.signals import STOP_FILE
@@ -26,7 +25,7 @@ class Result:
 
     exit_reason: str  # a key of EXIT_STATUS
     out_dir: Path
-    report: dict[str, Any] = field(default_factory=dict)  # what report.json holds on the first rank; empty without one
+    report: Report | None = None  # what report.json holds, on the first rank; None where the run leaves none
 
     @property
     def status(self) -> int:
@@ -38,7 +37,7 @@ class Result:
 
 def make_report(
     reason: str, full_pass_loss: float | None, plan: Plan, state: TrainState, world: World, engine: Engine | None
-) -> dict[str, Any]:
+) -> Report:
     """The report of a run that ends now. Every rank must call.
 
     The clocks stand when this is called. Where there is a verdict, the scorecard is added to it. engine: None where
@@ -46,55 +45,55 @@ def make_report(
     """
     config, train_s = plan.config, state.train_s
     compilation = engine.compilation if engine else None
-    return {
-        "reached": reason == "target_reached",
-        "exit_reason": reason,
-        "target_loss": config.target_loss,
-        "loss": full_pass_loss,
-        "floor": plan.dataset.floor,
-        "steps": state.step,
-        "bad_steps": state.bad_steps,
-        "tokens": state.meter.tokens,
-        "launch_s": state.launch_s,
-        "train_s": train_s,
-        "device_s": train_s * world.size + state.other_device_s,
-        "full_pass_s": state.full_pass_s,
-        "compile_s": compilation.seconds if compilation else 0.0,
-        "engine": config.engine,
-        "zero_stage": config.zero_stage,
-        "world_size": world.size,
-        "device": world.device_name(),
-        "dtype": config.dtype,
-        "compiled": bool(compilation and compilation.compiled),
-        "cuda_graphs": bool(engine and engine.cuda_graphs),
-        "peak_memory_bytes": world.gather(world.peak_memory_bytes()),
-        "recipe": config.recipe,
-        "optimizer": config.optimizer,
-        "learning_rate": config.learning_rate,
-        "on_plateau": config.on_plateau,
-        "ema": config.ema,
-        "gradient_compression": config.gradient_compression,
-        "final_learning_rate": state.lr,
-        "corpus_sha256": plan.dataset.corpus.sha256,
+    return Report(
+        reached=reason == "target_reached",
+        exit_reason=reason,
+        target_loss=config.target_loss,
+        loss=full_pass_loss,
+        floor=plan.dataset.floor,
+        steps=state.step,
+        bad_steps=state.bad_steps,
+        tokens=state.meter.tokens,
+        launch_s=state.launch_s,
+        train_s=train_s,
+        device_s=train_s * world.size + state.other_device_s,
+        full_pass_s=state.full_pass_s,
+        compile_s=compilation.seconds if compilation else 0.0,
+        engine=config.engine,
+        zero_stage=config.zero_stage,
+        world_size=world.size,
+        device=world.device_name(),
+        dtype=config.dtype,
+        compiled=bool(compilation and compilation.compiled),
+        cuda_graphs=bool(engine and engine.cuda_graphs),
+        peak_memory_bytes=tuple(world.gather(world.peak_memory_bytes())),
+        recipe=config.recipe,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        on_plateau=config.on_plateau,
+        ema=config.ema,
+        gradient_compression=config.gradient_compression,
+        final_learning_rate=state.lr,
+        corpus_sha256=plan.dataset.corpus.sha256,
         **subset_and_windows(config),
-        "control_note": None if plan.dataset.control else "fewer tokens follow the subset than one window needs",
-        "scores_precision": engine.scores_precision if engine else None,
-        **provenance(),
-    }
+        control_note=None if plan.dataset.control else "fewer tokens follow the subset than one window needs",
+        scores_precision=engine.scores_precision if engine else None,
+        code=provenance(),
+    )
 
 
-def write_report(out_dir: Path, report: dict[str, Any]) -> None:
+def write_report(out_dir: Path, report: Report) -> None:
     """The report of a run that has come to its end. Raises RunError when it cannot be written."""
     try:
-        write_json(out_dir / REPORT, report)
+        report.write(out_dir / REPORT)
     except OSError as error:
         raise RunError(f"{out_dir / REPORT} cannot be written ({error}): make room, start again") from None
 
 
-def write_stopped(out_dir: Path, report: dict[str, Any], say: Callable[[str], None]) -> None:
+def write_stopped(out_dir: Path, report: Report, say: Callable[[str], None]) -> None:
     """The report of a run that was asked to stop. The file STOP has been obeyed: the next run shall not stop too."""
     try:
-        write_json(out_dir / REPORT, report)
+        report.write(out_dir / REPORT)
     except OSError as error:
         say(f"warning: {out_dir / REPORT} cannot be written ({error.strerror or error})")
     try:

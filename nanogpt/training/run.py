@@ -1,13 +1,14 @@
 """One attempt at a run: what it goes on from, that its ranks agree, who hears of it; then its parts, and the loop.
 
 result = train(TrainConfig(subset_tokens=2048))
-result.report["loss"]
+result.report.loss
 """
 
 import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
 
@@ -31,6 +32,7 @@ from nanogpt.plan.plan import Plan, make_plan
 from nanogpt.plan.step_time import describe_expected_time
 from nanogpt.storage.checkpoint import CheckpointError, CheckpointReader, CheckpointWriter, abandon_after
 from nanogpt.storage.hf import load_hf
+from nanogpt.storage.provenance import RunInfo, provenance
 from nanogpt.storage.resume import ResumePoint, find_start, in_its_own_dtype
 from nanogpt.storage.run_dir import write_config
 from nanogpt.storage.run_lock import Attempt, Fence, NoFence, hold_run_dir, loss_of, take_over
@@ -130,19 +132,19 @@ def _open_checkpoint(start: ResumePoint) -> CheckpointReader | None:
 
 def _claim(plan: Plan, world: World, start: ResumePoint, checkpoint: CheckpointReader | None) -> list[str]:
     """Make the run directory this run's -> the checkpoints of later steps, set aside. Every rank must call."""
-    hosts = sorted(set(world.gather(gethostname())))
+    hosts = tuple(sorted(set(world.gather(gethostname()))))
     if not world.is_first:
         return []
     # Before it is claimed: killed in between, the same command would go on from a later step.
     left = abandon_after(start.out_dir, checkpoint.step) if checkpoint else []
-    write_config(
-        start.out_dir, plan.config, fresh=start.fresh, from_step=_first_step_to_log(checkpoint),
-        corpus_sha256=plan.dataset.corpus.sha256, floor=plan.dataset.floor,
-        world_size=world.size, device=world.device_name(),
-        predicted_memory_bytes=plan.memory.total, deepspeed=plan.deepspeed,
-        begun_with=start.begun_with, resumed_from=str(start.checkpoint) if start.checkpoint else None,
-        wandb_run_id=start.wandb_run_id, hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+    info = RunInfo(
+        config=asdict(plan.config), corpus_sha256=plan.dataset.corpus.sha256, floor=plan.dataset.floor,
+        world_size=world.size, device=world.device_name(), predicted_memory_bytes=plan.memory.total,
+        deepspeed=plan.deepspeed, begun_with=start.begun_with,
+        resumed_from=str(start.checkpoint) if start.checkpoint else None, wandb_run_id=start.wandb_run_id,
+        hosts=hosts, slurm_job_id=os.environ.get("SLURM_JOB_ID"), code=provenance(),
     )  # fmt: skip
+    write_config(start.out_dir, info, fresh=start.fresh, from_step=_first_step_to_log(checkpoint))
     return left
 
 

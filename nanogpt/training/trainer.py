@@ -4,6 +4,7 @@ result = Trainer(context, engine=engine, ...).run()     # the parts are built in
 """
 
 import time
+from dataclasses import replace
 from math import isfinite
 
 import torch
@@ -204,7 +205,7 @@ class Trainer:
         self.profiler.close()
         self.replicas.check(self.state.step)
         report = make_report(reason, full_pass_loss, self.context.plan, self.state, self.world, self.engine)
-        report |= self.metrics.constants()
+        report = replace(report, mfu=self.metrics.mfu_terms())
         with self.phases(f"the end, step {self.state.step}", patient=True):
             if reason == "target_reached":
                 self.state.verified_loss = full_pass_loss
