@@ -97,7 +97,7 @@ def make_scorecard(
     full = full or read(model, windows, judged, forward)
     loss = full.loss
     mine, recited = _of_text(model, windows, RECALL_PROMPTS, forward, exactness)
-    scores = {
+    scores: Tree = {
         "floor": Score(floor, floor - 1e-9, floor + 1e-9),
         "full_pass": {
             "windows": _exact(len(judged)),

@@ -159,7 +159,7 @@ def keys_of(cls: Any) -> set[str]:
 
 def _dataclass_in(kind: Any) -> type[Any]:
     """The dataclass that an annotation names, alone or beside None."""
-    return next(each for each in (kind, *get_args(kind)) if is_dataclass(each))
+    return next(cast(type[Any], each) for each in (kind, *get_args(kind)) if is_dataclass(each))
 
 
 def _typed(kind: Any, value: Any, place: str) -> Any:
