@@ -25,7 +25,9 @@ class Provenance:
     """Which code and which versions compute."""
 
     versions: Mapping[str, str | None] = key("of Python and of each package that computes; null: not installed")
-    git_commit: str | None = key("of this program, with -dirty where it has changed since; null where nobody knows")
+    git_commit: str | None = key(
+        "of this program, with -dirty where it has changed since; null where nobody knows", default=None
+    )
 
 
 def provenance() -> Provenance:
