@@ -3,17 +3,15 @@
 torchrun --nproc_per_node=2 benchmarks/all_reduce_worker.py --times=20 --out=all_reduce.json
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import runs  # noqa: F401, it puts the package on the path
 import torch
 import torch.distributed as dist
+from parts.options import CheckedOptions, run_script
 
-from nanogpt.config.cli import main, parse
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option
 from nanogpt.distributed.world import World
 from nanogpt.storage.json_file import write_json
 
@@ -21,15 +19,11 @@ SIZES = tuple(4**i for i in range(5, 14))  # bytes: 1 KiB to 64 MiB
 
 
 @dataclass(frozen=True)
-class WorkerOptions(Options):
+class WorkerOptions(CheckedOptions):
     """What to time."""
 
     times: int = option(20, "all-reduces of each size")
     out: str = option("all_reduce.json", "where the result goes")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "times")
 
 
 def work(options: WorkerOptions) -> int:
@@ -51,4 +45,4 @@ def _seconds(world: World, values: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main(lambda: work(parse(WorkerOptions, sys.argv[1:], program="benchmarks/all_reduce_worker.py", about=__doc__)))
+    run_script(__file__, __doc__, WorkerOptions, work)

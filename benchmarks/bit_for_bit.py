@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs import train_in
+from parts.options import run_script
+from parts.runs import train_in
 
-from nanogpt.config.cli import main, parse
 from nanogpt.config.options import Options, option
 
 TINY = (
@@ -67,9 +67,8 @@ def _without_clocks(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if not name.endswith(CLOCKS)}
 
 
-def run() -> int:
+def compare(options: CompareOptions) -> int:
     """Compute all runs, keep the result, compare."""
-    options = parse(CompareOptions, sys.argv[1:], program="benchmarks/bit_for_bit.py", about=__doc__ or "")
     before = json.loads(Path(options.against).read_text()) if options.against else {}
     result, differing = {}, []
     for name in RUNS:
@@ -87,4 +86,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    main(run)
+    run_script(__file__, __doc__, CompareOptions, compare)

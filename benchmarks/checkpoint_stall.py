@@ -1,7 +1,7 @@
 """How much a save in the background holds up the training of the default model.
 
-python benchmarks/checkpoint_stall.py --steps=64 --every=16 --out=benchmarks/results/checkpoint_stall.json
-python benchmarks/checkpoint_stall.py --table=benchmarks/results/checkpoint_stall.json
+python benchmarks/checkpoint_stall.py --steps=64 --every=16
+python benchmarks/checkpoint_stall.py --table=benchmarks/results/checkpoint_stall.epyc.2026-11-25.json
 
 The first trains and writes JSON, the second prints it as the table in docs/checkpoints.md. Steps with and without saves
 alternate in one run. The stall is the time between two steps in which the state is copied; the steps beside the writing
@@ -14,28 +14,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runs import SHORT_TEXT, measure_or_print, train
+from parts.options import BenchmarkOptions, run_benchmark
+from parts.runs import SHORT_TEXT, train
 
-from nanogpt.config.cli import main
-from nanogpt.config.options import Options, option, require_positive
-from nanogpt.storage.json_file import write_json
+from nanogpt.config.options import option
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class StallOptions(BenchmarkOptions):
     """What to measure, or which result to print."""
 
     steps: int = option(64, "training steps", "steps")
     every: int = option(16, "from one save to the next", "steps")
-    out: str = option("benchmarks/results/checkpoint_stall.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "steps", "every")
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: StallOptions, out: Path) -> dict[str, Any]:
     """One run; the first save, after which memory is still being mapped, is reported with the others."""
     run = train(
         *SHORT_TEXT, f"--max_steps={options.steps}", f"--checkpoint_every={options.every}",
@@ -46,7 +39,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     pause_s = {a["step"]: b["wall_s"] - a["wall_s"] - step_s[b["step"]] for a, b in pairwise(run.rows[:-1])}
     saves = [step for step in pause_s if step % options.every == 0]
     usual_s = median(step_s[step] for step in step_s if step % options.every >= options.every // 2)
-    result = run.circumstances() | {
+    return run.circumstances() | {
         "parameters": 152_791_296,
         "every": options.every,
         "step_s": usual_s,
@@ -58,8 +51,6 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             for step in saves
         ],
     }
-    write_json(Path(options.out), result)
-    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -82,4 +73,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "checkpoint_stall.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, StallOptions, measure, table)

@@ -1,7 +1,7 @@
 """Replay recorded runs: at 10 to 90 % of each, how far was the ETA from the truth?
 
-python benchmarks/eta_backtest.py --out=benchmarks/results/eta_backtest.json
-python benchmarks/eta_backtest.py --table=benchmarks/results/eta_backtest.json
+python benchmarks/eta_backtest.py
+python benchmarks/eta_backtest.py --table=benchmarks/results/eta_backtest.epyc.2026-11-28.json
 
 The first forecasts and writes JSON, the second prints it as the tables in docs/eta.md. benchmarks/record_curve.py makes
 a curve of a run directory.
@@ -16,15 +16,13 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from runs import measure_or_print
+from parts.options import BenchmarkOptions, run_benchmark
 
-from nanogpt.config.cli import main
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Eta
 from nanogpt.optim.recipe import resolve_recipe
-from nanogpt.storage.json_file import write_json
 from nanogpt.training.state import TrainState
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
@@ -32,20 +30,14 @@ METHODS = ("ensemble", "linear", "log-linear", "log-linear, told of passes")
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class BacktestOptions(BenchmarkOptions):
     """What to replay, or which result to print."""
 
     curves: str = option("benchmarks/curves", "the folder of recorded runs")
     log_every: int = option(TrainConfig.log_every, "forecast from rows of so many steps", "steps")
-    out: str = option("benchmarks/results/eta_backtest.json", "where the result goes")
-    table: str | None = option(None, "print this result as Markdown tables, and forecast nothing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "log_every")
 
 
-def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
+def measure(options: BacktestOptions, out: Path) -> list[dict[str, Any]]:
     """Every curve's forecasts."""
     result, paths = [], sorted(Path(options.curves).glob("*.jsonl"))
     if not paths:
@@ -53,7 +45,6 @@ def measure(options: BenchmarkOptions) -> list[dict[str, Any]]:
     for path in paths:
         about, *rows = map(json.loads, path.read_text().splitlines())
         result.append({"name": path.stem} | about | {"forecasts": list(forecasts(about, rows, options.log_every))})
-    write_json(Path(options.out), result)
     return result
 
 
@@ -168,4 +159,4 @@ def describe(forecast: dict[str, Any], reached: bool) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "eta_backtest.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, BacktestOptions, measure, table)

@@ -10,21 +10,19 @@ The result is written at the start and after each pass: `steps` and `train_s` ar
 and `over` says whether the loop has ended.
 """
 
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import runs  # noqa: F401, it puts the package on the path
 import torch
-from contenders import gpt2, loss_sum, plain_steps, train_in_trainer
+from parts.contenders import gpt2_of, loss_sum, plain_steps, train_in_trainer
+from parts.options import TaskOptions, run_script
 from transformers import GPT2LMHeadModel
 
-from nanogpt.config.cli import main, parse
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option, require_positive
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.plan.plan import Plan, make_plan
@@ -34,16 +32,11 @@ NEAR = 2.0  # x the target, from which on passes are made
 
 
 @dataclass(frozen=True)
-class LoopOptions(Options):
+class LoopOptions(TaskOptions):
     """What to train, as in train_overfit.py."""
 
     out: str = option("plain.json", "where the result goes")
     loop: Literal["fp32", "bf16", "trainer"] = option("fp32", "a plain loop, one with bf16 autocast, or the Trainer")
-    n_layer: int = option(16, "transformer blocks", "blocks")
-    n_head: int = option(12, "attention heads", "heads")
-    n_embd: int = option(768, "width of the residual stream", "channels")
-    context_length: int = option(64, "length of a training window", "tokens")
-    subset_tokens: int = option(2048, "memorise the first N tokens", "tokens")
     target_loss: float = option(0.099, "what a full pass must verify", "nats/token")
     seed: int = option(0, "seeds weights and window order")
     max_steps: int = option(2000, "give up after this many", "steps")
@@ -51,20 +44,17 @@ class LoopOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, *(f.name for f in fields(self) if f.name != "seed"))
+        require_positive(self, "target_loss")
         if Path(self.out).exists():  # perhaps of hours
             raise ConfigError(f"--out={self.out} is there already")
 
 
 def loop(options: LoopOptions) -> int:
     """Train until the target is verified; 0 if it was."""
-    shape = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd")}
-    config = TrainConfig(
-        **shape, context_length=options.context_length, subset_tokens=options.subset_tokens, seed=options.seed
-    )
+    config = TrainConfig(**options.task, seed=options.seed)
     world = World.from_env()
     plan = make_plan(config, world)
-    model = gpt2(shape, world.device, seed=options.seed)
+    model = gpt2_of(config, world)
     bf16 = options.loop == "bf16"
     told = {key: value for key, value in asdict(options).items() if key != "out"}
     about = {"options": told, "device": world.device_name(), "torch": torch.__version__}
@@ -72,13 +62,10 @@ def loop(options: LoopOptions) -> int:
     if options.loop == "trainer":
         train_in_trainer(model, plan.dataset.windows, config.batch_size, after_loss=run.is_over)
     else:
-        train_on = plain_steps(model, bf16=bf16)
-        step, over = 0, False
-        while not over:
-            idx, targets = plan.dataset.windows.take(plan.dataset.windows.global_batch(step, config.batch_size))
-            loss = train_on(idx.to(world.device), targets.to(world.device))
+        train_on = plain_steps(model, plan.dataset.windows, batch_size=config.batch_size, bf16=bf16)
+        step = 1
+        while not run.is_over(step, train_on(step - 1)):
             step += 1
-            over = run.is_over(step, loss)
     return 0 if run.reached else 3
 
 
@@ -142,4 +129,4 @@ def full_pass(model: GPT2LMHeadModel, plan: Plan, *, bf16: bool) -> float:
 
 
 if __name__ == "__main__":
-    main(lambda: loop(parse(LoopOptions, sys.argv[1:], program="benchmarks/plain_loop.py", about=__doc__)))
+    run_script(__file__, __doc__, LoopOptions, loop)

@@ -1,20 +1,18 @@
 """The memory that preflight predicts beside what ranks were seen to hold.
 
-python benchmarks/predicted_memory.py --out=benchmarks/results/predicted_memory.json
-python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.json
+python benchmarks/predicted_memory.py
+python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.epyc.2026-11-28.json
 
 The first trains three models with every engine and writes JSON, the second prints it as the table in docs/preflight.md.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import measure_or_print, train
+from parts.options import BenchmarkOptions, as_words, run_benchmark
+from parts.runs import train
 
-from nanogpt.config.cli import main
-from nanogpt.config.options import Options, option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.plan.plan import make_plan
@@ -54,15 +52,7 @@ CELLS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks and options
 }
 
 
-@dataclass(frozen=True)
-class BenchmarkOptions(Options):
-    """Where the measurement goes, or which one to print."""
-
-    out: str = option("benchmarks/results/predicted_memory.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
-
-
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(_: BenchmarkOptions, out: Path) -> dict[str, Any]:
     """Every model with every engine that takes it."""
     cells: list[dict[str, Any]] = []
     for model, shape in MODELS.items():
@@ -70,7 +60,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             asked = SHORT | shape | words
             if asked.get("recipe") == "fast" and asked.get("zero_stage") == 3:  # refused
                 continue
-            run = train(*(f"--{name}={value}" for name, value in asked.items()), ranks=ranks)
+            run = train(*as_words(asked), ranks=ranks)
             lr = run.report["final_learning_rate"]
             cells.append(
                 {
@@ -79,7 +69,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
                 }
                 | run.circumstances()
             )  # fmt: skip
-            write_json(Path(options.out), {"cells": cells})  # after each: they take minutes
+            write_json(out, {"cells": cells})  # after each: they take minutes
     return {"cells": cells}
 
 
@@ -102,4 +92,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "predicted_memory.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, BenchmarkOptions, measure, table)

@@ -1,12 +1,12 @@
 """What a recipe leaves in memory: loss and exact recall of the averaged weights, step after step.
 
-python benchmarks/recipe_trace.py --recipe=fast --positions_rate=8e-3 --out=benchmarks/results/recipe_traces.json
-python benchmarks/recipe_trace.py --table=benchmarks/results/recipe_traces.json
+python benchmarks/recipe_trace.py --recipe=fast --positions_rate=8e-3
+python benchmarks/recipe_trace.py --table=benchmarks/results/recipe_trace.epyc.2026-11-28.json
 
-The first trains in one process and adds a trace to the result; the second prints all of them as a Markdown table.
-No full pass ends a trace, so that recipes can be compared at the same loss and at the same step. All figures are of the
-windows that full passes judge, 249 of the default text; a window counts as recalled if its second half comes back
-without a mistake after its first.
+The first trains in one process and adds a trace to the result, this day's or --out's; the second prints all of them as
+a Markdown table. No full pass ends a trace, so that recipes can be compared at the same loss and at the same step. All
+figures are of the windows that full passes judge, 249 of the default text; a window counts as recalled if its second
+half comes back without a mistake after its first.
 """
 
 from collections.abc import Iterator
@@ -15,30 +15,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from runs import measure_or_print
+from parts.options import BenchmarkOptions, TaskOptions, run_benchmark, task_option
+from parts.step import TrainStep
 
-from nanogpt.config.cli import main
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option, require_positive
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
-from nanogpt.engine import Batch, EngineOptions, build_engine
 from nanogpt.evaluate.recall import Forward, read
 from nanogpt.model.generate import second_half
-from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.optim.ema import EMA
 from nanogpt.optim.muon import ADAMW_RATE, MULTIPLE, POSITIONS_RATE, channels_together
 from nanogpt.optim.schedule import learning_rate
 from nanogpt.plan.plan import Plan, make_plan
-from nanogpt.storage.json_file import find_json, write_json
+from nanogpt.storage.json_file import find_json
 from nanogpt.training.state import TrainState
 
 REMEMBERED = 0.99  # of the windows
 
 
 @dataclass(frozen=True)
-class TraceOptions(Options):
+class TraceOptions(TaskOptions, BenchmarkOptions):
     """What to trace, or which result to print."""
 
     recipe: Literal["reference", "fast"] = option("fast", "as train_overfit.py's")
@@ -49,34 +45,27 @@ class TraceOptions(Options):
     channels: int | None = option(None, "orthogonalised together by Muon; none: the recipe's", "channels")
     seed: int = option(0, "as train_overfit.py's")
     dtype: Literal["auto", "bf16", "fp32"] = option("auto", "as train_overfit.py's")
-    n_layer: int = option(6, "transformer blocks", "blocks")
-    n_head: int = option(4, "attention heads", "heads")
-    n_embd: int = option(256, "width of the residual stream", "channels")
-    context_length: int = option(64, "length of a training window", "tokens")
-    subset_tokens: int = option(2048, "memorise the first N tokens", "tokens")
+    n_layer: int = task_option("n_layer", 6)
+    n_head: int = task_option("n_head", 4)
+    n_embd: int = task_option("n_embd", 256)
     steps: int = option(120, "length of the trace", "steps")
     from_step: int = option(60, "read the memory first after this step", "steps")
     every: int = option(6, "and again after as many", "steps")
-    out: str = option("benchmarks/results/recipe_traces.json", "where the trace is added")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "learning_rate", "positions_rate", "rest_rate", "channels")
-        require_positive(self, "steps", "from_step", "every")
         if self.recipe == "reference" and (self.positions_rate or self.rest_rate or self.channels):
             raise ConfigError("--positions_rate, --rest_rate, --channels: beside Muon alone, with --recipe=fast")
         if self.channels and self.n_embd % self.channels:
             raise ConfigError(f"--channels={self.channels} must divide --n_embd={self.n_embd}")
 
 
-def measure(options: TraceOptions) -> dict[str, Any]:
+def measure(options: TraceOptions, out: Path) -> dict[str, Any]:
     """One trace, added to the others."""
-    shape = ("n_layer", "n_head", "n_embd", "context_length", "subset_tokens")
-    same = ("recipe", "learning_rate", "ema", "seed", "dtype", *shape)
+    same = ("recipe", "learning_rate", "ema", "seed", "dtype", *options.task)
     world = World.from_env()
     plan = make_plan(TrainConfig(engine="single", **{name: getattr(options, name) for name in same}), world)
-    out = Path(options.out)
     result = find_json(out) or {"traces": []}
     muon: dict[str, float] = {}
     if plan.config.optimizer == "muon":
@@ -88,37 +77,29 @@ def measure(options: TraceOptions) -> dict[str, Any]:
     with world.process_group():
         rows = list(_rows(plan, world, options, muon))
     result["traces"].append(told | {"rows": rows})
-    write_json(out, result)
     return result
 
 
 def _rows(plan: Plan, world: World, options: TraceOptions, muon: dict[str, float]) -> Iterator[dict[str, float]]:
-    config, windows = plan.config, plan.dataset.windows.on(world.device)
-    torch.manual_seed(config.seed)
-    built = EngineOptions(config.dtype, config.optimizer, compile=False, micro_batches=[])
-    engine = build_engine("single", GPT(GPTConfig.from_options(config)), world, built)
+    config = plan.config
+    train_on = TrainStep(plan, world, graphs=False)
     if config.optimizer == "muon":
-        rest, positions, _ = engine.optimizer.param_groups
+        optimizer = train_on.engine.optimizer
+        rest, positions, _ = optimizer.param_groups
         rest[MULTIPLE] = muon["rest_rate"] / config.learning_rate
         positions[MULTIPLE] = muon["positions_rate"] / config.learning_rate
-        engine.optimizer.channels = muon["channels"]
-    average = EMA(engine.local_weights(), config.ema)
+        optimizer.channels = muon["channels"]
     schedule = TrainState.of(config, judged_windows=len(plan.dataset.judged), launched_at=0.0).schedule
     forward = Forward(world, config.dtype, config.batch_size)
     recited = second_half(config.context_length)
-    step_tokens = config.batch_size * config.context_length
     reads = range(options.from_step, options.steps + 1, options.every)
     for step in range(options.steps):
-        rate = learning_rate(config, schedule.estimate)
-        idx, targets = windows.take(windows.global_batch(step, config.batch_size))
-        loss_sum = engine.forward_backward(Batch(idx, targets, step_tokens), is_last=True)
-        engine.step(rate)
-        schedule.observe(loss_sum.item() / step_tokens)
+        schedule.observe(train_on(step, learning_rate(config, schedule.estimate)))
         if schedule.averaging:
-            average.update()
+            train_on.average.update()
         if step + 1 in reads:
-            with average.applied():
-                reading = read(engine.model, windows, plan.dataset.judged, forward)
+            with train_on.average.applied():
+                reading = read(train_on.engine.model, train_on.windows, plan.dataset.judged, forward)
             yield {
                 "step": step + 1,
                 "train_loss": schedule.estimate,
@@ -156,4 +137,4 @@ def _at(row: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(TraceOptions, "recipe_trace.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, TraceOptions, measure, table)

@@ -6,15 +6,14 @@ The first line says what the run was, the others are its rows.
 """
 
 import json
-import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from runs import Trained
+from parts.options import run_script
+from parts.runs import Trained
 
-from nanogpt.config.cli import main, parse
 from nanogpt.config.options import Options, option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.data.windows import JUDGED_GRIDS, Windows
@@ -66,4 +65,4 @@ def rounded(figure: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(lambda: record(parse(RecordOptions, sys.argv[1:], program="benchmarks/record_curve.py", about=__doc__ or "")))
+    run_script(__file__, __doc__, RecordOptions, record)

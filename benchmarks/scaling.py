@@ -1,7 +1,7 @@
 """How a step scales with the ranks: measured on this machine, predicted for 8 to 1,024 GPUs.
 
-python benchmarks/scaling.py --ranks=1,2,4 --out=benchmarks/results/scaling.json
-python benchmarks/scaling.py --table=benchmarks/results/scaling.json
+python benchmarks/scaling.py --ranks=1,2,4
+python benchmarks/scaling.py --table=benchmarks/results/scaling.epyc.2026-11-26.json
 
 The first trains and writes JSON, the second prints it as Markdown. Every rank has one thread, and all of them share one
 global batch. An alpha-beta model is fitted to measured all-reduces; the same model, with latency and bandwidth of GPUs'
@@ -11,19 +11,20 @@ links that are assumed and not measured, then predicts larger clusters.
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from all_reduce_worker import SIZES
-from alpha_beta import Link, fit_link, step_s
-from runs import REPOSITORY, SHORT_TEXT, launcher, measure_or_print, train
+from parts import REPOSITORY
+from parts.alpha_beta import Link, fit_link, step_s
+from parts.options import BenchmarkOptions, ModelOptions, as_words, run_benchmark, task_option
+from parts.runs import SHORT_TEXT, launcher, train
 
-from nanogpt.config.cli import main
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.storage.json_file import read_json, write_json
 
@@ -33,38 +34,32 @@ GPUS_A_NODE = 8
 WITHIN = Link(alpha_s=5e-6, bytes_per_s=360e9)  # NVLink 4: 450 GB/s a direction, four fifths of it
 BETWEEN = Link(alpha_s=15e-6, bytes_per_s=320e9)  # eight 400 Gb/s adapters a node, each for a ring, four fifths of it
 GPU_WINDOWS, GPU_CONTEXT = 16, 64
-# Of so many on one H200, without CUDA graphs, which several ranks train without: benchmarks/results/gpu_steps_h200.json
+# Of so many on one H200, without CUDA graphs, as several ranks train: results/gpu_steps.h200.2026-11-26.json
 COMPUTE_S = 22.4e-3
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class ScalingOptions(ModelOptions, BenchmarkOptions):
     """What to measure, or which result to print."""
 
     ranks: str = option("1,2,4", "processes on this machine, with commas between")
-    n_layer: int = option(4, "transformer blocks", "blocks")
-    n_head: int = option(12, "attention heads", "heads")
-    n_embd: int = option(768, "width of the residual stream", "channels")
+    n_layer: int = task_option("n_layer", 4)
     steps: int = option(10, "training steps of each number of ranks", "steps")
     rounds: int = option(2, "turns of each number of ranks")
     times: int = option(20, "all-reduces of each size")
-    out: str = option("benchmarks/results/scaling.json", "where the result goes")
-    table: str | None = option(None, "print this result in Markdown, and measure nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, *(f.name for f in fields(self) if f.name not in ("ranks", "out", "table")))
         if not all(word.isdecimal() and int(word) > 0 for word in self.ranks.split(",")):
             raise ConfigError(f"--ranks={self.ranks} must be numbers with commas between")
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: ScalingOptions, out: Path) -> dict[str, Any]:
     """Steps, in turns of each number of ranks, and all-reduces."""
-    shape = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd")}
-    words = [f"--{name}={value}" for name, value in shape.items()]
+    words = as_words(options.shape)
     counts = [int(word) for word in options.ranks.split(",")]
     result: dict[str, Any] = {
-        "options": shape | {"rounds": options.rounds, "steps": options.steps},
+        "options": options.shape | {"rounds": options.rounds, "steps": options.steps},
         "cores": os.cpu_count(),
         "step_s": {ranks: [] for ranks in counts},
         "communication_share": {ranks: [] for ranks in counts},
@@ -77,8 +72,8 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             result["step_s"][ranks] += [row["step_s"] for row in settled]
             result["communication_share"][ranks] += [row["time_share"]["communication"] for row in settled]
             result |= run.circumstances()
-        write_json(Path(options.out), result)
-    return read_json(Path(options.out), of="a result")  # with the keys that JSON makes of numbers
+        write_json(out, result)
+    return result
 
 
 def _all_reduces(ranks: int, times: int) -> dict[int, float]:
@@ -189,4 +184,4 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "scaling.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, ScalingOptions, measure, table)

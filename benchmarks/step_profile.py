@@ -1,7 +1,7 @@
 """Where a step's time goes, operator by operator: ours beside what a user would take instead.
 
-python benchmarks/step_profile.py --out=benchmarks/results/step_profile.json
-python benchmarks/step_profile.py --table=benchmarks/results/step_profile.json
+python benchmarks/step_profile.py
+python benchmarks/step_profile.py --table=benchmarks/results/step_profile.epyc.2026-11-28.json
 
 The first trains and writes JSON, the second prints it as a Markdown table. The contenders are those of step_time.py,
 one after the other, each in a process of its own that has the machine for itself. Recording takes time too: what a
@@ -16,34 +16,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs import measure_or_print
-from step_time import Contender, circumstances, contenders_here, shape_of, told
-from step_worker import StepOptions
+from parts.contenders import contenders_here
+from parts.options import BenchmarkOptions, as_words, run_benchmark
+from parts.turns import Contender, StepOptions, circumstances, describe_circumstances
 
-from nanogpt.config.cli import main
 from nanogpt.config.options import option
 from nanogpt.distributed.world import World
-from nanogpt.storage.json_file import write_json
 
 WARM_UP_STEPS = 2  # which allocate
 TOP = 12  # rows of the table
 
 
 @dataclass(frozen=True)
-class ProfileOptions(StepOptions):
+class ProfileOptions(StepOptions, BenchmarkOptions):
     """What to record, or which result to print."""
 
     steps: int = option(3, "recorded of each contender", "steps")
-    out: str = option("benchmarks/results/step_profile.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and record nothing")
 
 
-def measure(options: ProfileOptions) -> dict[str, Any]:
+def measure(options: ProfileOptions, out: Path) -> dict[str, Any]:
     """Every contender, one after the other."""
     world = World.from_env()
-    shape = shape_of(options)
     result: dict[str, Any] = {
-        **circumstances(shape, world),
+        **circumstances(options, world),
         "steps": options.steps,
         "ms_per_step": {},
     }
@@ -51,12 +46,10 @@ def measure(options: ProfileOptions) -> dict[str, Any]:
         print(name, file=sys.stderr, flush=True)
         with ExitStack() as stack:
             recorded = Path(stack.enter_context(tempfile.TemporaryDirectory()), "profile.json")
-            words = [f"--{key}={value}" for key, value in shape.items()]
-            process = Contender(name, [*words, f"--profile={recorded}"], stack)
+            process = Contender(name, as_words(options.step | {"profile": recorded}), stack)
             process.take(WARM_UP_STEPS)
             process.take(options.steps)
             result["ms_per_step"][name] = json.loads(recorded.read_text())
-    write_json(Path(options.out), result)
     return result
 
 
@@ -66,7 +59,7 @@ def table(result: dict[str, Any]) -> str:
     most = {key: max(of.get(key, 0.0) for of in found.values()) for of in found.values() for key in of}
     top = sorted(most, key=lambda key: -most[key])[:TOP]
     lines = [
-        f"{told(result)}; ms a step, mean of {result['steps']} recorded ones:",
+        f"{describe_circumstances(result)}; ms a step, mean of {result['steps']} recorded ones:",
         "",
         f"| by its own time | {' | '.join(found)} |",
         f"|---|{'---|' * len(found)}",
@@ -82,4 +75,4 @@ def _ms(ms: float) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(ProfileOptions, "step_profile.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, ProfileOptions, measure, table)

@@ -1,7 +1,7 @@
 """The time of a training step: ours beside what a user would take instead, and beside the machine's own limits.
 
-python benchmarks/step_time.py --out=benchmarks/results/step_time.json
-python benchmarks/step_time.py --table=benchmarks/results/step_time.json
+python benchmarks/step_time.py
+python benchmarks/step_time.py --table=benchmarks/results/step_time.zen5.2026-11-29.json
 
 The first trains and writes JSON, the second prints it as a Markdown table. Each contender is a process of its own, with
 the same text, windows and shape of model; they take turns of a few steps, the others standing still, so that a machine
@@ -9,108 +9,45 @@ that drifts disturbs all alike. In each round the machine's limits are measured 
 the model's shapes, in both dtypes, and copies memory. On a GPU ours runs compiled too.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from runs import REPOSITORY, measure_or_print
-from step_worker import COMPILED, CONTENDERS, StepOptions
+from parts.contenders import contenders_here
+from parts.options import BenchmarkOptions, as_words, run_benchmark
+from parts.turns import PLAIN, Contender, StepOptions, circumstances, describe_circumstances
 
-from nanogpt.config.cli import main
 from nanogpt.config.options import option
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPTConfig, flops_per_token
-from nanogpt.storage.json_file import write_json
-from nanogpt.storage.provenance import installed_version
 
-PLAIN = "plain loop, fp32"
 COPIED_BYTES = 2**28  # beyond any cache
 LAUNCHES = 20  # of a product on a GPU, timed together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(StepOptions):
+class StepTimeOptions(StepOptions, BenchmarkOptions):
     """What to measure, or which result to print."""
 
     rounds: int = option(4, "turns of each contender")
     steps: int = option(2, "in each turn", "steps")
-    out: str = option("benchmarks/results/step_time.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
 
 
-class Contender:
-    """A process that trains when it is told to."""
-
-    def __init__(self, name: str, words: list[str], stack: ExitStack) -> None:
-        worker = [sys.executable, REPOSITORY / "benchmarks" / "step_worker.py", f"--contender={name}", *words]
-        self.name = name
-        self._process = stack.enter_context(
-            subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        )
-        stack.callback(self._process.kill)
-
-    def take(self, steps: int) -> list[float]:
-        """Seconds of each of as many steps, taken now."""
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} failed")
-        return json.loads(line)
-
-
-def shape_of(options: StepOptions) -> dict[str, int]:
-    """What a step is made of, by the names of its options."""
-    return {f.name: getattr(options, f.name) for f in fields(StepOptions)}
-
-
-def circumstances(shape: dict[str, int], world: World) -> dict[str, Any]:
-    """What a step's time depends on."""
-    return {
-        "options": shape,
-        "device": world.device_name(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: installed_version(name) for name in ("torch", "transformers", "accelerate")},
-    }
-
-
-def told(result: dict[str, Any]) -> str:
-    """The circumstances of a result, in words."""
-    shape, versions = result["options"], result["versions"]
-    return (
-        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['batch_size']} x {shape['context_length']} "
-        f"tokens a step, {result['device']}, {result['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}"
-    )
-
-
-def contenders_here(world: World) -> list[str]:
-    """Those that this machine can run, and that are worth it."""
-    left_out = {name for name in CONTENDERS if "Trainer" in name and not find_spec("accelerate")}
-    if world.device.type == "cpu":
-        left_out.add(COMPILED)  # half a minute for nothing: docs/performance.md
-    return [name for name in CONTENDERS if name not in left_out]
-
-
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: StepTimeOptions, out: Path) -> dict[str, Any]:
     """Every contender, in turns."""
-    shape = shape_of(options)
-    words = [f"--{name}={value}" for name, value in shape.items()]
+    words = as_words(options.step)
     model = GPTConfig(**options.shape)
     step_tokens = options.batch_size * options.context_length
     world = World.from_env()
     contenders = contenders_here(world)
     result: dict[str, Any] = {
-        **circumstances(shape, world),
+        **circumstances(options, world),
         "products_flops": flops_per_token(model, context_length=0) * step_tokens,  # those with weights
         "step_s": {name: [] for name in contenders},
         "products_s": {dtype: [] for dtype in DTYPES},
@@ -128,7 +65,6 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             for dtype in DTYPES:
                 result["products_s"][dtype].append(products_s(model, step_tokens, DTYPES[dtype], world))
             result["copied_bytes_per_s"].append(copied_bytes_per_s(world))
-    write_json(Path(options.out), result)
     return result
 
 
@@ -169,7 +105,7 @@ def table(result: dict[str, Any]) -> str:
     plain_s = median(result["step_s"][PLAIN])
     floor_s = median(min(pair) for pair in zip(*result["products_s"].values(), strict=True))
     lines = [
-        f"{told(result)}; medians of {len(result['step_s'][PLAIN])} steps:",
+        f"{describe_circumstances(result)}; medians of {len(result['step_s'][PLAIN])} steps:",
         "",
         "| | a step | the plain loop's / this | products alone / this |",
         "|---|---|---|---|",
@@ -189,4 +125,4 @@ def _s(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "step_time.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, StepTimeOptions, measure, table)

@@ -1,7 +1,7 @@
 """Time to the verified target: both recipes beside what a user would take instead.
 
-python benchmarks/time_to_target.py --seeds=3 --out=benchmarks/results/time_to_target.json
-python benchmarks/time_to_target.py --table=benchmarks/results/time_to_target.json
+python benchmarks/time_to_target.py --seeds=3
+python benchmarks/time_to_target.py --table=benchmarks/results/time_to_target.zen5.2026-11-29.json
 
 The first trains and writes JSON, the second prints it as a Markdown table. The contenders run one after the other,
 seed by seed: a machine that drifts within a seed's runs is in their ratio. All have the same text, windows, number of
@@ -20,37 +20,35 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runs import REPOSITORY, measure_or_print, train
+from parts import REPOSITORY
+from parts.options import BenchmarkOptions, TaskOptions, as_words, run_benchmark, task_option
+from parts.runs import train
+from parts.turns import AUTOCAST, FAST, OURS, PLAIN, TRAINER
 
-from nanogpt.config.cli import main
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option
 from nanogpt.storage.json_file import read_json, write_json
 
-PLAIN = "plain loop, fp32"
-RECIPES = {"reference": "ours", "fast": "ours, fast recipe"}
-LOOPS = {"fp32": PLAIN, "bf16": "plain loop, bf16 autocast", "trainer": "transformers Trainer, fp32"}
+RECIPES = {"reference": OURS, "fast": FAST}
+LOOPS = {"fp32": PLAIN, "bf16": AUTOCAST, "trainer": TRAINER}
 CONTENDERS = RECIPES | LOOPS
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class TargetOptions(TaskOptions, BenchmarkOptions):
     """What to measure, or which result to print."""
 
     seeds: int = option(3, "runs of each contender")
-    n_layer: int = option(4, "transformer blocks", "blocks")
-    n_head: int = option(4, "attention heads", "heads")
-    n_embd: int = option(256, "width of the residual stream", "channels")
-    context_length: int = option(32, "length of a training window", "tokens")
-    subset_tokens: int = option(1024, "memorise the first N tokens", "tokens")
+    n_layer: int = task_option("n_layer", 4)
+    n_head: int = task_option("n_head", 4)
+    n_embd: int = task_option("n_embd", 256)
+    context_length: int = task_option("context_length", 32)
+    subset_tokens: int = task_option("subset_tokens", 1024)
     max_steps: int = option(2000, "a contender that needs more has failed", "steps")
     contenders: str = option(",".join(CONTENDERS), "who runs, with commas between")
-    out: str = option("benchmarks/results/time_to_target.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "seeds", "n_layer", "n_head", "n_embd", "context_length", "subset_tokens", "max_steps")
         words = self.contenders.split(",")
         if not set(words) <= set(CONTENDERS) or set(words).isdisjoint(RECIPES):
             raise ConfigError(
@@ -59,12 +57,11 @@ class BenchmarkOptions(Options):
             )
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: TargetOptions, out: Path) -> dict[str, Any]:
     """Every contender with every seed, one after the other."""
-    same = ("n_layer", "n_head", "n_embd", "context_length", "subset_tokens", "max_steps")
-    result: dict[str, Any] = {"options": {name: getattr(options, name) for name in same}, "runs": []}
+    result: dict[str, Any] = {"options": options.task | {"max_steps": options.max_steps}, "runs": []}
     for seed in range(options.seeds):
-        words = [f"--{name}={value}" for name, value in (result["options"] | {"seed": seed}).items()]
+        words = as_words(result["options"] | {"seed": seed})
         for word in options.contenders.split(","):
             if word == "trainer" and not find_spec("accelerate"):
                 continue
@@ -76,7 +73,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             else:
                 told = run_plain(f"--loop={word}", *words)
             result["runs"].append({"contender": CONTENDERS[word], "seed": seed} | told)
-            write_json(Path(options.out), result)  # after each run: they take minutes
+            write_json(out, result)  # after each run: they take minutes
     return result
 
 
@@ -146,4 +143,4 @@ def _three_digits(figure: float, *, at_least: bool) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "time_to_target.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, TargetOptions, measure, table)

@@ -1,7 +1,7 @@
 """Peak memory of each rank, DDP beside DeepSpeed's ZeRO 2: the same steps of the same model.
 
-python benchmarks/zero_memory.py --ranks=2 --steps=10 --out=benchmarks/results/zero_memory.json
-python benchmarks/zero_memory.py --table=benchmarks/results/zero_memory.json
+python benchmarks/zero_memory.py --ranks=2 --steps=10
+python benchmarks/zero_memory.py --table=benchmarks/results/zero_memory.epyc.2026-11-25.json
 
 The first trains and writes JSON, the second prints it as the table in docs/deepspeed.md.
 """
@@ -11,30 +11,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from runs import SHORT_TEXT, measure_or_print, train
+from parts.options import BenchmarkOptions, run_benchmark
+from parts.runs import SHORT_TEXT, train
 
-from nanogpt.config.cli import main
-from nanogpt.config.options import Options, option, require_positive
+from nanogpt.config.options import option
 from nanogpt.storage.json_file import write_json
 
 ENGINES = {"DDP": ["--engine=ddp"], "ZeRO 2": ["--engine=deepspeed", "--zero_stage=2"]}
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Options):
+class MemoryOptions(BenchmarkOptions):
     """What to measure, or which result to print."""
 
     ranks: int = option(2, "processes on this machine")
     steps: int = option(10, "training steps of each engine", "steps")
-    out: str = option("benchmarks/results/zero_memory.json", "where the result goes")
-    table: str | None = option(None, "print this result as a Markdown table, and measure nothing")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "ranks", "steps")
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
+def measure(options: MemoryOptions, out: Path) -> dict[str, Any]:
     """Each engine's run."""
     result = {}
     for name, words in ENGINES.items():
@@ -45,7 +39,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
             "last_loss": run.rows[-1]["loss"],
             "last_grad_norm": run.rows[-1]["grad_norm"],
         }
-        write_json(Path(options.out), result)  # after each: they take minutes
+        write_json(out, result)  # after each: they take minutes
     return result
 
 
@@ -71,4 +65,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(lambda: measure_or_print(BenchmarkOptions, "zero_memory.py", __doc__, measure, table))
+    run_benchmark(__file__, __doc__, MemoryOptions, measure, table)

@@ -1,8 +1,10 @@
 """The benchmarks run: each for one tiny round. What they measure is no test's matter."""
 
 import json
+import re
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -11,11 +13,12 @@ from conftest import REPOSITORY, environment, flags, report, run, train, wait_fo
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-import alpha_beta
 import plain_loop
 import time_to_target
-from contenders import gpt2
 from eta_backtest import take_together
+from parts import alpha_beta
+from parts.contenders import gpt2
+from parts.options import machine, result_path
 
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
@@ -214,3 +217,44 @@ def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
     ]  # fmt: skip
     coarse = [{"step": 8, "loss": 2.0}, {"step": 20, "loss": 3.0}]
     assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]
+
+
+@pytest.mark.parametrize(
+    ("device_name", "named"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("AMD EPYC (family 26, model 2)", "zen5"),
+        ("AMD EPYC (family 25, model 17)", "epyc"),
+        ("Intel(R) Xeon(R) Processor (family 6, model 143)", "xeon"),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "xeon-2-20ghz"),
+        ("cpu", "cpu"),
+    ],
+)
+def test_a_result_is_named_by_what_machine_and_date(device_name, named):
+    """Reference: names of devices as they were met, written by hand."""
+    assert machine(device_name) == named
+    what, machine_too, day, ending = result_path("step_time", device_name).name.split(".")
+    assert (what, machine_too, ending) == ("step_time", named, "json")
+    assert date.fromisoformat(day) <= date.today()
+
+
+def test_results_are_quoted():
+    """Invariant: each kept result is named WHAT.MACHINE.DATE.json, and a page quotes it."""
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "benchmarks" / "README.md"]
+    quoted = "".join(page.read_text() for page in pages)
+    for path in (REPOSITORY / "benchmarks" / "results").iterdir():
+        assert re.fullmatch(r"\w+\.[a-z0-9-]+\.\d{4}-\d\d-\d\d\.json", path.name)
+        assert path.name in quoted, path.name
+
+
+def test_an_out_that_cannot_be_is_refused_before_anything_is_measured(tmp_path, forked):
+    """Invariant: status 2 and one line, for a result that is to be written or read."""
+    script = REPOSITORY / "benchmarks" / "zero_memory.py"
+    for word, why in (
+        (f"--out={tmp_path}/nowhere/result.json", "there is no folder"),
+        (f"--table={tmp_path}/no.json", "No such file"),
+        ("--ranks=0", "must be a positive number"),
+    ):
+        done = forked(tmp_path, script, word)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert why in done.stderr

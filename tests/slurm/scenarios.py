@@ -2,17 +2,24 @@
 
 played = time_limit(cluster, cwd)
 
-test_scenarios.py says what must hold afterwards; benchmarks/slurm_scenarios.py makes the table of times.
+test_slurm.py says what must hold afterwards. As a program it starts a cluster, plays all of them and writes their times
+as JSON, of which benchmarks/slurm_scenarios.py makes a table; status 2 and the reason where there can be no cluster:
+
+    python tests/slurm/scenarios.py times.json
 """
 
+import json
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cluster import CPU_NODES, Cluster, Job, slurm
+from cluster import CPU_NODES, Cluster, Job, slurm, start_cluster, why_not
 
 
 @dataclass(frozen=True)
@@ -118,3 +125,35 @@ def preempt(cwd: Path) -> float:
     since = time.time()
     slurm("sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true", cwd=cwd)
     return since
+
+
+def times(played: Played) -> dict[str, Any]:
+    """What became of a job, and what that took."""
+    return {
+        "state": played.job.state,
+        "restarts": played.job.restarts,
+        "saved_s": played.saved_s,
+        "left_s": played.left_s,
+        "first_step_s": played.first_step_s,
+        "device": json.loads((played.job.run_dir / "config.json").read_text())["device"],
+    }
+
+
+def play_all() -> dict[str, Any]:
+    """Every scenario's times, on a cluster of three nodes, and what Slurm it is."""
+    with start_cluster(nodes=3) as cluster, tempfile.TemporaryDirectory() as directory:
+        settings = slurm("scontrol", "show", "config").splitlines()
+        known = dict(map(str.strip, line.split("=", 1)) for line in settings if "=" in line)
+        scenarios = {}
+        for name, play in SCENARIOS.items():
+            cwd = Path(directory, name)
+            cwd.mkdir()
+            scenarios[name] = times(play(cluster, cwd))
+    return {"scenarios": scenarios, "slurm": {key: known[key] for key in ("SLURM_VERSION", "ProctrackType")}}
+
+
+if __name__ == "__main__":
+    if reason := why_not():
+        print(reason, file=sys.stderr)
+        sys.exit(2)
+    Path(sys.argv[1]).write_text(json.dumps(play_all()))

@@ -1,20 +1,18 @@
-"""What the benchmarks share: a run of train_overfit.py in processes of its own, and measure-or-print."""
+"""A run of train_overfit.py in processes of its own, and what its run directory says.
+
+run = train("--max_steps=20", *SHORT_TEXT, ranks=2)
+"""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-from nanogpt.config.cli import parse  # noqa: E402
-from nanogpt.config.options import Options  # noqa: E402
+from parts import REPOSITORY
 
 SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end takes less time than the steps
 
@@ -71,18 +69,3 @@ def train_in(out_dir: Path, *words: str, ranks: int = 1, threads: int | None = N
     if not (out_dir / "report.json").exists():
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
     return Trained.read(out_dir)
-
-
-def measure_or_print(
-    cls: type[Options],
-    program: str,
-    about: str | None,
-    measure: Callable[[Any], Any],
-    table: Callable[[Any], str],
-    argv: Sequence[str] = sys.argv[1:],
-) -> int:
-    """With --table=RESULT print that result, else measure, as the options cls say; measure writes JSON."""
-    options = parse(cls, argv, program=f"benchmarks/{program}", about=about or "")
-    result = json.loads(Path(options.table).read_text()) if options.table else measure(options)
-    print(table(result))
-    return 0

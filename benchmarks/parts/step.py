@@ -1,0 +1,47 @@
+"""One training step of ours, as the benchmarks take it.
+
+step = TrainStep(plan, world)
+loss = step(0, learning_rate=6e-4)
+step.average.update()
+"""
+
+import torch
+
+from nanogpt.distributed.world import World
+from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.optim.ema import EMA
+from nanogpt.plan.plan import Plan
+
+
+class TrainStep:
+    """What train_overfit.py does at each step of one process: batch, forward and backward, update.
+
+    It logs nothing, and waits for the update, which train_overfit.py lets a GPU make while it goes on. What is done
+    after it, the average of the weights, is the caller's: average.update().
+    """
+
+    def __init__(self, plan: Plan, world: World, *, compiled: bool = False, graphs: bool = True) -> None:
+        """A new model in world's process group, its weights seeded by plan's.
+
+        graphs: whether a GPU may launch the step as a few graphs. They keep the optimizer as it is now.
+        """
+        config = plan.config
+        self.windows = plan.dataset.windows.on(world.device)
+        self._batch_size = config.batch_size
+        torch.manual_seed(config.seed)
+        micro_batches = [self._batch(0)] if compiled or graphs else []
+        built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=micro_batches)
+        self.engine = build_engine("single", GPT(GPTConfig.from_options(config)), world, built)
+        self.average = EMA(self.engine.local_weights(), config.ema)
+
+    def __call__(self, step: int, learning_rate: float) -> float:
+        """Train on the step's global batch -> its mean loss, nats/token."""
+        batch = self._batch(step)
+        loss = self.engine.forward_backward(batch, is_last=True).item() / batch.step_tokens
+        self.engine.step(learning_rate)
+        return loss
+
+    def _batch(self, step: int) -> Batch:
+        idx, targets = self.windows.take(self.windows.global_batch(step, self._batch_size))
+        return Batch(idx, targets, targets.numel())
