@@ -219,6 +219,14 @@ def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
     assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]
 
 
+def test_the_record_of_runs_is_what_is_kept_of_them(tmp_path, forked):
+    """Reference: the package's asset, which this script writes of the curves and reports that are kept."""
+    script, out = REPOSITORY / "benchmarks" / "record_reference_runs.py", tmp_path / "reference_runs.json"
+    done = forked(tmp_path, script, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text() == (REPOSITORY / "nanogpt" / "assets" / "reference_runs.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("device_name", "named"),
     [

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, astuple, fields, replace
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from conftest import ALONE, REPOSITORY, TINY, flags, run
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.plan import step_time as forecast
 from nanogpt.plan.plan import make_plan
-from nanogpt.plan.reference_runs import RECORDED, steps_on_record
+from nanogpt.plan.reference_runs import ReferenceRun, read_record, steps_on_record
 from nanogpt.plan.step_time import describe_expected_time, step_seconds
+
+RECORDED = read_record().runs
+NAMES = [f.name for f in fields(ReferenceRun)]
 
 
 def test_the_record_is_that_of_the_curves():
@@ -23,21 +26,22 @@ def test_the_record_is_that_of_the_curves():
     default = json.loads(default_run.read_text())
     default["floor"] = pytest.approx(default["floor"], rel=1e-4)
     *others, its = sorted(RECORDED, key=lambda run: (run.optimizer, run.n_embd) == ("adamw", 768))
-    assert its._asdict() == {name: default.get(name, getattr(TrainConfig, name, None)) for name in its._fields}
+    assert asdict(its) == {name: default.get(name, getattr(TrainConfig, name, None)) for name in NAMES}
     found = set()
     for path in (benchmarks / "curves").glob("*.jsonl"):
         about = json.loads(path.read_text().splitlines()[0])
         options = about["options"]
         usual = (about["exit_reason"], options["phase"], options["target_loss"])
         if "optimizer" in options and usual == ("target_reached", "random", 0.099):
-            found.add((*(options[name] for name in RECORDED[0]._fields[:7]), about["floor"], about["steps"]))
-    assert found == {tuple(recorded) for recorded in others}
+            found.add((*(options[name] for name in NAMES[:7]), about["floor"], about["steps"]))
+    assert found == {astuple(recorded) for recorded in others}
+    assert len(RECORDED) == len(found) + 1
 
 
 def test_what_is_on_record_is_foretold_and_no_more():
     """Invariant: every recorded run lies within its own forecast; outside what was recorded nothing is said."""
     for recorded in RECORDED:
-        options = {name: value for name, value in recorded._asdict().items() if name not in ("floor", "steps")}
+        options = {name: value for name, value in asdict(recorded).items() if name not in ("floor", "steps")}
         low, high = steps_on_record(make_plan(TrainConfig(n_head=4, **options), ALONE).config, recorded.floor)
         assert low - 1 <= recorded.steps <= high + 1
     config = make_plan(TrainConfig(), ALONE).config
