@@ -1,99 +1,19 @@
-"""What several test files share: a tiny model's options, and the programs run as a user runs them."""
+"""The fixtures that several test files share."""
 
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 
-from nanogpt.distributed.world import World
+pytest.register_assert_rewrite("harness")
+os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/runs/test_wandb.py shows it
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-TRAIN = REPOSITORY / "train_overfit.py"
-TINY_SHAKESPEARE = Path(
-    os.environ.get("TINY_SHAKESPEARE", REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt")
-)
-os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/test_wandb.py shows it
-# Seconds on one core; trains to 0.099 in about 150 steps.
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
-SHORT = TINY | {"subset_tokens": 40, "batch_size": 4}  # for a few steps whose scores nobody reads
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-
-
-def flags(**options):
-    """--name=value for each option."""
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-def environment(**more):
-    """This process's, without what launchers leave there."""
-    launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    inherited = {name: value for name, value in os.environ.items() if name not in launchers}
-    # The suite compares CPU runs, on a machine with GPUs too; tests/test_gpu.py shows them.
-    return inherited | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | more
-
-
-def run(*words, cwd, timeout=300, env=None):
-    """Run a program to its end -> CompletedProcess with text output."""
-    return subprocess.run(
-        [*map(str, words)], cwd=cwd, env=environment(**(env or {})), stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=timeout, check=False,
-    )  # fmt: skip
-
-
-def train(*words, cwd, timeout=300, env=None):
-    """python train_overfit.py WORDS"""
-    return run(sys.executable, TRAIN, *words, cwd=cwd, timeout=timeout, env=env)
-
-
-def torchrun(ranks, *words, cwd, timeout=300, env=None, script=TRAIN):
-    """torchrun --nproc_per_node=RANKS SCRIPT WORDS, on a free port"""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}")
-    return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
-
-
-def wait_for(condition, process=None, seconds=240):
-    """Wait until condition() holds or the process ends."""
-    give_up = time.monotonic() + seconds
-    while not condition() and (process is None or process.poll() is None):
-        assert time.monotonic() < give_up, "timed out"
-        time.sleep(0.02)
-
-
-def free_port():
-    """A TCP port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def metrics(run_dir):
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def report(run_dir):
-    """A run's report.json."""
-    return json.loads((Path(run_dir) / "report.json").read_text())
-
-
-def assert_verified(run_dir):
-    """One process finds, from the saved weights, the scores that the ranks of a run computed together."""
-    from nanogpt.data.corpus import read_corpus
-    from nanogpt.evaluate.verify import verify_run
-    from nanogpt.storage.run_dir import load_run
-
-    loaded = load_run(str(run_dir))
-    checks = list(verify_run(loaded, Path(run_dir), read_corpus(loaded.config.data)))
-    assert len(checks) > 40
-    assert [check for check in checks if not check.fits] == []
+from harness.runs import REPOSITORY, TINY, TINY_SHAKESPEARE, environment, flags, train  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +22,7 @@ def forked():
 
     It is a fork of forking_server.py, with what that has imported: for programs that are to refuse or to print.
     """
-    server = [sys.executable, REPOSITORY / "tests" / "forking_server.py"]
+    server = [sys.executable, REPOSITORY / "tests" / "harness" / "forking_server.py"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(server, env=environment(OMP_NUM_THREADS="1"), **pipes) as process:
 

@@ -121,7 +121,7 @@ def read_ds_config(
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,  # Muon; tests/test_parity.py tests it
+        "zero_allow_untested_optimizer": True,  # Muon; tests/runs/test_parity.py tests it
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW steps offloaded state too, without a C++ build
     }
     _check_by_deepspeed(path, settings, device_type)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
-from conftest import flags, metrics, report
+from harness.runs import flags, metrics, report
 from nanogpt.storage.checkpoint import CheckpointReader, examine
 from scenarios import SCENARIOS, cancel, failing_rank
 

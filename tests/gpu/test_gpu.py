@@ -1,0 +1,123 @@
+"""What only a machine with a GPU can show: the same program there, by the same code."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from harness.runs import TINY, flags, metrics, report, torchrun, train
+from nanogpt.distributed.world import World
+from nanogpt.engine import Batch, EngineOptions
+from nanogpt.engine.cuda_graph import CudaGraphEngine
+from nanogpt.engine.single import SingleEngine
+from nanogpt.model.gpt import GPT, GPTConfig
+
+ALL_GPUS = ",".join(map(str, range(torch.cuda.device_count())))
+GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)}
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_a_gpu_follows_the_cpus_curve(tmp_path):
+    """Reference: the CPU's fp32 curve; 1e-3, as a GPU's matrix products round in another order."""
+    options = TINY | {"max_steps": 20, "log_every": 1, "dtype": "fp32", "compile": "false"}
+    assert train(*flags(**options, out_dir="gpu"), cwd=tmp_path, env=GPUS).returncode == 3
+    assert train(*flags(**options, out_dir="cpu"), cwd=tmp_path, env={}).returncode == 3
+    for a, b in zip(metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_graphs_change_nothing(optimizer, monkeypatch):
+    """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
+    monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", 32)  # half the width
+    plain, graphed = _engine(SingleEngine, optimizer), _engine(CudaGraphEngine, optimizer)
+    for step in range(8):
+        ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()
+        batch = Batch(ids[:, :-1], ids[:, 1:], 64)
+        for_each = [(e.forward_backward(batch, is_last=True).item(), e.step(1e-3)) for e in (plain, graphed)]
+        assert for_each[1] == pytest.approx(for_each[0], rel=1e-5), step
+
+
+def test_a_graph_refuses_a_non_finite_gradient():
+    """Invariant: weights and moments stay as they were, at the first step and when it is a graph's."""
+    engine = _engine(CudaGraphEngine, "muon")
+    ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(0)).cuda()
+    batch, position = Batch(ids[:, :-1], ids[:, 1:], 64), engine.model.transformer.wpe.weight
+    for step in range(4):
+        before = [p.detach().clone() for p in engine.model.parameters()]
+        kept = position[0, 0].item()
+        with torch.no_grad():
+            position[0, 0] = float("nan")
+        engine.forward_backward(batch, is_last=True)
+        assert math.isnan(engine.step(1e-3)), step
+        with torch.no_grad():
+            position[0, 0] = kept
+        assert all(map(torch.equal, before, engine.model.parameters())), step
+        engine.forward_backward(batch, is_last=True)
+        assert math.isfinite(engine.step(1e-3)), step
+        assert not torch.equal(before[2], list(engine.model.parameters())[2]), "it goes on"
+
+
+def _engine(kind, optimizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=64))
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
+    ids = torch.zeros(4, 16, dtype=torch.long, device="cuda")
+    return kind(model, world, EngineOptions("fp32", optimizer, compile=False, micro_batches=[Batch(ids, ids, 64)]))
+
+
+@pytest.mark.parametrize("recipe", ["reference", "fast"])
+def test_a_resumed_run_goes_on(recipe, tmp_path):
+    """Reference: the run that was not interrupted; 1e-4, for the order in which a GPU adds."""
+    options = TINY | {"recipe": recipe, "log_every": 1, "dtype": "fp32", "compile": "false"}
+    assert train(*flags(**options, max_steps=12, out_dir="whole"), cwd=tmp_path, env=GPUS).returncode == 3
+    for steps in (5, 12):
+        assert train(*flags(**options, max_steps=steps, out_dir="parts"), cwd=tmp_path, env=GPUS).returncode == 3
+    for a, b in zip(metrics(tmp_path / "parts"), metrics(tmp_path / "whole"), strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_a_gpu_reaches_the_target(tmp_path):
+    """Invariant: bf16, the default there, CUDA graphs and torch.compile reach a verified target."""
+    done = train(*flags(**TINY, compile="true", max_steps=600, out_dir="out"), cwd=tmp_path, timeout=600, env=GPUS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = report(tmp_path / "out")
+    assert [told[key] for key in ("reached", "dtype", "compiled", "cuda_graphs")] == [True, "bf16", True, True]
+
+
+def test_nccl_ranks_follow_one_process(tmp_path):
+    """Reference: one GPU; as many ranks as there are GPUs."""
+    if (ranks := torch.cuda.device_count()) < 2:
+        pytest.skip("needs two GPUs")
+    options = TINY | {"max_steps": 20, "log_every": 1, "dtype": "fp32", "compile": "false"}
+    assert train(*flags(**options, out_dir="one"), cwd=tmp_path, env=GPUS).returncode == 3
+    torchrun(ranks, *flags(**options, out_dir="all"), cwd=tmp_path, env=GPUS)
+    for a, b in zip(metrics(tmp_path / "all"), metrics(tmp_path / "one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_zero_on_a_gpu_follows_one_process(stage, tmp_path):
+    """Reference: the single engine on the same GPU; 1e-4, as a reduction of one rank changes nothing but the order."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed")
+    options = TINY | {"max_steps": 20, "log_every": 1, "dtype": "fp32", "compile": "false"}
+    assert train(*flags(**options, out_dir="one"), cwd=tmp_path, env=GPUS).returncode == 3
+    words = ("--engine=deepspeed", f"--zero_stage={stage}")
+    assert train(*words, *flags(**options, out_dir="zero"), cwd=tmp_path, env=GPUS).returncode == 3
+    for a, b in zip(metrics(tmp_path / "zero"), metrics(tmp_path / "one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+def test_more_ranks_than_gpus_are_refused(tmp_path):
+    """Invariant: a rank without a GPU of its own is one line, not a crash in NCCL."""
+    done = torchrun(torch.cuda.device_count() + 1, *flags(**TINY), cwd=tmp_path, env=GPUS)
+    assert done.returncode != 0
+    assert f"--nproc_per_node={torch.cuda.device_count()}" in done.stderr
+    assert not (tmp_path / "out").exists()

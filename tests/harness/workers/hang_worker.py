@@ -1,0 +1,42 @@
+"""train_overfit.py, but the last rank falls asleep: in its rows of step 8 for good, or among its scores for a while.
+
+Or it is killed, when all ranks have come and are about to connect.
+
+ASLEEP_IN=batch torchrun --standalone --nproc_per_node=2 tests/harness/workers/hang_worker.py --comm_timeout_s=3
+"""
+
+import os
+import signal
+import time
+
+import train_overfit
+from nanogpt.data.windows import Windows
+from nanogpt.distributed.world import World
+from nanogpt.evaluate import scorecard
+
+if __name__ == "__main__":
+    world, global_batch, recite_text = World.from_env(), Windows.global_batch, scorecard.recite_text
+    is_last = world.rank == world.size - 1
+    naps_s = [21] if is_last else []
+
+    def fetch(self, step, batch_size):
+        if step == 7 and is_last:
+            time.sleep(1000)
+        return global_batch(self, step, batch_size)
+
+    def recite(*known):
+        if naps_s:
+            time.sleep(naps_s.pop())
+        return recite_text(*known)
+
+    def process_group(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["ASLEEP_IN"] == "connecting":
+        if is_last:
+            World.process_group = process_group
+    elif os.environ["ASLEEP_IN"] == "batch":
+        Windows.global_batch = fetch
+    else:
+        scorecard.recite_text = recite
+    train_overfit.main(train_overfit.run)

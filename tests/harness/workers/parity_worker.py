@@ -1,0 +1,74 @@
+"""One rank of the parity matrix: trains each cell that it is given for some steps, in one process group.
+
+torchrun --standalone --nproc_per_node=2 tests/harness/workers/parity_worker.py CELLS.json CURVES.json
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import nanogpt.optim.muon
+from nanogpt.config.cli import main
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed.world import World
+from nanogpt.engine import Batch, Engine, build_engine
+from nanogpt.engine.base import EngineOptions
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.plan.plan import Plan, make_plan
+
+nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
+
+
+def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
+    """The plan of config and its engine, around a model whose vocabulary is the text's own."""
+    plan = make_plan(config, world)
+    config, windows = plan.config, plan.dataset.windows
+    # The text's own tokens, numbered anew: where bf16 is emulated, 50,257 logits a position would take half an hour.
+    tokens, windows.ids = windows.ids.unique(return_inverse=True)
+    shape = replace(GPTConfig.from_options(config), vocab_size=len(tokens))
+    torch.manual_seed(config.seed)
+    options = EngineOptions(
+        config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed,
+        gradient_compression=config.gradient_compression,
+    )  # fmt: skip
+    return plan, build_engine(config.engine, GPT(shape), world, options)
+
+
+def train_step(plan: Plan, engine: Engine, step: int) -> tuple[float, float]:
+    """One update -> (mean loss over all ranks, gradient norm)."""
+    config, world = plan.config, engine.world
+    mine = plan.dataset.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
+    parts = mine.split(config.micro_batch_size)
+    step_tokens, loss = config.batch_size * config.context_length, 0.0
+    for i, starts in enumerate(parts):
+        batch = Batch(*plan.dataset.windows.take(starts), step_tokens)
+        loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
+    norm = engine.step(config.learning_rate)
+    (loss,) = world.sum(loss)
+    return loss / step_tokens, norm
+
+
+def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
+    """train_step's figures of each of config.max_steps steps."""
+    plan, engine = small_engine(config, world)
+    gathered_for_good = [name for name, p in engine.model.named_parameters() if getattr(p, "ds_persist", False)]
+    assert not gathered_for_good, "ZeRO 3 would share nothing out"
+    return [train_step(plan, engine, step) for step in range(config.max_steps)]
+
+
+def run() -> int:
+    """Train the cells of the file that the first word names, write their curves to the second."""
+    cells = json.loads(Path(sys.argv[1]).read_text())
+    world = World.from_env()
+    with world.process_group(sharded=True):
+        curves = [curve(TrainConfig(**cell), world) for cell in cells]
+    if world.is_first:
+        Path(sys.argv[2]).write_text(json.dumps(curves))
+    return 0
+
+
+if __name__ == "__main__":
+    main(run)

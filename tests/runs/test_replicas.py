@@ -1,0 +1,240 @@
+"""Ranks that ought to hold the same are compared before a pass may end a run and before each save."""
+
+import json
+import os
+import re
+import shutil
+import sys
+
+import pytest
+import torch
+
+from harness.runs import REPOSITORY, TINY, WORKERS, flags, metrics, report, run, torchrun
+from nanogpt.config.errors import RunError
+from nanogpt.distributed.replicas import fingerprint, who_differs
+from nanogpt.storage.run_dir import save_weights
+from nanogpt.storage.tensor_file import save_tensors
+
+WORKER, CORRUPTING = (WORKERS / name for name in ("replicas_worker.py", "corrupting_worker.py"))
+CELL = {
+    "n_layer": 1, "n_head": 2, "n_embd": 32, "subset_tokens": 1000, "context_length": 32, "learning_rate": 1e-3,
+    "batch_size": 6, "dtype": "fp32",
+}  # fmt: skip
+MOMENTS = ["exp_avg/", "exp_avg_sq/"]
+CELLS = {
+    "ddp": CELL | {"engine": "ddp", "changed": ["weight/", *MOMENTS, "mean/"]},
+    "ddp, muon": CELL | {"engine": "ddp", "optimizer": "muon", "changed": ["momentum_buffer/"]},
+    "zero 0": CELL | {"engine": "deepspeed", "zero_stage": 0, "changed": ["weight/", *MOMENTS, "mean/"]},
+    "zero 1": CELL | {"engine": "deepspeed", "zero_stage": 1, "changed": ["weight/", "mean/"]},
+    "zero 2": CELL | {"engine": "deepspeed", "zero_stage": 2, "changed": ["weight/", "mean/"]},
+    "zero 3": CELL | {"engine": "deepspeed", "zero_stage": 3, "changed": []},
+}
+OPTIONS = TINY | {
+    "subset_tokens": 64, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 1, "target_loss": 0.3,
+    "on_plateau": "none", "ema": 0, "checkpoint_every": 5, "out_dir": "out",
+}  # fmt: skip
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
+
+
+def found_by(ranks, cells, directory, script=WORKER):
+    """What the worker found of each of cells."""
+    (directory / "cells.json").write_text(json.dumps(cells))
+    done = torchrun(ranks, "cells.json", "found.json", cwd=directory, script=script)
+    assert done.returncode == 0, done.stderr
+    return json.loads((directory / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def of_three_ranks(tmp_path_factory):
+    """What three ranks found of CELLS; a cell on ranks that agree raises nothing for six steps."""
+    found = found_by(3, list(CELLS.values()), tmp_path_factory.mktemp("replicas"))
+    return dict(zip(CELLS, found, strict=True))
+
+
+@pytest.mark.parametrize("engine", CELLS)
+def test_one_value_of_one_rank_is_found_and_named(of_three_ranks, engine):
+    """Invariant: whatever each rank holds whole is compared; of three ranks the odd one is named, and the tensor."""
+    found = of_three_ranks[engine]
+    assert found["exact"]
+    assert not found["bits differ"]
+    for kind in CELLS[engine]["changed"]:
+        said = rf"rank 1 holds other values than the other 2 ranks in {kind}transformer\.\S+, between steps 6 and 7;"
+        assert re.search(said, found[kind]), found[kind]
+    if engine == "zero 3":
+        assert {name.split("/")[0] for name in found["names"]} == {"weight"}, "what is gathered"
+
+
+def test_ranks_that_round_otherwise_are_no_fault(tmp_path):
+    """Invariant: kernels without vectors, as another processor's, differ in bits and raise no alarm; a fault does."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has no other kernels to differ from")
+    (tmp_path / "start.py").write_text(
+        "import os, sys\n"
+        "if os.environ['RANK'] == '1': os.environ['ATEN_CPU_CAPABILITY'] = 'default'\n"
+        f"sys.path.insert(0, {str(WORKER.parent)!r})\n"
+        "import replicas_worker\n"
+        "replicas_worker.main(replicas_worker.run)\n"
+    )
+    (found,) = found_by(2, [CELLS["ddp"]], tmp_path, "start.py")
+    assert (found["exact"], found["bits differ"]) == (False, True)
+    for kind in CELLS["ddp"]["changed"]:
+        assert f"ranks 0, 1 hold unlike values in {kind}" in found[kind]
+
+
+def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path):
+    """Invariant: noise on one rank's weights: status 1, no verdict, nothing saved; then the undisturbed run's curve."""
+    reference = torchrun(2, *flags(**OPTIONS | {"out_dir": "undisturbed"}), cwd=tmp_path)
+    assert reference.returncode == 0, reference.stderr
+    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=CORRUPTING)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert "ranks 0, 1 hold unlike values in weight/transformer.wte.weight (and " in line
+    assert "between steps 5 and 10; nothing was saved" in line
+    out_dir = tmp_path / "out"
+    assert {*os.listdir(out_dir / "checkpoints")} == {"step_00000005", "latest"}
+    assert not (out_dir / "report.json").exists()
+    again = torchrun(2, *flags(**OPTIONS), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from step_00000005" in again.stdout
+    rows = [
+        [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(tmp_path / name)]
+        for name in ("out", "undisturbed")
+    ]
+    assert rows[0] == rows[1]
+    told = report(out_dir), report(tmp_path / "undisturbed")
+    assert told[0]["weights_sha256"] == told[1]["weights_sha256"]
+
+
+def test_a_pass_over_two_models_verifies_nothing(tmp_path):
+    """Invariant: a full pass whose mean over unlike replicas is below the target does not end the run as reached."""
+    options = OPTIONS | {"target_loss": 20, "checkpoint_every": 1000}
+    done = torchrun(2, *flags(**options), cwd=tmp_path, script=CORRUPTING, env={"CORRUPT_AT": "1"})
+    assert done.returncode == 1
+    assert "ranks 0, 1 hold unlike values in weight/transformer.wte.weight (and " in done.stderr
+    assert "target reached" not in done.stdout
+    assert not {"report.json", "model.safetensors", "checkpoints"} & set(os.listdir(tmp_path / "out"))
+
+
+def test_ranks_with_other_code_are_refused(tmp_path):
+    """Invariant: one rank whose package has other betas trains nothing: one line, status 2, no directory."""
+    shutil.copytree(REPOSITORY / "nanogpt", tmp_path / "other" / "nanogpt")
+    optim = tmp_path / "other" / "nanogpt" / "optim" / "optimizer.py"
+    optim.write_text(optim.read_text().replace("BETAS = (0.9, 0.95)", "BETAS = (0.9, 0.99)"))
+    config = tmp_path / "other" / "nanogpt" / "config" / "train_config.py"  # of a later version
+    config.write_text(
+        config.read_text().replace("    seed: int =", "    new: int = option(1, 'an option')\n    seed: int =")
+    )
+    (tmp_path / "start.py").write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "if os.environ['RANK'] == '1': sys.path.insert(0, 'other')\n"
+        "import train_overfit\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    done = torchrun(2, *flags(**OPTIONS, max_steps=2), cwd=tmp_path, timeout=120, script="start.py")
+    assert done.returncode != 0
+    assert re.search(r"error: rank 1 has code with SHA-256 \w{16}, rank 0 \w{16}: make them the same", done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
+    """Invariant: weights other than those of the full pass, by memory or disk, are refused, and no file is left."""
+    state = {"transformer.wte.weight": torch.randn(50, 8)}
+    evaluated = {name: fingerprint(weight) for name, weight in state.items()}
+    save_weights(tmp_path, state, evaluated)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"has another transformer\.wte\.weight than was evaluated"):
+        save_weights(tmp_path, {name: weight + 1e-6 for name, weight in state.items()}, evaluated)
+
+    def flip_on_disk(tensors, path):
+        save_tensors(tensors, path)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    monkeypatch.setattr("nanogpt.storage.run_dir.save_tensors", flip_on_disk)
+    with pytest.raises(RunError, match="than was evaluated"):
+        save_weights(tmp_path, state, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
+    """Invariant: the weights before non-finite steps are saved, though they are not those of the last full pass."""
+    (tmp_path / "start.py").write_text(
+        "import train_overfit\n"
+        "from nanogpt.engine.single import SingleEngine\n"
+        "from nanogpt.evaluate.eval_schedule import EvalSchedule\n"
+        "due, forward_backward = EvalSchedule.due, SingleEngine.forward_backward\n"
+        "EvalSchedule.due = lambda self: self._steps == 2\n"
+        "def broken(self, batch, *, is_last, steps=[]):\n"
+        "    steps.append(1)\n"
+        "    loss = forward_backward(self, batch, is_last=is_last)\n"
+        "    if len(steps) > 4: self.model.lm_head.weight.grad.fill_(float('nan'))\n"
+        "    return loss\n"
+        "SingleEngine.forward_backward = broken\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    options = OPTIONS | {"target_loss": 0.01, "max_bad_steps": 2}
+    done = run(sys.executable, "start.py", *flags(**options), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the weights saved are from before them" in done.stderr
+    assert [row["step"] for row in metrics(tmp_path / "out") if row["full_pass_loss"]] == [2]
+    assert report(tmp_path / "out")["exit_reason"] == "non_finite"
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("ending", [{"target_loss": 20}, {"target_loss": 0.01, "max_steps": 6}])
+def test_weights_that_change_after_the_last_full_pass_are_not_saved(tmp_path, ending):
+    """Invariant: whichever way a run ends, its file holds what the last pass read; the passes before take no prints."""
+    (tmp_path / "start.py").write_text(
+        "import train_overfit\n"
+        "from nanogpt.evaluate.eval_schedule import EvalSchedule\n"
+        "from nanogpt.training import evaluator\n"
+        "EvalSchedule.due = lambda self: True\n"
+        "full_pass, scorecard = evaluator.Evaluator.full_pass, evaluator.Evaluator.scorecard\n"
+        "def told(self, **asked):\n"
+        "    loss = full_pass(self, **asked)\n"
+        "    print('prints', len(self.evaluated), flush=True)\n"
+        "    return loss\n"
+        "def noisy(self, **asked):\n"
+        "    card = scorecard(self, **asked)\n"
+        "    self._engine.model.lm_head.weight.data[7, 7] += 1e-6\n"
+        "    return card\n"
+        "evaluator.Evaluator.full_pass, evaluator.Evaluator.scorecard = told, noisy\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    done = run(sys.executable, "start.py", *flags(**OPTIONS | ending), cwd=tmp_path)
+    assert (done.returncode, "than was evaluated: memory or disk fail" in done.stderr) == (1, True), done.stderr
+    prints = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("prints ")]
+    assert prints[-1] > 0
+    assert not any(prints[:-1])
+    assert len(prints) == ending.get("max_steps", 1)
+    assert not {"report.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (2048,), (2049,), (50, 41), (300, 33)])
+def test_a_fingerprint_tells_every_bit(shape):
+    """Invariant: any one bit and a reversal change it; a copy, a view and the same values in bf16 do not."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    prints = {fingerprint(values)}
+    same = [values.clone(), torch.cat([torch.zeros(1), values.view(-1)])[1:], values.bfloat16()]
+    assert {fingerprint(other) for other in same} == prints
+    others = 0
+    for at in {0, values.numel() // 2, values.numel() - 1}:
+        for bit in (0, 15, 31):
+            other = values.clone().view(torch.int32).view(-1)
+            other[at] ^= torch.tensor(1 << bit).to(torch.int32)
+            prints.add(fingerprint(other.view(torch.float32)))
+            others += 1
+    if values.numel() > 1:
+        prints.add(fingerprint(values.view(-1).flip(0)))
+        others += 1
+    assert len(prints) == 1 + others
+
+
+def test_who_differs():
+    """Reference: read by eye."""
+    assert who_differs([b"a", b"a", b"b"]) == "rank 2 holds other values than the other 2 ranks"
+    assert who_differs([b"a", b"b", b"c", b"b", b"b"]) == "ranks 0, 2 hold other values than the other 3 ranks"
+    assert who_differs([b"a", b"b"]) == "ranks 0, 1 hold unlike values"
+    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more hold unlike values"

@@ -1,0 +1,97 @@
+"""A run that no longer moves ends, and says which rank stopped, and where. Real ranks, really stopped."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.runs import TINY, TRAIN, WORKERS, environment, flags, free_port, metrics, report, torchrun, wait_for
+from nanogpt.distributed.watchdog import who_stopped
+
+OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 10, "target_loss": 1e-6}
+HANGS = WORKERS / "hang_worker.py"
+
+
+def start_ranks(cwd, script=TRAIN, **env):
+    """Two ranks of a run that never ends, started by hand, each with its log."""
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command, ranks = [sys.executable, str(script), *flags(**OPTIONS)], []
+    for rank in ("0", "1"):
+        with (cwd / f"log{rank}").open("w") as log:
+            its_own = environment(OMP_NUM_THREADS="1", RANK=rank, LOCAL_RANK=rank, **env)
+            ranks.append(subprocess.Popen(command, cwd=cwd, env=its_own, stdout=log, stderr=log))
+    return ranks
+
+
+@pytest.fixture
+def two_ranks(tmp_path):
+    """start_ranks(), once they train; killed at the end."""
+    ranks = start_ranks(tmp_path)
+    wait_for(lambda: (tmp_path / "out" / "metrics.jsonl").exists() and metrics(tmp_path / "out"), seconds=120)
+    yield ranks
+    for process in ranks:
+        process.kill()
+        process.wait()
+
+
+def test_a_rank_that_dies_while_all_connect(tmp_path):
+    """Invariant: torch waits for it for eleven minutes; the other rank ends within the time-out and some seconds."""
+    first, killed = start_ranks(tmp_path, HANGS, ASLEEP_IN="connecting")
+    assert killed.wait(timeout=120) == -signal.SIGKILL
+    assert first.wait(timeout=60) == 1
+    (line,) = [line for line in (tmp_path / "log0").read_text().splitlines() if line.startswith("error: ")]
+    assert "rank 1 does not answer" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_does_not_answer_is_named(two_ranks, tmp_path, stopped):
+    """Invariant: the other rank ends within the time-out and some seconds, with the name and the step in one line."""
+    two_ranks[stopped].send_signal(signal.SIGSTOP)
+    assert two_ranks[1 - stopped].wait(timeout=60) == 1
+    told = (tmp_path / f"log{1 - stopped}").read_text()
+    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert re.search(rf"rank {1 - stopped} at step \d+, ", line), line
+    blamed = "rank 1 does not answer" if stopped else "the store of the run gone, which rank 0 or its launcher holds"
+    assert blamed in line
+
+
+def test_a_rank_that_hangs_in_python_is_named(tmp_path):
+    """Invariant: its thread still answers, so the places tell who is behind; under torchrun, which ends the rest."""
+    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "batch"})
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "rank 1 is behind, at step 8, batch (hang_worker.py:" in line
+    assert "--comm_timeout_s" in line
+
+
+def test_scores_may_take_longer_than_a_step(tmp_path):
+    """Invariant: a rank whose scores take longer than --comm_timeout_s ends no run that has reached its target."""
+    options = OPTIONS | {"target_loss": 10}  # a few steps
+    done = torchrun(2, *flags(**options), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "scores"})
+    assert done.returncode == 0, done.stderr
+    assert report(tmp_path / "out")["scores_s"] > 21 > 2 * OPTIONS["comm_timeout_s"]
+
+
+def test_a_sleeping_machine_is_no_hang(two_ranks, tmp_path):
+    """Invariant: when every rank was stopped for longer than the time-out, the run goes on."""
+    for process in two_ranks:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(12)
+    before = len(metrics(tmp_path / "out"))
+    for process in two_ranks:
+        process.send_signal(signal.SIGCONT)
+    time.sleep(5)
+    assert [process.poll() for process in two_ranks] == [None, None], (tmp_path / "log1").read_text()
+    assert len(metrics(tmp_path / "out")) > before
+
+
+def test_a_tie_names_every_place():
+    """Invariant: with all ranks alive at one place nobody is accused; few of many are listed."""
+    readings = [[5, 12, f"step 3, update (optim.py:{rank})"] for rank in range(6)]
+    line = who_stopped(readings, [[pulse + 3, moves, place] for pulse, moves, place in readings])
+    assert line.startswith("rank 0 is at step 3, update (optim.py:0); rank 1 is at step 3")
+    assert line.endswith("; and 2 more")

@@ -1,0 +1,55 @@
+"""The house keeps its floors: a folder's modules import only from it and from folders below its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from harness.runs import REPOSITORY
+
+FLOORS = [
+    "utils", "config", "model", "data", "distributed", "storage", "optim", "evaluate", "engine", "plots", "plan",
+    "monitor", "training", "commands",
+]  # fmt: skip
+PACKAGE = REPOSITORY / "nanogpt"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MOST_MODULES = 9  # of a folder
+
+
+def imported(path: Path) -> list[str]:
+    """What a file imports of the package, by module; nothing by a relative import, which would hide its floor."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert getattr(node, "level", 0) == 0, "a relative import hides its floor"
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
+    return [name for name in names if name and name.startswith("nanogpt")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_come_from_below(path):
+    """Invariant: floor(imported) <= floor(importer), where the package's own files stand above all folders."""
+    own = path.relative_to(PACKAGE).parts[0]
+    assert own in FLOORS or path.parent == PACKAGE, f"{own}/ is no floor"
+    for name in imported(path):
+        other = name.split(".")[1]
+        if path.parent != PACKAGE:
+            assert FLOORS.index(other) <= FLOORS.index(own), f"{own}/ imports {name} from above"
+
+
+def test_a_folder_is_a_room():
+    """Invariant: the package's own files are its face and its commands, and no folder has more than nine modules."""
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    rooms = {name: [p for p in (PACKAGE / name).glob("*.py") if p.name != "__init__.py"] for name in FLOORS}
+    assert {name: len(modules) for name, modules in rooms.items() if not 0 < len(modules) <= MOST_MODULES} == {}
+
+
+def test_the_model_knows_torch_only():
+    """Invariant: model/gpt.py imports nothing but torch and the standard library."""
+    tree = ast.parse((PACKAGE / "model" / "gpt.py").read_text())
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
+    }
+    assert names == {"torch", "math", "dataclasses", "collections", "contextlib", "typing"}
