@@ -1,40 +1,22 @@
 """The fixtures that several test files share."""
 
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 from filelock import FileLock
 
-pytest.register_assert_rewrite("harness")
 os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/runs/test_wandb.py shows it
+pytest.register_assert_rewrite("harness.resuming", "harness.runs")
 
-from harness.runs import REPOSITORY, TINY, TINY_SHAKESPEARE, environment, flags, train  # noqa: E402
+from harness import forks  # noqa: E402
+from harness.runs import TINY, TINY_SHAKESPEARE, flags, train  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def forked():
-    """forked(cwd, PROGRAM, WORDS) runs a script or module to its end on one thread -> CompletedProcess, as run() does.
-
-    It is a fork of forking_server.py, with what that has imported: for programs that are to refuse or to print.
-    """
-    server = [sys.executable, REPOSITORY / "tests" / "harness" / "forking_server.py"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(server, env=environment(OMP_NUM_THREADS="1"), **pipes) as process:
-
-        def ask(cwd, *words):
-            print(json.dumps([*map(str, (cwd, *words))]), file=process.stdin, flush=True)
-            answer = process.stdout.readline()
-            assert answer, f"forking_server.py ended: {process.wait()}"
-            done = subprocess.CompletedProcess(words, *json.loads(answer))
-            assert done.returncode != -signal.SIGKILL, f"timed out: {words}"
-            return done
-
-        yield ask
+    """forked(cwd, PROGRAM, WORDS) runs a script or module to its end without its start -> CompletedProcess."""
+    return forks.forked
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,19 @@
 """Runs programs in processes that are forked from this one, which has imported torch: a start takes no second.
 
-Each line of its input is [cwd, program, word, ...] in JSON, the program a script or a module; each of its output
-[status, stdout, stderr].
+forking_server.py [MODULE ...] imports these too. Each line of its input is {"cwd", "words", "ranks"} in JSON: a script
+or module with its words, and the environment of each process that is to run it; each of its output
+[[status, stdout, stderr], ...], one of each process.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
 import runpy
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import nanogpt.__main__  # what the programs import when they have read their options
@@ -18,38 +22,52 @@ import nanogpt.training.run  # noqa: F401
 TIMEOUT_S = 300
 
 
-def become(out: int, err: int, cwd: str, program: str, *words: str) -> None:
+def become(out: int, err: int, cwd: str, environ: dict[str, str], program: str, *words: str) -> None:
     """Run a program in this process, as Python would; out, err: file descriptors."""
     for descriptor, its_own in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
         os.dup2(descriptor, its_own)
+    os.environ |= environ
     os.chdir(cwd)
     sys.argv = [program, *words]
     if Path(program).exists():
-        sys.path[0] = str(Path(program).parent)
+        sys.path[0] = str(Path(program).resolve().parent)
         runpy.run_path(program, run_name="__main__")
     else:
         del sys.modules["nanogpt.__main__"]  # it is to run, not to be found
         runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
-def run_apart(request: list[str]) -> tuple[int | None, str, str]:
-    """The same in a process of its own -> its status, killed after TIMEOUT_S, and what it has said.
+def run_apart(cwd: str, words: list[str], ranks: list[dict[str, str]]) -> list[tuple[int | None, str, str]]:
+    """The same in processes of their own -> the status of each, killed after TIMEOUT_S, and what it has said.
 
     What Python does at its end is not done.
     """
     saying = {"mode": "w+", "encoding": "utf-8", "errors": "replace"}
-    with tempfile.TemporaryFile(**saying) as out, tempfile.TemporaryFile(**saying) as err:
-        process = multiprocessing.get_context("fork").Process(
-            target=become, args=(out.fileno(), err.fileno(), *request)
-        )
-        process.start()
-        process.join(TIMEOUT_S)
-        process.kill()
-        process.join()
-        out.seek(0), err.seek(0)
-        return process.exitcode, out.read(), err.read()
+    with ExitStack() as files:
+        said = [[files.enter_context(tempfile.TemporaryFile(**saying)) for _ in ("out", "err")] for _ in ranks]
+        processes = [
+            multiprocessing.get_context("fork").Process(
+                target=become, args=(out.fileno(), err.fileno(), cwd, environ, *words)
+            )
+            for (out, err), environ in zip(said, ranks, strict=True)
+        ]
+        give_up = time.monotonic() + TIMEOUT_S
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, give_up - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+        for file in (file for both in said for file in both):
+            file.seek(0)
+        return [(p.exitcode, out.read(), err.read()) for p, (out, err) in zip(processes, said, strict=True)]
 
 
 if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a module says when it is imported is no answer
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     for line in sys.stdin:
-        print(json.dumps(run_apart(json.loads(line))), flush=True)
+        print(json.dumps(run_apart(**json.loads(line))), file=answers, flush=True)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.runs import TINY, TRAIN, environment, flags, metrics, report, run
+from harness.forks import forked_ranks, train
+from harness.runs import TINY, TRAIN, environment, flags, metrics, report
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
 OPTIONS = TINY | {
@@ -35,8 +36,10 @@ def words(engine="single", program=TRAIN, **options):
 
 
 def go(cwd, engine="single", **options):
-    """Run to the end -> CompletedProcess."""
-    return run(*words(engine, **options), cwd=cwd, env={"OMP_NUM_THREADS": "1"})
+    """Run to the end without a start or launcher -> CompletedProcess, whose status is the ranks' own."""
+    ranks, chosen = ENGINES[engine]
+    words = flags(**(OPTIONS | chosen | options), out_dir="out")
+    return train(*words, cwd=cwd) if ranks == 1 else forked_ranks(ranks, cwd, TRAIN, *words)
 
 
 def start(cwd, engine="single", preexec_fn=None, **options):

@@ -8,7 +8,8 @@ from datetime import date
 
 import pytest
 
-from harness.runs import REPOSITORY, environment, flags, report, run, train, wait_for
+from harness.forks import train
+from harness.runs import REPOSITORY, environment, flags, report, run, wait_for
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -37,7 +38,7 @@ def benchmark(tmp_path, forked):
 
     def of(name, **options):
         script, out = REPOSITORY / "benchmarks" / name, tmp_path / "result.json"
-        done = run(sys.executable, script, f"--out={out}", *flags(**options), cwd=tmp_path)
+        done = forked(tmp_path, script, f"--out={out}", *flags(**options))
         assert done.returncode == 0, done.stderr
         again = forked(tmp_path, script, f"--table={out}")
         assert done.stdout == again.stdout, again.stderr

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.forks import forked_ranks
 from harness.runs import (
-    ALONE,
     REPOSITORY,
     SHORT,
     TINY,
@@ -23,10 +23,6 @@ from harness.runs import (
     torchrun,
     train,
 )
-from nanogpt.config.errors import ConfigError
-from nanogpt.config.train_config import TrainConfig
-from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
-from nanogpt.plan.plan import make_plan
 from nanogpt.storage.checkpoint import newest_intact
 
 # The running loss is below 1 after 18 steps, where averaging begins: the full pass at the end judges averaged weights.
@@ -36,11 +32,6 @@ OPTIONS = TINY | {
     "on_plateau": "none", "ema": 0.5, "target_loss": 0.15,
 }  # fmt: skip
 ZERO = {"zero 0": "--zero_stage=0", "zero 1": "--zero_stage=1", "zero 2": "--zero_stage=2", "zero 3": "--zero_stage=3"}
-
-RESOLVED = {
-    "zero_stage": None, "dtype": "auto", "best_dtype": "bf16", "micro_batch_size": 8, "accumulation_steps": 1,
-    "device_type": "cpu",
-}  # fmt: skip
 
 
 def write(path, settings):
@@ -53,7 +44,7 @@ def write(path, settings):
 def ddp(tmp_path_factory):
     """A DDP run of two ranks: (rows, report, weights)."""
     cwd = tmp_path_factory.mktemp("ddp")
-    done = torchrun(2, *flags(**OPTIONS, out_dir="out"), cwd=cwd)
+    done = forked_ranks(2, cwd, TRAIN, *flags(**OPTIONS, out_dir="out"))
     assert (cwd / "out" / "report.json").exists(), done.stderr
     saved = load_file(cwd / "out" / "checkpoints" / "step_00000026" / "rank_00000.safetensors")
     assert any("mean/" in name for name in saved), "else the tests below would compare less than they say"
@@ -85,10 +76,10 @@ def assert_same_run(run_dir, ddp):
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ZERO)
+@pytest.mark.parametrize("stage", ["zero 0", "zero 1", "zero 2", "zero 3"])
 def test_every_stage_is_the_ddp_run(stage, ddp, tmp_path):
     """Reference: two DDP ranks: curve, full pass of averaged weights, recall, and every saved weight, whole."""
-    done = torchrun(2, "--engine=deepspeed", ZERO[stage], *flags(**OPTIONS, out_dir="out"), cwd=tmp_path)
+    done = forked_ranks(2, tmp_path, TRAIN, "--engine=deepspeed", ZERO[stage], *flags(**OPTIONS, out_dir="out"))
     assert (tmp_path / "out" / "report.json").exists(), done.stderr
     assert_same_run(tmp_path / "out", ddp)
     assert report(tmp_path / "out")["zero_stage"] == int(stage[-1])
@@ -104,7 +95,7 @@ def test_an_offloaded_optimizer_is_the_same_run(stage, ddp, tmp_path):
     if stage == 3:
         zero["offload_param"] = {"device": "cpu"}
     words = ("--engine=deepspeed", write(tmp_path / "ds.json", {"zero_optimization": zero}))
-    done = torchrun(2, *words, *flags(**OPTIONS, out_dir="out"), cwd=tmp_path)
+    done = forked_ranks(2, tmp_path, TRAIN, *words, *flags(**OPTIONS, out_dir="out"))
     assert (tmp_path / "out" / "report.json").exists(), done.stderr
     assert_same_run(tmp_path / "out", ddp)
 
@@ -117,7 +108,7 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
     settings = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
     words = ("--engine=deepspeed", write(tmp_path / "ds.json", settings))
     options = SHORT | {"max_steps": 4}
-    done = torchrun(2, *words, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=600)
+    done = forked_ranks(2, tmp_path, TRAIN, *words, *flags(**options, out_dir="out"))
     told = report(tmp_path / "out")
     assert (told["dtype"], told["steps"]) == ("bf16", 4), done.stderr
     checkpoint, _ = newest_intact(tmp_path / "out")
@@ -136,7 +127,7 @@ def test_zero_3_in_bf16_states_what_it_can(tmp_path):
     """Invariant: where the weights are gathered in bf16 the scores say so, and one process finds them again."""
     options = SHORT | {"max_steps": 2, "dtype": "bf16"}
     words = ("--engine=deepspeed", "--zero_stage=3", *flags(**options, out_dir="out"))
-    done = torchrun(2, *words, cwd=tmp_path)
+    done = forked_ranks(2, tmp_path, TRAIN, *words)
     assert (tmp_path / "out" / "report.json").exists(), done.stderr
     assert report(tmp_path / "out")["scores_precision"] == "bf16"
     assert_verified(tmp_path / "out")
@@ -179,103 +170,6 @@ def test_compile_works_or_warns(stage, tmp_path):
     if stage == 2 and warned and not shutil.which("g++"):
         pytest.skip("no C++ compiler that torch.compile can use")
     assert (told["compiled"], warned) == ((True, 0) if stage == 2 else (False, 1)), done.stdout
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "'stage' stands twice"),
-        ({"zero_optimization": {"stage": 4}}, "stage must be 0, 1, 2 or 3"),
-        ({"zero_optimization": {"stage": "2"}}, "stage must be 0, 1, 2 or 3"),
-        ({"zero_optimization": {"stge": 2}}, "stge"),
-        ({"zero_optimization": 2}, "must hold a JSON object"),
-        ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'"),
-        ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, "zero_optimization.reduce_bucket_size is"),
-        (
-            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": "auto"}}},
-            "zero_optimization.offload_param.pin_memory is 'auto'",
-        ),
-        ({"communication_data_type": "auto"}, "communication_data_type is 'auto'"),
-        ({"optimizer": {"type": "Adam"}}, "take it out of the file"),
-        ({"gradient_clipping": 1.0}, "take it out of the file"),
-        ({"train_micro_batch_size_per_gpu": 4}, "--micro_batch_size decides"),
-        ({"gradient_accumulation_steps": 4}, "--micro_batch_size decides"),
-        ({"fp16": {"enabled": True}}, "no fp16"),
-        ({"bf16": {"enabled": True}}, "bf16 at stage 0 does not follow"),
-        ({"bf16": {"enabled": "yes"}}, "must be true or false"),
-        ({"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}, "choose one"),
-        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "must be 'bfloat16'"),
-        ({"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["no.such"]}}, "must list classes"),
-        ({"torch_autocast": {"enable": True}}, "did you mean 'enabled'"),
-        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "does nothing at stage 0"),
-        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "does nothing at stage 2"),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload to cpu"),
-        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "rounded weights leave DDP's curve"),
-        ({"communication_data_type": "int7"}, "Invalid communication_data_type"),
-        ({"zero_optimization": {"stage": 2}, "communication_data_type": "bf16"}, "ignores communication_data_type"),
-        ({"zero_optimization": {"stage": 1, "legacy_stage1": True}}, "has dropped it"),
-        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
-        (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
-            "ratio cannot work",
-        ),
-        (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"super_offload": True}}},
-            "super_offload cannot",
-        ),
-        ({"torch_autocast": {"lower_precision_safe_modules": ["int"]}}, "must list classes"),
-        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "which rank holds what of a checkpoint"),
-        ({"steps_per_print": "often"}, "positive whole number"),
-        ({"steps_per_print": 0}, "positive whole number"),
-        ({"flops_profiler": {"enable": True}}, "did you mean 'enabled'"),
-    ],
-)
-def test_a_file_that_cannot_work_is_one_line(settings, said, tmp_path):
-    """Invariant: refused in one line that names the file and the mistake."""
-    write(tmp_path / "ds.json", settings)
-    with pytest.raises(ConfigError) as refusal:
-        read_ds_config(str(tmp_path / "ds.json"), **RESOLVED)
-    assert said in str(refusal.value)
-    assert str(tmp_path / "ds.json") in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("zero", [{"stage": 3}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}])
-def test_muon_needs_whole_matrices(zero, tmp_path):
-    """Invariant: what would leave Muon without its matrices is refused in one line."""
-    write(tmp_path / "ds.json", {"zero_optimization": zero})
-    with pytest.raises(ConfigError, match="--optimizer=muon needs whole matrices"):
-        make_plan(TrainConfig(engine="deepspeed", ds_config=str(tmp_path / "ds.json"), recipe="fast"), ALONE)
-
-
-def test_what_a_files_values_mean(tmp_path):
-    """Invariant: explicit switches are obeyed, harmless settings accepted, and the rest is up to the device."""
-
-    def settle(settings, **resolved):
-        write(tmp_path / "ds.json", settings)
-        return read_ds_config(str(tmp_path / "ds.json"), **(RESOLVED | resolved))
-
-    assert dtype_of(settle({}, best_dtype="bf16")) == "bf16"
-    assert dtype_of(settle({}, best_dtype="fp32")) == "fp32"
-    assert dtype_of(settle({"torch_autocast": {"enabled": True}}, best_dtype="fp32")) == "bf16"
-    assert dtype_of(settle({"torch_autocast": {"enabled": False}}, best_dtype="bf16")) == "fp32"
-    native = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
-    assert settle(native)["torch_autocast"]["enabled"] is False
-    assert dtype_of(settle(native, dtype="fp32")) == "fp32"
-    usual = {"gradient_clipping": 0.0, "fp16": {"enabled": False}, "steps_per_print": 100, "wall_clock_breakdown": True}
-    assert settle(usual)["steps_per_print"] == 100
-
-
-def test_the_projects_own_file_is_valid():
-    """Invariant: ds_config.json passes DeepSpeed's validation at every stage, and means autocast on fp32 weights."""
-    for stage in (None, 0, 1, 2, 3):
-        settings = read_ds_config(str(DEFAULT_PATH), **(RESOLVED | {"zero_stage": stage}))
-        assert settings["zero_optimization"]["stage"] == (2 if stage is None else stage)
-        assert (settings["torch_autocast"]["enabled"], settings["bf16"]["enabled"]) == (True, False)
-        assert settings["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize(

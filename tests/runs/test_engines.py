@@ -3,21 +3,13 @@
 Adam hides a gradient that is off by a factor, so the gradient norm is compared too (torchtitan PR 2323).
 """
 
+import json
 import math
-import os
-from copy import deepcopy
-from functools import partial
-from itertools import pairwise
 
 import pytest
-import torch
 
-from harness.runs import assert_verified, flags, free_port, metrics, report, torchrun, train
-from nanogpt.config.train_config import TrainConfig
-from nanogpt.distributed.world import World
-from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.plan.plan import make_plan
+from harness.forks import forked_ranks, train
+from harness.runs import TRAIN, WORKERS, assert_verified, flags, metrics, report, torchrun
 
 STEPS = 20
 OPTIONS = {
@@ -42,8 +34,8 @@ def reference(tmp_path_factory):
 def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batch_size):
     """Reference: one process without accumulation: each step's loss, gradient norm, full pass and recall."""
     options = flags(**OPTIONS, micro_batch_size=micro_batch_size, out_dir="out")
-    done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
-    assert done.returncode == (3 if ranks == 1 else 1), "a spent budget, which torchrun makes 1"
+    done = train(*options, cwd=tmp_path) if ranks == 1 else forked_ranks(ranks, tmp_path, TRAIN, *options)
+    assert done.returncode == 3, done.stderr
     rows, told = metrics(tmp_path / "out"), report(tmp_path / "out")
     expected_rows, expected = reference
     assert told["world_size"] == ranks
@@ -67,59 +59,20 @@ def test_a_broken_model_stops_every_rank(tmp_path):
     assert report(tmp_path / "out")["exit_reason"] == "non_finite"
 
 
-def _add(forward, constant, idx, targets):
-    """A loss that is off by a constant: its gradient is the same."""
-    return forward(idx, targets) + constant
-
-
-def _refuse_together(rank, port, name, zero_stage, answers):
-    """One rank of two whose loss is infinite, then NaN, on rank 1 alone, while every gradient is finite."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    config = TrainConfig(
-        n_layer=1, n_head=1, n_embd=8, subset_tokens=100, context_length=16, dtype="fp32", engine=name,
-        zero_stage=zero_stage,
-    )  # fmt: skip
-    world = World(rank=rank, local_rank=rank, size=2, device=torch.device("cpu"))
-    plan = make_plan(config, world)
-    with world.process_group():
-        torch.manual_seed(0)
-        model = GPT(GPTConfig.from_options(config))
-        options = EngineOptions(
-            dtype="fp32", optimizer="adamw", compile=False, micro_batches=[], deepspeed=plan.deepspeed
-        )
-        engine = build_engine(name, model, world, options)
-        idx = torch.arange(8).view(1, 8)
-        norms, states, forward = [], [deepcopy(engine.state_dict())], model.forward
-        for lost in (0.0, float("inf"), float("nan"), 0.0):
-            model.forward = partial(_add, forward, lost if rank else 0.0)
-            engine.forward_backward(Batch(idx, idx + 1, step_tokens=16), is_last=True)
-            norms.append(engine.step(1e-3))
-            states.append(deepcopy(engine.state_dict()))
-        changed = [any(not torch.equal(after[n], before[n]) for n in before) for before, after in pairwise(states)]
-        answers.put((rank, norms, changed))
-
-
 @pytest.mark.parametrize(
-    ("name", "zero_stage"), [("ddp", None), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)]
+    ("name", "zero_stage"),
+    [("ddp", None), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)],
 )
-def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage):
+def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage, tmp_path):
     """Invariant: an infinite or NaN loss on rank 1 alone, with finite gradients, changes no weight; the next step does.
 
     The clean steps before and after have the norm of one another's curve: what was refused leaves no gradient behind.
     """
-    context = torch.multiprocessing.get_context("spawn")
-    port = free_port()
-    answers = context.Queue()
-    ranks = [
-        context.Process(target=_refuse_together, args=(rank, port, name, zero_stage, answers), daemon=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    results = sorted(answers.get(timeout=120) for _ in ranks)
-    for rank in ranks:
-        rank.join(timeout=60)
-    for rank, norms, changed in results:
+    stage = [] if zero_stage is None else [f"--zero_stage={zero_stage}"]
+    done = forked_ranks(2, tmp_path, WORKERS / "lost_loss_worker.py", f"--engine={name}", *stage)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        norms, changed = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert [math.isfinite(norm) for norm in norms] == [True, False, False, True]
         assert norms[3] == pytest.approx(norms[0], rel=0.2), "one small step further on the same batch"
         if rank == 0 or zero_stage != 3:  # where the first rank alone is given the weights

@@ -10,7 +10,8 @@ from itertools import product
 
 import pytest
 
-from harness.runs import WORKERS, torchrun
+from harness.forks import forked, forked_ranks
+from harness.runs import WORKERS
 
 BATCH_SIZE, STEPS = 16, 20
 MODEL = {
@@ -79,7 +80,9 @@ def curves(cells, directory):
     ds_config = directory / "ds_config.json"
     ds_config.write_text(json.dumps({"zero_optimization": BUCKETS} | native))
     (directory / "cells.json").write_text(json.dumps([cell.options(ds_config) for cell in cells]))
-    done = torchrun(ranks, "cells.json", "curves.json", cwd=directory, script=WORKERS / "parity_worker.py")
+    words = (directory, WORKERS / "parity_worker.py", "cells.json", "curves.json")
+    with_deepspeed = any(cell.engine in ZERO for cell in cells)
+    done = forked_ranks(ranks, *words) if with_deepspeed else forked(*words)
     assert done.returncode == 0, done.stderr
     return dict(zip(cells, json.loads((directory / "curves.json").read_text()), strict=True))
 

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from harness.runs import SHORT, TRAIN, environment, flags, metrics, report, torchrun, train, wait_for
-from nanogpt.config.errors import ConfigError
-from nanogpt.config.train_config import TrainConfig
+from harness.forks import train
+from harness.runs import SHORT, TRAIN, environment, flags, metrics, report, torchrun, wait_for
 
 OPTIONS = SHORT | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
 PHASES = {"batch", "forward and backward", "update", "sum over the ranks", "weight average"}
@@ -97,16 +96,3 @@ def test_a_profile_that_cannot_be_written(tmp_path):
     assert done.returncode == 3, done.stderr
     assert done.stdout.count("warning: the profile of rank 0 could not be written (FileExistsError") == 1
     assert len(metrics(tmp_path / "out")) == 3
-
-
-@pytest.mark.parametrize("value", ["13:10", "10:10", "0:3", "-1:3", "10", "10:", ":10", "1:9:2", "ten:20", "1.5:3"])
-def test_other_ranges_are_refused(value):
-    """Invariant: whatever is not START:STOP with 1 <= START < STOP is a ConfigError that names the option."""
-    with pytest.raises(ConfigError, match=f"^--profile_steps={value} must be START:STOP"):
-        TrainConfig(profile_steps=value)
-
-
-def test_steps_are_counted_from_one():
-    """Reference: Python's slices."""
-    assert list(TrainConfig(profile_steps="10:13").profiled_steps) == [10, 11, 12]
-    assert list(TrainConfig().profiled_steps) == []

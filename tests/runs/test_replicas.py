@@ -9,11 +9,8 @@ import sys
 import pytest
 import torch
 
-from harness.runs import REPOSITORY, TINY, WORKERS, flags, metrics, report, run, torchrun
-from nanogpt.config.errors import RunError
-from nanogpt.distributed.replicas import fingerprint, who_differs
-from nanogpt.storage.run_dir import save_weights
-from nanogpt.storage.tensor_file import save_tensors
+from harness.forks import forked_ranks
+from harness.runs import REPOSITORY, TINY, TRAIN, WORKERS, flags, metrics, report, run, torchrun
 
 WORKER, CORRUPTING = (WORKERS / name for name in ("replicas_worker.py", "corrupting_worker.py"))
 CELL = {
@@ -36,10 +33,15 @@ OPTIONS = TINY | {
 CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
 
 
-def found_by(ranks, cells, directory, script=WORKER):
-    """What the worker found of each of cells."""
+def found_by(ranks, cells, directory, script=None):
+    """What the worker found of each of cells; script: what starts it, if it needs a start of its own."""
     (directory / "cells.json").write_text(json.dumps(cells))
-    done = torchrun(ranks, "cells.json", "found.json", cwd=directory, script=script)
+    words = ("cells.json", "found.json")
+    done = (
+        torchrun(ranks, *words, cwd=directory, script=script)
+        if script
+        else forked_ranks(ranks, directory, WORKER, *words)
+    )
     assert done.returncode == 0, done.stderr
     return json.loads((directory / "found.json").read_text())
 
@@ -83,7 +85,7 @@ def test_ranks_that_round_otherwise_are_no_fault(tmp_path):
 
 def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path):
     """Invariant: noise on one rank's weights: status 1, no verdict, nothing saved; then the undisturbed run's curve."""
-    reference = torchrun(2, *flags(**OPTIONS | {"out_dir": "undisturbed"}), cwd=tmp_path)
+    reference = forked_ranks(2, tmp_path, TRAIN, *flags(**OPTIONS | {"out_dir": "undisturbed"}))
     assert reference.returncode == 0, reference.stderr
     done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=CORRUPTING)
     assert done.returncode == 1
@@ -93,7 +95,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     out_dir = tmp_path / "out"
     assert {*os.listdir(out_dir / "checkpoints")} == {"step_00000005", "latest"}
     assert not (out_dir / "report.json").exists()
-    again = torchrun(2, *flags(**OPTIONS), cwd=tmp_path)
+    again = forked_ranks(2, tmp_path, TRAIN, *flags(**OPTIONS))
     assert again.returncode == 0, again.stderr
     assert "resumed from step_00000005" in again.stdout
     rows = [
@@ -135,27 +137,6 @@ def test_ranks_with_other_code_are_refused(tmp_path):
     assert done.returncode != 0
     assert re.search(r"error: rank 1 has code with SHA-256 \w{16}, rank 0 \w{16}: make them the same", done.stderr)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
-    """Invariant: weights other than those of the full pass, by memory or disk, are refused, and no file is left."""
-    state = {"transformer.wte.weight": torch.randn(50, 8)}
-    evaluated = {name: fingerprint(weight) for name, weight in state.items()}
-    save_weights(tmp_path, state, evaluated)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"has another transformer\.wte\.weight than was evaluated"):
-        save_weights(tmp_path, {name: weight + 1e-6 for name, weight in state.items()}, evaluated)
-
-    def flip_on_disk(tensors, path):
-        save_tensors(tensors, path)
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-
-    monkeypatch.setattr("nanogpt.storage.run_dir.save_tensors", flip_on_disk)
-    with pytest.raises(RunError, match="than was evaluated"):
-        save_weights(tmp_path, state, {})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
@@ -210,31 +191,3 @@ def test_weights_that_change_after_the_last_full_pass_are_not_saved(tmp_path, en
     assert not any(prints[:-1])
     assert len(prints) == ending.get("max_steps", 1)
     assert not {"report.json", "model.safetensors"} & set(os.listdir(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (2048,), (2049,), (50, 41), (300, 33)])
-def test_a_fingerprint_tells_every_bit(shape):
-    """Invariant: any one bit and a reversal change it; a copy, a view and the same values in bf16 do not."""
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    prints = {fingerprint(values)}
-    same = [values.clone(), torch.cat([torch.zeros(1), values.view(-1)])[1:], values.bfloat16()]
-    assert {fingerprint(other) for other in same} == prints
-    others = 0
-    for at in {0, values.numel() // 2, values.numel() - 1}:
-        for bit in (0, 15, 31):
-            other = values.clone().view(torch.int32).view(-1)
-            other[at] ^= torch.tensor(1 << bit).to(torch.int32)
-            prints.add(fingerprint(other.view(torch.float32)))
-            others += 1
-    if values.numel() > 1:
-        prints.add(fingerprint(values.view(-1).flip(0)))
-        others += 1
-    assert len(prints) == 1 + others
-
-
-def test_who_differs():
-    """Reference: read by eye."""
-    assert who_differs([b"a", b"a", b"b"]) == "rank 2 holds other values than the other 2 ranks"
-    assert who_differs([b"a", b"b", b"c", b"b", b"b"]) == "ranks 0, 2 hold other values than the other 3 ranks"
-    assert who_differs([b"a", b"b"]) == "ranks 0, 1 hold unlike values"
-    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more hold unlike values"

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.runs import REPOSITORY, run
+from harness.forks import forked
+from harness.runs import REPOSITORY
 
 transformers = pytest.importorskip("transformers")
 T, HOP, SUBSET = 32, 16, 256
@@ -21,7 +21,7 @@ T, HOP, SUBSET = 32, 16, 256
 def other(finished, tmp_path_factory):
     """(report.json, transformers' model, the memorised tokens, the control's tokens)."""
     directory = tmp_path_factory.mktemp("other") / "exported"
-    assert run(sys.executable, "-m", "nanogpt", "export", finished[0], directory, cwd=directory.parent).returncode == 0
+    assert forked(directory.parent, "nanogpt", "export", finished[0], directory).returncode == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     text = (REPOSITORY / "nanogpt" / "assets" / "coriolanus.txt").read_text(encoding="utf-8")

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.runs import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report, run, train
+from harness import runs
+from harness.forks import train
+from harness.runs import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report, run
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
 from nanogpt.model.gpt import GPT, GPTConfig
@@ -207,7 +209,7 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
     """Invariant: without a working C++ compiler --compile=true trains in eager mode and says so."""
     options = flags(**SHORT, max_steps=2, compile="true", out_dir="out")
     env = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/nonexistent"}
-    done = train(*options, cwd=tmp_path, env=env)
+    done = runs.train(*options, cwd=tmp_path, env=env)
     assert done.returncode == 3, done.stderr
     assert "torch.compile failed" in done.stdout + done.stderr
     assert report(tmp_path / "out")["compiled"] is False
@@ -217,7 +219,7 @@ def test_a_compiled_run_follows_the_same_curve(tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order."""
     options = SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32"}
     for name in ("true", "false"):
-        done = train(*flags(**options, compile=name, out_dir=name), cwd=tmp_path, timeout=600)
+        done = runs.train(*flags(**options, compile=name, out_dir=name), cwd=tmp_path, timeout=600)
         assert done.returncode == 3, done.stderr
     if not report(tmp_path / "true")["compiled"] and not shutil.which("g++"):
         pytest.skip("no C++ compiler that torch.compile can use")

@@ -15,9 +15,6 @@ from threading import Thread
 import pytest
 
 from harness.runs import SHORT, TRAIN, environment, flags, free_port, metrics, report, run, torchrun, train, wait_for
-from nanogpt.config.errors import ConfigError
-from nanogpt.config.train_config import TrainConfig
-from nanogpt.monitor.wandb_logger import check_wandb
 
 OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 8, "log_every": 2, "out_dir": "out"}
 KEY = "a" * 40
@@ -138,48 +135,6 @@ def test_without_a_key_nobody_is_asked(tmp_path, env):
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "another key" in done.stderr
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "variables", "message"),
-    [
-        ({}, {"WANDB_MODE": "onlin"}, "WANDB_MODE: Input should be 'online', 'offline'"),
-        ({}, {"WANDB_MODE": ""}, "WANDB_MODE: Input should be 'online', 'offline'"),
-        ({"wandb": "offline"}, {"WANDB_BASE_URL": "nonsense"}, "WANDB_BASE_URL: Input should be a valid URL"),
-        ({}, {"WANDB_BASE_URL": "https://wandb.ai"}, "WANDB_BASE_URL: .* did you mean"),
-        ({}, {"WANDB_PROJECT": "a/b"}, "WANDB_PROJECT: Invalid project name 'a/b'"),
-        ({"wandb_project": "a/b"}, {}, "--wandb_project: Invalid project name 'a/b'"),
-        ({"wandb_project": "x" * 129}, {}, "--wandb_project: .* exceeded 128"),
-        ({"wandb_tags": "a,,b"}, {}, "--wandb_tags: Tag at index 1 is empty"),
-        ({"wandb_tags": "x" * 65, "wandb": "offline"}, {}, "--wandb_tags: Tag .* is 65 characters"),
-        ({}, {"WANDB_TAGS": "a,"}, "WANDB_TAGS: Tag at index 1 is empty"),
-        ({}, {"WANDB_RUN_ID": "a/b"}, "WANDB_RUN_ID: Run ID cannot contain"),
-        ({}, {"WANDB_API_KEY": f" {KEY}"}, "WANDB_API_KEY: API key cannot start"),
-        ({}, {"WANDB_SILENT": "perhaps"}, "WANDB_SILENT: Input should be a valid boolean"),
-        ({}, {"WANDB_FORK_FROM": "a?_step=1"}, "WANDB_FORK_FROM and WANDB_RESUME_FROM of a run that may be resumed"),
-    ],
-)
-def test_what_wandb_refuses_is_refused_before_the_start(options, variables, message, env, monkeypatch):
-    """Invariant: a ConfigError of one line that names the option or variable, and W&B's reason; no key in it."""
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=message) as raised:
-        check_wandb(TrainConfig(**options))
-    assert "\n" not in str(raised.value)
-    assert KEY not in str(raised.value)
-    check_wandb(TrainConfig(**(options | {"wandb": "disabled"})))
-
-
-def test_what_wandb_takes_is_taken(env, monkeypatch):
-    """Invariant: longest names, all kinds of text and what W&B does not know of its variables."""
-    for name, value in {
-        "WANDB_MODE": "offline",
-        "WANDB_TAGS": "a,b",
-        "WANDB_NAME": "x" * 300,
-        "WANDB_NEW": "?",
-    }.items():
-        monkeypatch.setenv(name, value)
-    check_wandb(TrainConfig(wandb_project="x" * 128, wandb_tags="x" * 64, wandb_group="a/b", wandb_notes="é\n#"))
 
 
 def test_a_refused_tag_leaves_nothing(tmp_path, forked):

@@ -1,16 +1,14 @@
 """What a token costs, and what share of the device's peak a run reaches."""
 
-import math
 import sys
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.runs import ALONE, SHORT, flags, metrics, report, run, torchrun, train
+from harness.runs import ALONE, run
 from nanogpt.distributed.hardware import PEAKS, best_dtype, table_peak
 from nanogpt.model.gpt import GPT, GPTConfig, flops_per_token
-from nanogpt.monitor.meters import PHASES
 
 
 @pytest.mark.parametrize("context_length", [8, 64])
@@ -60,25 +58,6 @@ def test_an_unknown_device_has_no_peak():
     for name in ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3090 Ti"):
         assert table_peak(name, "bf16") is None
     assert table_peak("Tesla V100-SXM2-16GB", "bf16") is None
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_row_says_where_the_time_went(ranks, tmp_path):
-    """Invariant: shares of one wall clock, ranks in order, and MFU from the figures beside it."""
-    options = flags(**SHORT, dtype="fp32", max_steps=20, log_every=5, out_dir="out")
-    done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
-    told = report(tmp_path / "out")
-    for row in metrics(tmp_path / "out"):
-        assert set(row["time_share"]) == set(PHASES)
-        assert all(share >= 0 for share in row["time_share"].values()), row
-        assert 0.5 < sum(row["time_share"].values()) <= 1, done.stdout
-        assert row["fastest_rank_step_s"] <= row["slowest_rank_step_s"]
-        expected = told["flops_per_token"] * row["tokens_per_s"] / told["peak_flops_per_s"]
-        assert math.isclose(row["mfu"], expected)
-        assert row["time_share"]["communication"] > 0
-        if ranks == 1:
-            assert row["time_share"]["communication"] < 0.05
-            assert row["fastest_rank_step_s"] == row["slowest_rank_step_s"]
 
 
 def test_every_rank_finds_the_same_dtype():

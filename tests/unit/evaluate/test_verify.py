@@ -9,6 +9,7 @@ from itertools import islice
 import pytest
 from safetensors.torch import load_file, save_file
 
+from harness.forks import forked
 from harness.runs import REPOSITORY, report, run
 from nanogpt.data.corpus import read_corpus
 from nanogpt.evaluate.verify import verify_run
@@ -50,7 +51,7 @@ def edit_report(run_dir, place, value):
 
 def test_a_run_is_verified(copy):
     """Invariant: status 0, a line for every figure of the report that is a score, each found as it is stated."""
-    done = run(sys.executable, "-m", "nanogpt", "verify", copy, cwd=copy)
+    done = forked(copy, "nanogpt", "verify", copy)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split(":")[0].split() for line in done.stdout.splitlines() if ": stated " in line]
     assert {verdict for verdict, _ in lines} == {"fits"}
@@ -79,7 +80,7 @@ def test_every_edited_figure_is_found(copy):
     }  # fmt: skip
     for place, value in edits.items():
         edit_report(copy, place, value)
-    done = run(sys.executable, "-m", "nanogpt", "verify", copy, cwd=copy)
+    done = forked(copy, "nanogpt", "verify", copy)
     assert done.returncode == 1
     assert done.stderr.startswith("NOT verified: ")
     assert set(done.stderr.removeprefix("NOT verified: ").strip().split(", ")) == set(edits)

@@ -8,6 +8,7 @@ from dataclasses import asdict, astuple, fields, replace
 import pytest
 import torch
 
+from harness.forks import forked
 from harness.runs import ALONE, REPOSITORY, TINY, flags, run
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.plan import step_time as forecast
@@ -138,7 +139,7 @@ def test_the_command(tmp_path, forked):
 def test_the_whole_of_tiny_shakespeare(tiny_shakespeare, tmp_path):
     """Reference: the known floor of every offset; a context, a grid and a subset are named that would do."""
     words = flags(**TINY | {"subset_tokens": 338_025, "context_length": 64}, data=tiny_shakespeare, dtype="fp32")
-    done = run(sys.executable, "-m", "nanogpt", "preflight", *words, cwd=tmp_path)
+    done = forked(tmp_path, "nanogpt", "preflight", *words)
     assert "entropy floor 0.1002, target 0.099" in done.stdout, done.stderr
     assert "--context_length=136 (floor 0.0472), --phase=fixed (floor 0.0421), --subset_tokens=7700" in done.stdout
     assert "time to target: never" in done.stdout

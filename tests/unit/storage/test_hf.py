@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.runs import TINY, TRAIN, flags, metrics, report, run, train, wait_for
+from harness.forks import forked, train
+from harness.runs import TINY, TRAIN, flags, metrics, report, run, wait_for
 from nanogpt.config.errors import ConfigError
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
@@ -116,7 +117,7 @@ def test_what_does_not_fit_is_refused(exported, tmp_path, damage, said):
 def test_a_run_is_exported_and_gone_on_from(finished, tmp_path):
     """Reference: the run: transformers recites greedily what it does, and a run that begins there verifies at once."""
     run_dir, _ = finished
-    done = run(sys.executable, "-m", "nanogpt", "export", run_dir, "hf", cwd=tmp_path)
+    done = forked(tmp_path, "nanogpt", "export", run_dir, "hf")
     assert done.returncode == 0, done.stderr
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
