@@ -1,4 +1,4 @@
-"""The fixtures that several test files share."""
+"""The lanes, what must be set before torch is imported, and the fixtures that several test files share."""
 
 import os
 import shutil
@@ -6,8 +6,11 @@ import shutil
 import pytest
 from filelock import FileLock
 
+# Two processes of two threads each on two cores take twice as long as with one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"  # it takes seconds of each run; tests/runs/test_wandb.py shows it
 pytest.register_assert_rewrite("harness.resuming", "harness.runs")
+pytest_plugins = ["harness.lanes"]
 
 from harness import forks  # noqa: E402
 from harness.runs import TINY, TINY_SHAKESPEARE, flags, train  # noqa: E402

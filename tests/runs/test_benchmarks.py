@@ -48,6 +48,7 @@ def benchmark(tmp_path, forked):
     return of
 
 
+@pytest.mark.slow
 def test_step_time(benchmark):
     """Invariant: every contender takes all its steps, and none is timed by another's clock."""
     result = benchmark("step_time.py", **TINY_SHAPE, rounds=2, steps=3, batch_size=4)
@@ -59,6 +60,7 @@ def test_step_time(benchmark):
     assert result["products_flops"] == 154_979_328 == 6 * (12 * 16**2 + 50257 * 16) * 32
 
 
+@pytest.mark.slow
 def test_step_profile(benchmark):
     """Invariant: each contender's step multiplies matrices, and only the fast recipe's stacks of them."""
     found = benchmark("step_profile.py", **TINY_SHAPE, batch_size=4, steps=1)["ms_per_step"]
@@ -67,6 +69,7 @@ def test_step_profile(benchmark):
     assert {name for name, ms in found.items() if "aten::baddbmm" in ms} == {"ours, fast recipe"}
 
 
+@pytest.mark.slow
 def test_scaling(benchmark):
     """Invariant: ranks 1 and 2 take all their steps, and every size of all-reduce is timed."""
     shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}
@@ -107,6 +110,7 @@ def test_a_predicted_step_hides_what_it_can():
     assert step_s("DDP", 0.0, slow) == pytest.approx(32 * 4)
 
 
+@pytest.mark.slow
 def test_time_to_target(benchmark):
     """Invariant: each contender is ended by a full pass at the target, or by max_steps."""
     result = benchmark("time_to_target.py", **TINY_SHAPE, seeds=1, max_steps=5)
@@ -119,6 +123,7 @@ def test_time_to_target(benchmark):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["fp32", "bf16", "trainer"])
 def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path, forked):
     """Invariant: by the first of its passes, one each 10 steps, that is at the target."""
@@ -133,6 +138,7 @@ def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path, forked):
     assert (told["reached"], told["over"]) == (True, True)
 
 
+@pytest.mark.slow
 def test_a_killed_plain_loop_leaves_a_result_that_is_not_over(tmp_path):
     """Invariant: it says so, at which step its newest pass was, and of what it is; no other loop overwrites it."""
     script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"
@@ -173,6 +179,7 @@ def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
     assert plain.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "steps"), [("reference", 36), ("fast", 64)])
 def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     """Reference: train_overfit.py with the same options; rounding aside it must judge the same averaged weights.
@@ -193,6 +200,7 @@ def test_recipe_trace(tmp_path, benchmark, recipe, steps):
     assert last["exact_recall"] > 0
 
 
+@pytest.mark.slow
 def test_a_recipe_trace_with_other_figures(tmp_path, benchmark, forked):
     """Invariant: the recipe's own figures by name change nothing, others do; what means nothing is refused."""
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "subset_tokens": 130, "learning_rate": 1e-2}

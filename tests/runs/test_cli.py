@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from harness.forks import forked
+from harness.lanes import slow
 from harness.runs import REPOSITORY, SHORT, TRAIN, flags, report, run, torchrun, train
 from nanogpt.config.cli import _status
 from nanogpt.config.errors import ReplicaError, RunError
@@ -110,6 +112,7 @@ def test_a_download_without_a_network(room):
     assert not (room / "out").exists()
 
 
+@pytest.mark.slow
 def test_no_permission(room):
     """Invariant: without the permission to write here, or to read the text, one line; root is made an ordinary user."""
     (room / "closed").mkdir(mode=0o755)
@@ -148,10 +151,10 @@ def test_a_run_is_never_overwritten(room, forked):
     ("ranks", "options", "line"),
     [
         (3, ["--max_step=3"], "error: unknown option --max_step"),
-        (2, ["--engine=single"], "error: --engine=single cannot train on 2 ranks"),
-        (3, ["--batch_size=2"], "error: --batch_size=2 leaves some of the 3 ranks without a window"),
-        (2, ["--data=missing.txt"], "error: --data=missing.txt: no such file"),
-        (2, ["--out_dir=/proc/run"], "error: --out_dir=/proc/run cannot be written"),
+        slow(2, ["--engine=single"], "error: --engine=single cannot train on 2 ranks"),
+        slow(3, ["--batch_size=2"], "error: --batch_size=2 leaves some of the 3 ranks without a window"),
+        slow(2, ["--data=missing.txt"], "error: --data=missing.txt: no such file"),
+        slow(2, ["--out_dir=/proc/run"], "error: --out_dir=/proc/run cannot be written"),
     ],
 )
 def test_under_torchrun_it_is_said_once(room, ranks, options, line):
@@ -199,11 +202,13 @@ def train_apart(room, data_of_rank_1):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_rank_alone_is_said(room):
     """Invariant: where only rank 1 cannot go on, it says so with its rank, and all leave before the time-out."""
     assert "error (rank 1): --data=only-here.txt: no such file" in train_apart(room, "only-here.txt")
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_are_refused(room):
     """Invariant: ranks that would train on two texts refuse together instead of hanging."""
     (room / "other.txt").write_text("To be, or not to be: that is the question. " * 60)
@@ -257,7 +262,7 @@ def test_a_world_that_is_not_torchruns(room):
             "error: RANK=0, WORLD_SIZE=1, LOCAL_RANK=5, LOCAL_WORLD_SIZE=6 do not fit together",
         ),
     ):
-        assert_refused(train(*flags(**SHORT), cwd=room, env=env, timeout=60), line)
+        assert_refused(forked(room, TRAIN, *flags(**SHORT), **env), line)
 
 
 def test_a_reader_that_leaves_ends_no_run(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.forks import forked_ranks
+from harness.lanes import slow
 from harness.runs import (
     REPOSITORY,
     SHORT,
@@ -76,7 +77,7 @@ def assert_same_run(run_dir, ddp):
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["zero 0", "zero 1", "zero 2", "zero 3"])
+@pytest.mark.parametrize("stage", [slow("zero 0"), slow("zero 1"), "zero 2", slow("zero 3")])
 def test_every_stage_is_the_ddp_run(stage, ddp, tmp_path):
     """Reference: two DDP ranks: curve, full pass of averaged weights, recall, and every saved weight, whole."""
     done = forked_ranks(2, tmp_path, TRAIN, "--engine=deepspeed", ZERO[stage], *flags(**OPTIONS, out_dir="out"))
@@ -88,6 +89,7 @@ def test_every_stage_is_the_ddp_run(stage, ddp, tmp_path):
     assert len(report(tmp_path / "out")["peak_memory_bytes"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_offloaded_optimizer_is_the_same_run(stage, ddp, tmp_path):
     """Reference: two DDP ranks; the file moves the optimizer, and at stage 3 the weights, to the CPU."""
@@ -100,6 +102,7 @@ def test_an_offloaded_optimizer_is_the_same_run(stage, ddp, tmp_path):
     assert_same_run(tmp_path / "out", ddp)
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
     """Invariant: the saved weights are the bf16 ones that the full pass read, the checkpoint's are the fp32 masters.
 
@@ -123,6 +126,7 @@ def test_what_was_judged_is_saved_with_weights_in_bf16(tmp_path):
     assert_verified(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_zero_3_in_bf16_states_what_it_can(tmp_path):
     """Invariant: where the weights are gathered in bf16 the scores say so, and one process finds them again."""
     options = SHORT | {"max_steps": 2, "dtype": "bf16"}
@@ -133,6 +137,7 @@ def test_zero_3_in_bf16_states_what_it_can(tmp_path):
     assert_verified(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_zero_3_reaches_a_target_and_recites(tmp_path):
     """Invariant: two ranks that share the weights out reach a verified target; another program recites from it.
 
@@ -147,6 +152,7 @@ def test_zero_3_reaches_a_target_and_recites(tmp_path):
     assert (said.returncode, "[verbatim" in said.stderr) == (0, True), said.stderr
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_launcher(tmp_path):
     """Invariant: python train_overfit.py --engine=deepspeed runs alone, without DeepSpeed's noise or compiled ops."""
     env = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
@@ -158,6 +164,7 @@ def test_one_process_needs_no_launcher(tmp_path):
     assert not (tmp_path / "built").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_compile_works_or_warns(stage, tmp_path):
     """Invariant: ZeRO 2 trains a compiled model, ZeRO 3 says in one line that it cannot; neither crashes."""
@@ -193,6 +200,7 @@ def test_options_that_cannot_work_are_one_line(words, said, tmp_path, forked):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_dtype_goes_before_the_file(tmp_path):
     """Invariant: the file says how bf16 is done, --dtype=fp32 that it is not; config.json holds what came of it."""
     settings = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
@@ -227,6 +235,7 @@ def test_without_deepspeed_the_rest_works(shadow, said, tmp_path):
         assert train(*flags(**SHORT, max_steps=1, out_dir="out"), cwd=tmp_path, env=env).returncode == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["deepspeed.sh"], ["torchrun.sh", "--engine=deepspeed"]], ids=["deepspeed", "torchrun"]
 )

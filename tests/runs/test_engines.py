@@ -9,6 +9,7 @@ import math
 import pytest
 
 from harness.forks import forked_ranks, train
+from harness.lanes import slow
 from harness.runs import TRAIN, WORKERS, assert_verified, flags, metrics, report, torchrun
 
 STEPS = 20
@@ -30,7 +31,9 @@ def reference(tmp_path_factory):
     return metrics(cwd / "out"), report(cwd / "out")
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 3), (2, 3), (3, 6), (3, 2), (8, 2), (8, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch_size"), [slow(1, 3), (2, 3), slow(3, 6), slow(3, 2), slow(8, 2), slow(8, 1)]
+)
 def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batch_size):
     """Reference: one process without accumulation: each step's loss, gradient norm, full pass and recall."""
     options = flags(**OPTIONS, micro_batch_size=micro_batch_size, out_dir="out")
@@ -50,6 +53,7 @@ def test_the_curve_is_that_of_one_process(reference, tmp_path, ranks, micro_batc
     assert_verified(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_broken_model_stops_every_rank(tmp_path):
     """Invariant: all ranks count the same refused steps and leave together."""
     options = OPTIONS | {"learning_rate": 1e30, "max_bad_steps": 3, "max_steps": 60}
@@ -61,7 +65,7 @@ def test_a_broken_model_stops_every_rank(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "zero_stage"),
-    [("ddp", None), ("deepspeed", 0), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)],
+    [("ddp", None), slow("deepspeed", 0), slow("deepspeed", 1), slow("deepspeed", 2), ("deepspeed", 3)],
 )
 def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage, tmp_path):
     """Invariant: an infinite or NaN loss on rank 1 alone, with finite gradients, changes no weight; the next step does.
@@ -88,6 +92,7 @@ def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):
     assert metrics(tmp_path / "out")[-1]["step"] == told["steps"]
 
 
+@pytest.mark.slow
 def test_eight_ranks_reach_a_target(tmp_path):
     """Invariant: torchrun with 8 processes and the fast recipe ends with status 0 and a verified target."""
     options = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 100, "context_length": 32, "recipe": "fast"}

@@ -102,6 +102,7 @@ def refusing(tmp_path_factory):
     return {"LD_PRELOAD": str(directory / "refusing.so"), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_a_file_system_without_modes_and_locks(refusing, tmp_path):
     """Invariant: a run saves, ends and is exported; one line says that nothing is locked, and the fence is raised."""
     words = [*flags(**SHORT, max_steps=2, out_dir="out")]

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from harness.runs import SHORT, flags, torchrun
 
 
+@pytest.mark.slow
 def test_healthy_ranks_are_found_right(tmp_path):
     """Invariant: real products and sums of two ranks are exact, and the check takes less than 10 s."""
     done = torchrun(2, *flags(**SHORT, health="warn", max_steps=1), cwd=tmp_path)
@@ -14,6 +17,7 @@ def test_healthy_ranks_are_found_right(tmp_path):
     assert (tmp_path / "out" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_strict_does_not_train(tmp_path):
     """Invariant: a rank without the GPU that Slurm gave it ends the run in one line before a file is written."""
     options = flags(**SHORT, health="strict", max_steps=1)

@@ -150,6 +150,7 @@ def test_commands_where_nothing_can_be_shown(name, narrow, forked):
     assert ascii_.stdout == usual.stdout.encode("ascii", errors="replace").decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["> /dev/full 2> /dev/full", ">&- 2>&- <&-"])
 def test_a_run_that_nobody_hears(how, tmp_path):
     """Invariant: the run has its own status and its files, none of which holds what it would have printed."""

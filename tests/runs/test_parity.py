@@ -13,6 +13,7 @@ import pytest
 from harness.forks import forked, forked_ranks
 from harness.runs import WORKERS
 
+pytestmark = pytest.mark.slow
 BATCH_SIZE, STEPS = 16, 20
 MODEL = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 1000, "context_length": 32, "learning_rate": 1e-3,

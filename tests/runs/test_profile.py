@@ -26,6 +26,7 @@ def curve(cwd):
     return [(row["step"], row["loss"], row["grad_norm"], row["full_pass_loss"]) for row in metrics(cwd / "out")]
 
 
+@pytest.mark.slow
 def test_each_rank_has_a_trace_and_the_curve_is_the_same(tmp_path):
     """Reference: the same two ranks without a profile, bit for bit; each phase is there once in each of 3 steps."""
     for name, options in (("with", {"profile_steps": "4:7"}), ("without", {})):
@@ -71,6 +72,7 @@ def test_a_range_that_the_run_does_not_finish(tmp_path):
     assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_within_the_range(tmp_path):
     """Invariant: asked to stop, a run saves, then writes the profile of the steps that it has trained."""
     profiling = tmp_path / "out" / "checkpoints"  # a step has ended, and with it one of the profile

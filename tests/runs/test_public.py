@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 import nanogpt
 from harness.runs import REPOSITORY, SHORT, environment, flags, report, run
 
@@ -31,6 +33,7 @@ def test_a_run_in_a_notebook(tmp_path):
     assert isinstance(nanogpt.load_run(str(tmp_path / "out")).model, nanogpt.GPT)
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_in_an_empty_directory(tmp_path):
     """Invariant: all that the package needs is in it, DeepSpeed's default file too, and `nanogpt` is a command."""
     source = tmp_path / "source"  # a copy: setuptools builds among the sources

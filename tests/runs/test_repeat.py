@@ -7,6 +7,8 @@ import sys
 from contextlib import contextmanager
 from statistics import fmean
 
+import pytest
+
 from harness.runs import environment, flags, run, wait_for
 
 # Some 60 steps; a loss of 0.5 does for a run that only has to end.
@@ -20,6 +22,7 @@ def repeat(*words, cwd):
     return run(sys.executable, "-m", "nanogpt", "repeat", *words, cwd=cwd, env={"HOME": str(cwd)})
 
 
+@pytest.mark.slow
 def test_seeds_are_run_once(tmp_path):
     """Invariant: one JSON and one table of runs that reached the target; again, more seeds: only the new one runs."""
     words = flags(**QUICK)
@@ -84,6 +87,7 @@ def repeating(cwd):
                 (directory / "STOP").touch()  # to the run, which outlives a killed repeat
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_run_and_the_rest(tmp_path):
     """Invariant: status 4 after the run has left, nothing counted; the same command goes on."""
     with repeating(tmp_path) as (process, _):
@@ -95,6 +99,7 @@ def test_a_signal_stops_the_run_and_the_rest(tmp_path):
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_before_it_trains_is_no_failure(tmp_path):
     """Invariant: TERM to the run alone while it imports torch is a request to stop: status 4, nothing counted."""
     words = ["--seeds=1", *flags(**QUICK)]
@@ -107,6 +112,7 @@ def test_a_run_that_is_ended_before_it_trains_is_no_failure(tmp_path):
     assert json.loads((tmp_path / "runs/repeat/repeat.json").read_text())["runs"] == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_left_behind_is_no_failure(tmp_path):
     """Invariant: while the run of a killed repeat goes on, another is refused in one line, and counts nothing."""
     with repeating(tmp_path) as (process, words):

@@ -53,6 +53,7 @@ def of_three_ranks(tmp_path_factory):
     return dict(zip(CELLS, found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", CELLS)
 def test_one_value_of_one_rank_is_found_and_named(of_three_ranks, engine):
     """Invariant: whatever each rank holds whole is compared; of three ranks the odd one is named, and the tensor."""
@@ -66,6 +67,7 @@ def test_one_value_of_one_rank_is_found_and_named(of_three_ranks, engine):
         assert {name.split("/")[0] for name in found["names"]} == {"weight"}, "what is gathered"
 
 
+@pytest.mark.slow
 def test_ranks_that_round_otherwise_are_no_fault(tmp_path):
     """Invariant: kernels without vectors, as another processor's, differ in bits and raise no alarm; a fault does."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
@@ -83,6 +85,7 @@ def test_ranks_that_round_otherwise_are_no_fault(tmp_path):
         assert f"ranks 0, 1 hold unlike values in {kind}" in found[kind]
 
 
+@pytest.mark.slow
 def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path):
     """Invariant: noise on one rank's weights: status 1, no verdict, nothing saved; then the undisturbed run's curve."""
     reference = forked_ranks(2, tmp_path, TRAIN, *flags(**OPTIONS | {"out_dir": "undisturbed"}))
@@ -107,6 +110,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     assert told[0]["weights_sha256"] == told[1]["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_pass_over_two_models_verifies_nothing(tmp_path):
     """Invariant: a full pass whose mean over unlike replicas is below the target does not end the run as reached."""
     options = OPTIONS | {"target_loss": 20, "checkpoint_every": 1000}
@@ -117,6 +121,7 @@ def test_a_pass_over_two_models_verifies_nothing(tmp_path):
     assert not {"report.json", "model.safetensors", "checkpoints"} & set(os.listdir(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_ranks_with_other_code_are_refused(tmp_path):
     """Invariant: one rank whose package has other betas trains nothing: one line, status 2, no directory."""
     shutil.copytree(REPOSITORY / "nanogpt", tmp_path / "other" / "nanogpt")

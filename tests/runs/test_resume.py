@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from harness.lanes import slow
 from harness.resuming import (
     ENGINES,
     OPTIONS,
@@ -35,6 +36,7 @@ def refused(forked, tmp_path):
     return of
 
 
+@pytest.mark.slow
 def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
     """Reference: one process throughout. Rounding grew to 5e-7 of a loss and 1.7e-6 of a norm when measured.
 
@@ -60,6 +62,7 @@ def test_another_shape_follows_the_same_curve(tmp_path, uninterrupted):
             assert same, (row["step"], key, row[key], wanted[key])
 
 
+@pytest.mark.slow
 def test_muon_goes_on_in_another_shape(tmp_path):
     """Reference: one process throughout, Muon's momentum cut and joined on the way, to 1e-5 as above."""
     (tmp_path / "whole").mkdir()
@@ -86,6 +89,7 @@ def test_a_larger_budget_goes_on(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_with_a_pass_is_spent_once(tmp_path):
     """Reference: a run with a larger budget; of this one the last step is one at which a pass is due anyway."""
     options = {"ema": 0.9, "log_every": 1}
@@ -143,7 +147,7 @@ def test_another_run_is_refused(stopped, tmp_path, refused, options, said):
         assert part in line
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", [slow("bf16"), "fp32"])
 def test_another_machine_goes_on_in_the_runs_own_dtype(dtype, tmp_path):
     """Invariant: whichever of the two is faster here, --dtype=auto is that of the run in out_dir."""
     assert go(tmp_path, dtype=dtype, max_steps=2).returncode == 3

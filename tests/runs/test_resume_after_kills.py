@@ -25,6 +25,7 @@ from harness.resuming import (
 from harness.runs import TRAIN, WORKERS, environment, flags, metrics, report, run, wait_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
 def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
     """Reference: the same engine undisturbed, bit for bit.
@@ -43,6 +44,7 @@ def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted(engine))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "planned"), [("single", 10), ("ddp", 5), ("zero 2", 5)])
 def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, uninterrupted):
     """Reference: an undisturbed run, bit for bit. SIGKILL at random moments, a save every step, so in saves too."""
@@ -86,6 +88,7 @@ def test_no_room_for_the_weights_is_one_line(tmp_path):
     assert not (tmp_path / "out" / "report.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["single", "ddp", "zero 2"])
 def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     """Invariant: a checkpoint that cannot be written is warned of; the run goes on, and the one before stays usable."""
@@ -109,6 +112,7 @@ def test_a_full_disk_does_not_end_the_run(engine, tmp_path):
     assert report(tmp_path / "out")["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_restarted_group_does_not_look_for_the_dead(tmp_path):
     """Invariant: a rank that is back first waits for its peer, though torchrun's store still has the old address."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
@@ -116,6 +120,7 @@ def test_a_restarted_group_does_not_look_for_the_dead(tmp_path):
     assert (done.returncode, done.stdout) == (0, "restarted True, 2 ranks met\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_restart_does_not_spend_a_budget_again(tmp_path):
     """Invariant: torchrun restarts a run whose time is up, as it does after any failure; nothing is trained or scored.
 
@@ -129,6 +134,7 @@ def test_a_restart_does_not_spend_a_budget_again(tmp_path):
     assert report(tmp_path / "out")["steps"] == len(metrics(tmp_path / "out")) == 1
 
 
+@pytest.mark.slow
 def test_torchrun_brings_a_killed_worker_back(tmp_path, uninterrupted):
     """Reference: two undisturbed DDP ranks, bit for bit: torchrun --max_restarts starts the group again by itself.
 

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from harness.lanes import slow
 from harness.resuming import (
     CLOCKS,
     OPTIONS,
@@ -33,6 +34,7 @@ from nanogpt.storage.checkpoint import newest_intact
 from nanogpt.training.state import TrainState
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_goes_on(tmp_path, uninterrupted):
     """Reference: a run that was not stopped: the same rows, report and weights, bit for bit. Exit status 4 each."""
     steps = 0
@@ -53,6 +55,7 @@ def test_asked_to_stop_it_saves_and_goes_on(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once(tmp_path):
     """Invariant: exit status 1 in the middle of a step that takes half a minute, and nothing is saved."""
     program = start(tmp_path, batch_size=8192, micro_batch_size=8)
@@ -65,6 +68,7 @@ def test_a_second_interrupt_leaves_at_once(tmp_path):
     assert not names(tmp_path / "out" / "checkpoints")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "status", "reason"),
     [
@@ -103,6 +107,7 @@ def test_a_terminal_that_is_lost(how, status, reason, tmp_path):
     assert newest_intact(tmp_path / "out")[0].step == told["steps"]
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_loses_nothing(tmp_path, uninterrupted):
     """Invariant: a scheduler's signal during the imports is remembered; the run then begins as if never started."""
     program = start(tmp_path)
@@ -114,6 +119,7 @@ def test_a_stop_before_the_first_step_loses_nothing(tmp_path, uninterrupted):
     assert_same(tmp_path, uninterrupted("single"))
 
 
+@pytest.mark.slow
 def test_an_average_ripens_over_a_stop(tmp_path):
     """Reference: a run that was not stopped, bit for bit; of that one, a schedule that is fed with its rows' losses.
 
@@ -139,6 +145,7 @@ def test_an_average_ripens_over_a_stop(tmp_path):
     assert_same(tmp_path, expected)
 
 
+@pytest.mark.slow
 def test_a_stop_while_a_spent_budget_is_scored_leaves_it_spent(tmp_path, uninterrupted):
     """Reference: as above; the checkpoint of before the budget's own pass stays the newest."""
     program = start(tmp_path, max_steps=10)
@@ -151,6 +158,7 @@ def test_a_stop_while_a_spent_budget_is_scored_leaves_it_spent(tmp_path, uninter
     assert_same(tmp_path, uninterrupted("single"))
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_tells_where_the_run_stands(stopped, tmp_path):
     """Reference: the report of the attempt before, but for its scores, its clocks and what only an engine knows."""
     shutil.copytree(stopped / "out", tmp_path / "out")
@@ -166,7 +174,7 @@ def test_a_stop_before_the_first_step_tells_where_the_run_stands(stopped, tmp_pa
     assert {k: v for k, v in told.items() if not k.endswith(others)}.items() <= before.items()
 
 
-@pytest.mark.parametrize("resume", ["never", "elsewhere", "within"])
+@pytest.mark.parametrize("resume", ["never", slow("elsewhere"), slow("within")])
 def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path, forked, uninterrupted):
     """Reference: an undisturbed run. Begun by never, by a checkpoint elsewhere or by going back within out_dir.
 
@@ -203,6 +211,7 @@ def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path,
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
     """Reference: an undisturbed run: the scores are made when it is started again; after that it changes nothing.
 

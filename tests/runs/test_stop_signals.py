@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.lanes import slow
 from harness.resuming import catches, has_trained, names, start
 from harness.runs import SHORT, TRAIN, environment, flags, wait_for
 
 HERE = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("how", ["SIGTERM", slow("SIGINT"), slow("SIGHUP")])
 def test_before_there_is_anything_to_save_it_ends_the_process(how, tmp_path):
     """Invariant: the signal's ordinary effect at once, without a word, and nothing left behind."""
     program = start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
@@ -29,6 +30,7 @@ def test_before_there_is_anything_to_save_it_ends_the_process(how, tmp_path):
     assert (names(tmp_path), (tmp_path / "log").read_text()) == ({"log"}, "")
 
 
+@pytest.mark.slow
 def test_a_compilation_can_be_ended(tmp_path, monkeypatch):
     """Invariant: TERM ends a process whose model is being compiled, which takes longer than torchrun's 30 s may be."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -40,6 +42,7 @@ def test_a_compilation_can_be_ended(tmp_path, monkeypatch):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_save_that_hangs(tmp_path):
     """Invariant: TERM begins a save, which waits in the kernel for a pipe's reader; Ctrl-C then ends the process."""
     (tmp_path / "start.py").write_text(
@@ -98,6 +101,7 @@ time.sleep(5)
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_gets_its_signals_back(tmp_path):
     """Reference: the handlers of before, after a run that ends, one that is refused and one that Ctrl-C stopped.
 
@@ -114,6 +118,7 @@ def test_a_notebook_gets_its_signals_back(tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_removed_directory_is_told(tmp_path):
     """Invariant: status 1, one line and no traceback; what a person has removed does not come back."""
     program = start(tmp_path)
@@ -134,6 +139,7 @@ def room():
         yield Path(path)
 
 
+@pytest.mark.slow
 def test_a_directory_that_turns_unreadable_and_a_stop_that_stays(room):
     """Invariant: what cannot be looked at is not there; what cannot be removed or written is a line, and status 4."""
     ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []

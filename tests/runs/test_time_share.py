@@ -5,11 +5,12 @@ import math
 import pytest
 
 from harness.forks import train
+from harness.lanes import slow
 from harness.runs import SHORT, flags, metrics, report, torchrun
 from nanogpt.monitor.meters import PHASES
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, slow(2)])
 def test_a_row_says_where_the_time_went(ranks, tmp_path):
     """Invariant: shares of one wall clock, ranks in order, and MFU from the figures beside it."""
     options = flags(**SHORT, dtype="fp32", max_steps=20, log_every=5, out_dir="out")

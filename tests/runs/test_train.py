@@ -198,6 +198,7 @@ def test_a_budget_spent_on_a_broken_model_is_still_reported(tmp_path):
     assert told["bad_steps"] >= 1
 
 
+@pytest.mark.slow
 def test_an_unreachable_target_is_announced(tmp_path):
     """Invariant: below the entropy floor the run warns, and says what would help."""
     done = train(*flags(**TINY, max_steps=1, target_loss=0.01, out_dir="out"), cwd=tmp_path)
@@ -205,6 +206,7 @@ def test_an_unreachable_target_is_announced(tmp_path):
     assert "warning: --target_loss=0.01 is below the entropy floor" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_a_warning(tmp_path):
     """Invariant: without a working C++ compiler --compile=true trains in eager mode and says so."""
     options = flags(**SHORT, max_steps=2, compile="true", out_dir="out")
@@ -215,6 +217,7 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
     assert report(tmp_path / "out")["compiled"] is False
 
 
+@pytest.mark.slow
 def test_a_compiled_run_follows_the_same_curve(tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order."""
     options = SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32"}

@@ -94,6 +94,7 @@ def test_an_offline_run_mirrors_the_run_directory(tmp_path, env):
     assert first["exit"][0].get("exit_code", 0) == 0
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_has_a_run(tmp_path, env):
     """Invariant: two ranks, one W&B run, and one alert of a target that is reached."""
     torchrun(2, *flags(**(OPTIONS | {"target_loss": 11.0})), cwd=tmp_path, env=env)
@@ -101,6 +102,7 @@ def test_only_the_first_rank_has_a_run(tmp_path, env):
     assert [alert["title"] for alert in records["alert"]] == ["Target reached"]
 
 
+@pytest.mark.slow
 def test_disabled_leaves_nothing(tmp_path, env):
     """Invariant: no directory of W&B's, by option and by variable."""
     assert train(*flags(**OPTIONS, wandb="disabled"), cwd=tmp_path, env=env).returncode == 3
@@ -110,6 +112,7 @@ def test_disabled_leaves_nothing(tmp_path, env):
     assert not (tmp_path / "out2" / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_without_a_key_nobody_is_asked(tmp_path, env):
     """Invariant: on a terminal too, auto goes offline by itself, and online is refused in one line."""
     ours, theirs = pty.openpty()
@@ -147,6 +150,7 @@ def test_a_refused_tag_leaves_nothing(tmp_path, forked):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_broken_installation_is_warned_of(tmp_path, env):
     """Invariant: where wandb cannot be imported the run has its own result, after one line; online is refused."""
     (tmp_path / "site").mkdir()
@@ -162,6 +166,7 @@ def test_a_broken_installation_is_warned_of(tmp_path, env):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_port_is_no_server(tmp_path, env):
     """Invariant: one warned line, offline, and the run's own result."""
     url = f"http://127.0.0.1:{free_port()}"
@@ -172,6 +177,7 @@ def test_a_closed_port_is_no_server(tmp_path, env):
     assert_mirrors(rows_of(records), metrics(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_silent_server_is_no_server(tmp_path, env):
     """Invariant: as with a closed port, though the kernel takes the connection and nothing is ever said on it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -183,6 +189,7 @@ def test_a_silent_server_is_no_server(tmp_path, env):
     assert_mirrors(rows_of(records), metrics(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_refused_key_is_warned_of(tmp_path, env):
     """Invariant: as with a closed port; the server is a stand-in that answers 401 to everything."""
 
@@ -206,6 +213,7 @@ def test_a_refused_key_is_warned_of(tmp_path, env):
     assert metrics(tmp_path / "out")[-1]["step"] == 8
 
 
+@pytest.mark.slow
 def test_a_crash_of_its_service_is_warned_of(tmp_path, env):
     """Invariant: with wandb-core killed in the middle the run goes on until it is stopped, after one warned line."""
     options = flags(**(OPTIONS | {"max_steps": 10**6, "log_every": 1, "target_loss": 1e-6}))

@@ -36,6 +36,7 @@ def two_ranks(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_all_connect(tmp_path):
     """Invariant: torch waits for it for eleven minutes; the other rank ends within the time-out and some seconds."""
     first, killed = start_ranks(tmp_path, HANGS, ASLEEP_IN="connecting")
@@ -46,6 +47,7 @@ def test_a_rank_that_dies_while_all_connect(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_rank_that_does_not_answer_is_named(two_ranks, tmp_path, stopped):
     """Invariant: the other rank ends within the time-out and some seconds, with the name and the step in one line."""
@@ -67,6 +69,7 @@ def test_a_rank_that_hangs_in_python_is_named(tmp_path):
     assert "--comm_timeout_s" in line
 
 
+@pytest.mark.slow
 def test_scores_may_take_longer_than_a_step(tmp_path):
     """Invariant: a rank whose scores take longer than --comm_timeout_s ends no run that has reached its target."""
     options = OPTIONS | {"target_loss": 10}  # a few steps
@@ -75,6 +78,7 @@ def test_scores_may_take_longer_than_a_step(tmp_path):
     assert report(tmp_path / "out")["scores_s"] > 21 > 2 * OPTIONS["comm_timeout_s"]
 
 
+@pytest.mark.slow
 def test_a_sleeping_machine_is_no_hang(two_ranks, tmp_path):
     """Invariant: when every rank was stopped for longer than the time-out, the run goes on."""
     for process in two_ranks:

@@ -114,6 +114,7 @@ def test_score_shows_what_the_report_states(copy, forked):
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
 
 
+@pytest.mark.slow
 def test_edited_weights_are_found(copy):
     """Invariant: by the file's hash and by the scores, though the report has been given the new hash."""
     path = copy / "model.safetensors"
@@ -124,6 +125,7 @@ def test_edited_weights_are_found(copy):
     assert {"weights_sha256", "full_pass.loss", "strided_loss", "memorised_bits"} <= set(found)
 
 
+@pytest.mark.slow
 def test_an_edited_text_is_found(copy):
     """Invariant: one word changed within the memorised tokens is found by the text's hash and by the scores."""
     text = copy.parent / "text.txt"

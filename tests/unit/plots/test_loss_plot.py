@@ -152,6 +152,7 @@ def test_a_picture_while_the_run_goes_on(tmp_path):
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "loss.png", "metrics.jsonl"]
 
 
+@pytest.mark.slow
 def test_without_matplotlib_a_run_goes_on(tmp_path):
     """Invariant: one line a picture says that there is none; status and files are those of any other run."""
     (tmp_path / "without" / "matplotlib").mkdir(parents=True)
@@ -281,6 +282,7 @@ def test_files_that_are_no_runs(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_wandb_is_sent_the_last_pictures(tmp_path):
     """Reference: loss.png and recall.png as the run leaves them, byte by byte."""
     done = train(*flags(**SHORT, max_steps=2, wandb="offline"), cwd=tmp_path, env={"HOME": str(tmp_path)})
