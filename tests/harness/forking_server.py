@@ -1,8 +1,11 @@
 """Runs programs in processes that are forked from this one, which has imported torch: a start takes no second.
 
-forking_server.py [MODULE ...] imports these too. Each line of its input is {"cwd", "words", "ranks"} in JSON: a script
-or module with its words, and the environment of each process that is to run it; each of its output
-[[status, stdout, stderr], ...], one of each process.
+forking_server.py [MODULE ...] imports these too. A line of its input is JSON, and so is its answer:
+
+{"cwd", "words", "ranks"}: a script or module with its words, and the environment of each process that is to run it; the
+answer is [[status, stdout, stderr], ...], one of each process, when all have ended.
+{..., "log"}: they write there, and go on; the answer is their [pid, ...].
+{"pids"}: of such processes; the answer is [status or null while it runs, ...].
 """
 
 import importlib
@@ -14,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import nanogpt.__main__  # what the programs import when they have read their options
@@ -35,6 +39,27 @@ def become(out: int, err: int, cwd: str, environ: dict[str, str], program: str, 
     else:
         del sys.modules["nanogpt.__main__"]  # it is to run, not to be found
         runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+STARTED: dict[int, BaseProcess] = {}
+
+
+def start(cwd: str, words: list[str], ranks: list[dict[str, str]], log: str) -> list[int]:
+    """Begin to run a program in processes of their own."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    pids = []
+    for environ in ranks:
+        process = multiprocessing.get_context("fork").Process(target=become, args=(file, file, cwd, environ, *words))
+        process.start()
+        STARTED[process.pid] = process
+        pids.append(process.pid)
+    os.close(file)
+    return pids
+
+
+def statuses(pids: list[int]) -> list[int | None]:
+    """Of processes that start() has begun."""
+    return [STARTED[pid].exitcode for pid in pids]
 
 
 def run_apart(cwd: str, words: list[str], ranks: list[dict[str, str]]) -> list[tuple[int | None, str, str]]:
@@ -70,4 +95,6 @@ if __name__ == "__main__":
     for module in sys.argv[1:]:
         importlib.import_module(module)
     for line in sys.stdin:
-        print(json.dumps(run_apart(**json.loads(line))), file=answers, flush=True)
+        request = json.loads(line)
+        serve = statuses if "pids" in request else start if "log" in request else run_apart
+        print(json.dumps(serve(**request)), file=answers, flush=True)

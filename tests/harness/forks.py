@@ -2,9 +2,11 @@
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 from harness.runs import REPOSITORY, TRAIN, environment, free_port
 
@@ -19,20 +21,32 @@ def _server(*modules):
     return subprocess.Popen(command, env=ENVIRON, **pipes)
 
 
-def _ask(cwd, words, ranks, modules):
-    """One request to a server -> CompletedProcess of each rank."""
-    words, server = [*map(str, words)], _server(*modules)
-    print(json.dumps({"cwd": str(cwd), "words": words, "ranks": ranks}), file=server.stdin, flush=True)
+def _ask(modules, **request):
+    """The answer of a server."""
+    server = _server(*modules)
+    print(json.dumps(request), file=server.stdin, flush=True)
     answer = server.stdout.readline()
     assert answer, f"forking_server.py ended: {server.wait()}"
-    done = [subprocess.CompletedProcess(words, *one) for one in json.loads(answer)]
+    return json.loads(answer)
+
+
+def _run(modules, cwd, words, ranks):
+    """Run to the end -> CompletedProcess of each rank."""
+    words = [*map(str, words)]
+    done = [subprocess.CompletedProcess(words, *one) for one in _ask(modules, cwd=str(cwd), words=words, ranks=ranks)]
     assert -signal.SIGKILL not in [one.returncode for one in done], f"timed out: {words}, {done}"
     return done
 
 
+def _world(ranks):
+    """The environment of each rank of a world on a free port."""
+    same = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [{name: str(value) for name, value in (same | {"RANK": r, "LOCAL_RANK": r}).items()} for r in range(ranks)]
+
+
 def forked(cwd, *words, **env):
     """Run a script or module to its end on one thread -> CompletedProcess, as run() does."""
-    (done,) = _ask(cwd, words, [env], ())
+    (done,) = _run((), cwd, words, [env])
     return done
 
 
@@ -46,10 +60,32 @@ def forked_ranks(ranks, cwd, *words):
 
     They have one status or the test fails. DeepSpeed is imported already.
     """
-    world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    envs = [{name: str(value) for name, value in (world | {"RANK": r, "LOCAL_RANK": r}).items()} for r in range(ranks)]
-    done = _ask(cwd, words, envs, ("deepspeed",))
+    done = _run(("deepspeed",), cwd, words, _world(ranks))
     said, errors = "".join(one.stdout for one in done), "".join(one.stderr for one in done)
     statuses = [one.returncode for one in done]
     assert len(set(statuses)) == 1, (statuses, said, errors)
     return subprocess.CompletedProcess(words, statuses[0], said, errors)
+
+
+class ForkedProgram:
+    """The same in the background: ranks of one world that write to a log."""
+
+    def __init__(self, ranks, cwd, log, *words):
+        world = _world(ranks) if ranks > 1 else [{}]
+        request = {"cwd": str(cwd), "words": [*map(str, words)], "ranks": world, "log": str(log)}
+        self.pids = _ask(("deepspeed",), **request)
+
+    def poll(self):
+        """The status of the first rank that has ended, None while all run."""
+        return next((status for status in self._statuses() if status is not None), None)
+
+    def kill(self):
+        """SIGKILL for all of them, and wait until they are gone."""
+        for pid, status in zip(self.pids, self._statuses(), strict=True):
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+        while None in self._statuses():
+            time.sleep(0.01)
+
+    def _statuses(self):
+        return _ask(("deepspeed",), pids=self.pids)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.forks import forked_ranks, train
+from harness.forks import ForkedProgram, forked_ranks, train
 from harness.runs import TINY, TRAIN, environment, flags, metrics, report
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
@@ -48,6 +48,12 @@ def start(cwd, engine="single", preexec_fn=None, **options):
         env = environment(OMP_NUM_THREADS="1")
         command = words(engine, **options)
         return subprocess.Popen(command, cwd=cwd, preexec_fn=preexec_fn, env=env, stdout=log, stderr=log)
+
+
+def start_forked(cwd, engine="single", **options):
+    """The same without a start or launcher, to be killed."""
+    ranks, chosen = ENGINES[engine]
+    return ForkedProgram(ranks, cwd, cwd / "log", TRAIN, *flags(**(OPTIONS | chosen | options), out_dir="out"))
 
 
 def workers(launcher):

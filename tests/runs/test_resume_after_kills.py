@@ -19,6 +19,7 @@ from harness.resuming import (
     names,
     outcome,
     start,
+    start_forked,
     words,
     workers,
 )
@@ -52,12 +53,12 @@ def test_killed_again_and_again_it_ends_the_same(engine, planned, tmp_path, unin
     kills, saved = 0, tmp_path / "out" / "checkpoints"
     while kills < planned:
         before = names(saved)
-        program = start(tmp_path, engine, checkpoint_every=1, log_every=1)
+        program = start_forked(tmp_path, engine, checkpoint_every=1, log_every=1)
         wait_for(lambda before=before: names(saved) != before, program)
         time.sleep(moments.uniform(0.0, 0.25))
         if program.poll() is not None:
             break
-        kill(program)
+        program.kill()
         kills += 1
     assert 2 * kills >= planned, "the run was over too soon to be killed often"
     assert go(tmp_path, engine, checkpoint_every=1, log_every=1).returncode == 0

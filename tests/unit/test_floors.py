@@ -53,3 +53,9 @@ def test_the_model_knows_torch_only():
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [each.name for each in node.names])
     }
     assert names == {"torch", "math", "dataclasses", "collections", "contextlib", "typing"}
+
+
+def test_the_tests_mirror_the_folders():
+    """Invariant: a module's tests are in the folder of its name: tests/unit has no folder that the package has not."""
+    folders = {path.parent.name for path in (REPOSITORY / "tests" / "unit").glob("*/test_*.py")}
+    assert folders <= set(FLOORS)
