@@ -7,7 +7,7 @@ import pytest
 from harness.forks import train
 from harness.lanes import slow
 from harness.runs import SHORT, flags, metrics, report, torchrun
-from nanogpt.monitor.meters import PHASES
+from nanogpt.monitor.meters import SHARES
 
 
 @pytest.mark.parametrize("ranks", [1, slow(2)])
@@ -17,7 +17,7 @@ def test_a_row_says_where_the_time_went(ranks, tmp_path):
     done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
     told = report(tmp_path / "out")
     for row in metrics(tmp_path / "out"):
-        assert set(row["time_share"]) == set(PHASES)
+        assert set(row["time_share"]) == set(SHARES)
         assert all(share >= 0 for share in row["time_share"].values()), row
         assert 0.5 < sum(row["time_share"].values()) <= 1, done.stdout
         assert row["fastest_rank_step_s"] <= row["slowest_rank_step_s"]
