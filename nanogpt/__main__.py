@@ -38,9 +38,9 @@ def run() -> int:
     module = import_module(f"nanogpt.commands.{name}")
     command = getattr(module, name)
     if name == "train":
-        return command(argv, launched=LAUNCHED, program=program, about=module.__doc__ or "")
+        return int(command(argv, launched=LAUNCHED, program=program, about=module.__doc__ or ""))
     options = cli.parse(get_type_hints(command)["options"], argv, program=program, about=command.__doc__ or "")
-    return command(options)
+    return int(command(options))
 
 
 def main() -> None:

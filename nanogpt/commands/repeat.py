@@ -98,12 +98,15 @@ def summarise(values: Sequence[float | None]) -> dict[str, float | int | None]:
     count = len(ordered)
     drop = int(count >= TRIMMED_FROM)
     kept = ordered[drop : count - drop]
-    found = {"kept": len(kept), "mean": fmean(kept), "low": None, "high": None, "median": median(ordered)}
+    mean = fmean(kept)
+    found: dict[str, float | None] = {
+        "kept": len(kept), "mean": mean, "low": None, "high": None, "median": median(ordered)
+    }  # fmt: skip
     if len(kept) > 1 and isfinite(kept[-1]):
         winsorised = [kept[0]] * drop + kept + [kept[-1]] * drop
         error = stdev(winsorised) / ((1 - 2 * drop / count) * sqrt(count))
         half = t_quantile(len(kept) - 1) * error
-        found |= {"low": found["mean"] - half, "high": found["mean"] + half}
+        found |= {"low": mean - half, "high": mean + half}
     return {name: value if value is not None and isfinite(value) else None for name, value in found.items()}
 
 
@@ -129,12 +132,12 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for run in runs:
-        figures = (
+        figures = [
             _figure(run["loss"], 4),
             _figure(run["steps"]),
             _figure(run["train_s"], 1),
             _figure(run["launch_s"], 1),
-        )
+        ]
         outcome = run["exit_reason"].replace("_", " ") + ", resumed" * run.get("resumed", False)
         lines.append(f"| {run['seed']} | {outcome} | {' | '.join(figures)} |")
     for name, low_or_high in (("mean", "mean"), ("95 % interval, from", "low"), ("to", "high"), ("median", "median")):
@@ -190,7 +193,7 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
         raise ConfigError(f"--out_dir={out_dir} cannot be written: {error.strerror or error}") from None
     if not (out_dir / RESULT).exists():
         write_json(out_dir / RESULT, so_far)
-    children: list[subprocess.Popen] = []
+    children: list[subprocess.Popen[bytes]] = []
     signals: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:

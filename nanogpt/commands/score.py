@@ -42,7 +42,7 @@ def score(options: ScoreOptions) -> int:
     else:
         _tell_shortest_prompt(run, options.line)
     if options.html is not None:
-        _write_page(run, options)
+        _write_page(run, options.html)
     return 0
 
 
@@ -63,9 +63,8 @@ def _tell_shortest_prompt(run: Run, line: str) -> None:
         print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
 
 
-def _write_page(run: Run, options: ScoreOptions) -> None:
+def _write_page(run: Run, to: str) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
-    to = options.html
     try:
         dataset = memorised_dataset(run.config, run.report.corpus_sha256)
     except ConfigError as error:

@@ -7,6 +7,7 @@
 The order is a pure function of (seed, step): a position in the data is one integer, the same for any number of ranks.
 """
 
+from collections.abc import Iterable
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -77,7 +78,7 @@ class Windows:
 
     def trained_starts(self) -> Tensor:
         """Every start that training visits sooner or later, ascending."""
-        return torch.cat([self.starts(offset) for offset in self.offsets]).unique()
+        return _ascending(self.starts(offset) for offset in self.offsets)
 
     def judged_starts(self, grids: int) -> Tensor:
         """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token.
@@ -86,7 +87,7 @@ class Windows:
         """
         count = min(grids, len(self.offsets))
         chosen = [self.offsets[i * len(self.offsets) // count] for i in range(count)]
-        return torch.cat([self.starts(offset) for offset in chosen]).unique()
+        return _ascending(self.starts(offset) for offset in chosen)
 
     def random_starts(self, count: int) -> Tensor:
         """Up to count different starts from anywhere in the text, whatever the grids; the same for the same seed."""
@@ -99,6 +100,12 @@ class Windows:
 
     def _random(self, what: str, count: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, ("offset", "order", "anywhere").index(what), count])
+
+
+def _ascending(starts: Iterable[Tensor]) -> Tensor:
+    """Each of them once."""
+    distinct: Tensor = torch.cat(list(starts)).unique()
+    return distinct
 
 
 def memorised_windows(ids: list[int], config: ResolvedConfig) -> Windows:

@@ -13,12 +13,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NoAnswer
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread, get_ident
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch.distributed as dist
 
@@ -34,6 +34,14 @@ STORE_TIMEOUT_S = 10.0
 MOST_NAMED = 4  # ranks in the line
 
 
+class Reading(NamedTuple):
+    """What a rank has said of itself."""
+
+    pulse: int  # counted by its thread each period
+    moves: int  # counted at each phase
+    place: str  # the phase
+
+
 class Watchdog(PhaseListener):
     """One rank's thread; none where the rank is alone.
 
@@ -47,9 +55,10 @@ class Watchdog(PhaseListener):
         self._pulse = self._moves = 0
         self.enter("the ranks' connecting", step=None, patient=False)
         self._thread = None
-        if world.size > 1:
+        if store is not None:
             # A connection of its own, as the main thread may be waiting in the other.
-            self._store = dist.PrefixStore("watchdog", store.clone())
+            own = store.clone()  # type: ignore[attr-defined]  # missing in torch's stub
+            self._store = dist.PrefixStore("watchdog", own)
             self._store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
             self._thread = Thread(target=self._watch, daemon=True)
 
@@ -117,11 +126,11 @@ class Watchdog(PhaseListener):
         time.sleep(STORE_TIMEOUT_S)  # torchrun ends every rank as soon as one leaves: let the first one speak
         os._exit(1)
 
-    def _everyone(self) -> list[list]:
-        """(pulse, moves, place) of each rank."""
+    def _everyone(self) -> list[Reading]:
+        """That of each rank."""
         keys = [self._key(rank) for rank in range(self._world.size)]
-        nothing = [0, 0, "the beginning"]  # of a rank that was never heard of; to get it would wait
-        return [json.loads(self._store.get(key)) if self._store.check([key]) else nothing for key in keys]
+        nothing = Reading(0, 0, "the beginning")  # of a rank that was never heard of; to get it would wait
+        return [Reading(*json.loads(self._store.get(key))) if self._store.check([key]) else nothing for key in keys]
 
     @staticmethod
     def _key(rank: int) -> str:
@@ -132,16 +141,16 @@ class Watchdog(PhaseListener):
         os._exit(1)  # the main thread hears nothing
 
 
-def who_stopped(before: list[list], after: list[list]) -> str:
-    """The ranks to look at, from two readings of every rank's [pulse, moves, place]."""
-    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old[0] == new[0]]
-    fewest = min(moves for _, moves, _ in after)
-    behind = [rank for rank, (_, moves, _) in enumerate(after) if moves == fewest]
+def who_stopped(before: Sequence[Reading], after: Sequence[Reading]) -> str:
+    """The ranks to look at, from two readings of every rank."""
+    silent = [rank for rank, (old, new) in enumerate(zip(before, after, strict=True)) if old.pulse == new.pulse]
+    fewest = min(rank.moves for rank in after)
+    behind = [rank for rank, reading in enumerate(after) if reading.moves == fewest]
     if silent:
         what, ranks = "does not answer, last heard of at", silent
     elif len(behind) < len(after):
         what, ranks = "is behind, at", behind
     else:
         what, ranks = "is at", behind
-    named = "; ".join(f"rank {rank} {what} {after[rank][2]}" for rank in ranks[:MOST_NAMED])
+    named = "; ".join(f"rank {rank} {what} {after[rank].place}" for rank in ranks[:MOST_NAMED])
     return named + (f"; and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else "")

@@ -106,11 +106,12 @@ def make_scorecard(
             "token_accuracy": exactness.count(_mean, full.right, full.margin),
             "exact_recall": exactness.count(_share_of_windows(windows), full.right, full.margin),
         },
-    } | mine
+        **mine,
+    }
     if control is None:
-        return Scorecard(scores | {"control": {}}, recited, None)
+        return Scorecard({**scores, "control": {}}, recited, None)
     theirs, said = _of_text(model, control, CONTROL_PROMPTS, forward, exactness)
-    return Scorecard(scores | {"control": theirs}, recited, said)
+    return Scorecard({**scores, "control": theirs}, recited, said)
 
 
 def _of_text(

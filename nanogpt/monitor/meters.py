@@ -47,7 +47,8 @@ class Meter:
         vars(self).update(state)
 
     def _reset(self) -> None:
-        self._loss_sum, self._tokens, self._seconds = 0.0, 0, []
+        self._loss_sum, self._tokens = 0.0, 0
+        self._seconds: list[float] = []
 
 
 SHARES = ("data", "compute", "communication", "checkpoint", "full_pass")  # of the wall clock, in metrics.jsonl
@@ -72,6 +73,7 @@ class PhaseClock(PhaseListener):
 
     def __init__(self) -> None:
         self._inside: list[str | None] = []  # the share of each phase that is under way; None: of none
+        self._counted_at = 0.0
         self._reset()
 
     def enter(self, name: str, *, step: int | None, patient: bool) -> None:

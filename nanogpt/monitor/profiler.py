@@ -97,6 +97,7 @@ class Profiler(NullProfiler):
     def _write_trace(self) -> str:
         """This rank's file, and the first one's summary -> '' or why there is none."""
         recording, self._profile = self._profile, None
+        assert recording is not None, "no step was recorded"
         try:
             recording.stop()
             self._directory.mkdir(exist_ok=True)

@@ -144,10 +144,12 @@ class WandbLogger(Logger):
             import wandb
 
             run.summary.update(report.to_json())
-            pictures = {path.stem: wandb.Image(str(path)) for n in PICTURES if (path := self._out_dir / n).exists()}
+            pictures: dict[str, Any] = {
+                path.stem: wandb.Image(str(path)) for n in PICTURES if (path := self._out_dir / n).exists()
+            }
             if recitation:
-                columns = ["prompt", "recited", "verdict"]
-                pictures["recitation"] = wandb.Table(columns=columns, data=[[getattr(recitation, c) for c in columns]])
+                said = asdict(recitation)
+                pictures["recitation"] = wandb.Table(columns=[*said], data=[[*said.values()]])
             if pictures:
                 run.log(pictures)
             if self._config.wandb_artifact == "true" and (self._out_dir / WEIGHTS).exists():
@@ -159,7 +161,7 @@ class WandbLogger(Logger):
             elif reason == "stopped":
                 run.mark_preempting()
             elif reason == "non_finite":
-                run.alert("Run failed", "too many non-finite steps in a row", level=wandb.AlertLevel.ERROR)
+                run.alert("Run failed", "too many non-finite steps in a row", level="ERROR")
 
         self._jobs.put(job)
 
@@ -170,9 +172,8 @@ class WandbLogger(Logger):
         text = f"{type(error).__name__}: {error}"
 
         def job(run: Any) -> None:
-            import wandb
 
-            run.alert("Run died", text, level=wandb.AlertLevel.ERROR)
+            run.alert("Run died", text, level="ERROR")
 
         self._jobs.put(job)
 

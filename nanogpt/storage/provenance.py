@@ -1,7 +1,7 @@
 """config.json: which run this is, what it runs on; which code and which versions compute.
 
 provenance().versions["torch"]
-RunInfo.read(Path("out/config.json"), of="a run").train_config()
+RunInfo.read(Path("out/config.json"), of="a run").resolved_config()
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.storage.json_file import JsonFile, SchemaError, key
 
 PACKAGE = Path(__file__).resolve().parent.parent
+EARLIER = {"optimizer": "adamw", "compile": "false"}  # of the versions that did not write these, or not what they were
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +56,22 @@ class RunInfo(JsonFile):
     slurm_job_id: str | None = key("of the Slurm job; null outside one", default=None)
     code: Provenance | None = key("which code and versions compute", added=True, merged=True)
 
-    def train_config(self) -> TrainConfig:
+    def resolved_config(self) -> ResolvedConfig:
         """The options, without those that this version does not know.
 
-        Raises SchemaError where there are none, ConfigError where one is out of its range.
+        Raises SchemaError where there are none or one is left open, ConfigError where one is out of its range.
         """
         if self.config is None:
             raise SchemaError("it has no config")
-        known = {f.name for f in fields(TrainConfig)}
-        options: dict[str, Any] = {name: value for name, value in self.config.items() if name in known}
+        known = {f.name for f in fields(ResolvedConfig)}
+        options: dict[str, Any] = EARLIER | {name: value for name, value in self.config.items() if name in known}
+        if options["compile"] == "auto":
+            options["compile"] = EARLIER["compile"]
+        for f in fields(ResolvedConfig):
+            if f.kw_only and options.get(f.name) in (None, "auto"):
+                raise SchemaError(f"it leaves open {f.name}, which a run has decided")
         try:
-            return TrainConfig(**options)  # which checks them
+            return ResolvedConfig(**options)  # which checks them
         except TypeError as error:
             raise SchemaError(repr(error)) from None
 

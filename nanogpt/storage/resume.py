@@ -115,7 +115,7 @@ def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: s
         _check_free(config.out_dir)
         fresh = True
     return ResumePoint(
-        out_dir, checkpoint and checkpoint.path, fresh, begun_with, notes,
+        out_dir, checkpoint.path if checkpoint else None, fresh, begun_with, notes,
         ended=_end(config, out_dir, checkpoint) if checkpoint and not fresh else "", **_same_wandb_run(wandb_run_id),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanogpt.config.errors import ConfigError, RunError, one_line
 from nanogpt.config.files import absolute_path, regular, require_regular, user_path, whole
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.replicas import fingerprint
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.storage.json_file import NewerFormatError, SchemaError, no_run, parse_json
@@ -153,7 +153,7 @@ def run_directory(given: str) -> Path:
 class Run:
     """A finished run, read back."""
 
-    config: TrainConfig
+    config: ResolvedConfig
     report: Report
     model: GPT
 
@@ -164,7 +164,7 @@ def load_run(out_dir: str) -> Run:
     info = RunInfo.read(path / CONFIG, of=FINISHED)
     report = Report.read(path / REPORT, of=FINISHED)
     try:
-        config = info.train_config()
+        config = info.resolved_config()
     except SchemaError as error:
         raise no_run(path / CONFIG, error) from None
     shape = GPTConfig.from_options(config)

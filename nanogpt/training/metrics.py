@@ -6,6 +6,7 @@ logger.row(metrics.row(state, full_pass_loss=None))
 """
 
 from math import isfinite
+from typing import TypedDict
 
 from nanogpt.engine import Engine
 from nanogpt.model.gpt import flops_per_token
@@ -47,8 +48,9 @@ class MetricsProcessor:
             self._world.peak_memory_bytes(), rank_step_s, -rank_step_s
         )
         apart = self._engine.exposed_communication_s() is not None
+        shares: dict[str, float | None] = {**time_share}
         if not apart:
-            time_share["communication"] = None  # some of it is in compute
+            shares["communication"] = None  # some of it is in compute
         config = self._plan.config
         if full_pass_loss is not None and full_pass_loss <= config.target_loss:
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
@@ -56,14 +58,28 @@ class MetricsProcessor:
             eta = state.eta(
                 config, floor=self._plan.dataset.floor, windows_per_epoch=self._plan.dataset.windows.per_epoch
             )
-        told = not isinstance(eta, NoEta)
-        eta_s, eta_low_s, eta_high_s = (s * step_s for s in (eta.steps, eta.low, eta.high)) if told else (None,) * 3
         peak = self._peak_flops_per_s
         return Row(
             step=state.step, tokens=state.meter.tokens, loss=loss, lr=state.lr, grad_norm=state.grad_norm,
             tokens_per_s=tokens_per_s, step_s=step_s, mfu=self._flops_per_token * tokens_per_s / peak if peak else None,
-            eta_s=eta_s, eta_low_s=eta_low_s, eta_high_s=eta_high_s, eta_note=None if told else eta.value,
+            **_eta_columns(eta, step_s),
             wall_s=state.train_s, memory_bytes=int(memory_bytes), full_pass_loss=full_pass_loss,
             fastest_rank_step_s=-minus_fastest_s if apart else None, slowest_rank_step_s=slowest_s if apart else None,
-            time_share=time_share,
+            time_share=shares,
         )  # fmt: skip
+
+
+class _EtaColumns(TypedDict):
+    eta_s: float | None
+    eta_low_s: float | None
+    eta_high_s: float | None
+    eta_note: str | None
+
+
+def _eta_columns(eta: Eta | NoEta, step_s: float) -> _EtaColumns:
+    """The columns of a row that say when the run ends, or why nobody knows."""
+    if isinstance(eta, NoEta):
+        return {"eta_s": None, "eta_low_s": None, "eta_high_s": None, "eta_note": eta.value}
+    return {
+        "eta_s": eta.steps * step_s, "eta_low_s": eta.low * step_s, "eta_high_s": eta.high * step_s, "eta_note": None
+    }  # fmt: skip

@@ -65,10 +65,10 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
     refuse_copies()
     world = World.from_env()
     plan = make_plan(in_its_own_dtype(config), world)
-    start = None
+    found = None
     if world.is_first:
         take_over(plan.config.out_dir, Attempt.from_env())
-        start = find_start(plan.config, plan.dataset.corpus.sha256)
+        found = find_start(plan.config, plan.dataset.corpus.sha256)
         check_wandb(plan.config)
     timeout_s = plan.config.comm_timeout_s
     try:
@@ -81,7 +81,8 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
     ):
         phases = Phases(watchdog)
         with phases("the beginning", patient=True):
-            start = world.gather(start)[0]
+            start = world.gather(found)[0]
+            assert start is not None, "the first rank looked for it"
             check_agreement(plan, world)
             if start.ended:
                 return endings.ended_before(start, world)

@@ -43,6 +43,19 @@ def test_a_folder_is_a_room():
     assert {name: len(modules) for name, modules in rooms.items() if not 0 < len(modules) <= MOST_MODULES} == {}
 
 
+def test_it_fits_a_screen():
+    """Invariant: no module is longer than 300 lines, no function than 50."""
+    lines = {path: path.read_text().count("\n") for path in SOURCES}
+    assert {path.name: count for path, count in lines.items() if count > 300} == {}
+    functions = [
+        (path.name, node.name, node.end_lineno - node.lineno + 1)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [each for each in functions if each[2] > 50] == []
+
+
 def test_the_model_knows_torch_only():
     """Invariant: model/gpt.py imports nothing but torch and the standard library."""
     tree = ast.parse((PACKAGE / "model" / "gpt.py").read_text())
