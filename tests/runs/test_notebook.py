@@ -58,6 +58,7 @@ def test_it_is_stored_without_outputs():
     assert [cell.id for cell in code if cell.outputs or cell.execution_count] == []
 
 
+@pytest.mark.slow
 def test_it_trains_and_recites(executed):
     """Reference: the target is reached, the text comes back as the package has it, and every score is verified."""
     assert printed(executed["scores"]).startswith("target_reached after ")
@@ -67,6 +68,7 @@ def test_it_trains_and_recites(executed):
     assert executed["verify"].outputs[-1].data["text/plain"] == "[]"
 
 
+@pytest.mark.slow
 def test_the_kernel_is_left_as_it_was(executed):
     """Invariant: signal handlers, default device and default type after train() are those before it."""
     assert printed(executed["after"]) == "as it was\n"
