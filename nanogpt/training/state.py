@@ -10,7 +10,7 @@ from math import log, nan
 from pathlib import Path
 from typing import Any
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.eval_schedule import HOVERS, EvalSchedule
 from nanogpt.monitor.eta import Circumstances, Eta, NoEta, steps_to_target
@@ -58,8 +58,8 @@ class TrainState:
     history: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss) of each logged row
 
     @classmethod
-    def of(cls, config: TrainConfig, *, judged_windows: int, launched_at: float) -> "TrainState":
-        """The beginning of a run of a resolved config, whose full passes read so many windows."""
+    def of(cls, config: ResolvedConfig, *, judged_windows: int, launched_at: float) -> "TrainState":
+        """The beginning of a run whose full passes read so many windows."""
         below = recipe_of(config).decay_threshold(config.target_loss) if config.ema else 0.0
         # A target so high that passes may come before there is an average is not worth the wait for one.
         ripe_steps = 1 + log(RIPE) / log(config.ema) if HOVERS * config.target_loss < below else 0.0
@@ -81,8 +81,8 @@ class TrainState:
         """Seconds since the process began, over all attempts, without the time between them."""
         return time.perf_counter() - self.launched_at
 
-    def eta(self, config: TrainConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
-        """When the run of a resolved config will end. floor: nats/token."""
+    def eta(self, config: ResolvedConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
+        """When the run will end. floor: nats/token."""
         schedule = self.schedule
         to_begin = schedule.ripe_steps > 0 and not schedule.averaging
         recipe = recipe_of(config)

@@ -9,7 +9,7 @@ from math import isfinite
 
 import torch
 
-from nanogpt.config.train_config import TrainConfig
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.distributed.world import World
@@ -216,7 +216,7 @@ class Trainer:
         return endings.finished(self.context, report, self.state, self.engine, self.evaluator)
 
 
-def micro_batches(config: TrainConfig, windows: Windows, world: World, step: int) -> list[Batch]:
+def micro_batches(config: ResolvedConfig, windows: Windows, world: World, step: int) -> list[Batch]:
     """This rank's rows of a step's global batch, as many at a time as memory allows."""
     mine = windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
     batches = []
