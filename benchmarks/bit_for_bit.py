@@ -21,10 +21,12 @@ from nanogpt.config.options import Options, option
 
 TINY = (
     "--n_layer=2", "--n_head=2", "--n_embd=48", "--context_length=32", "--subset_tokens=200", "--batch_size=12",
-    "--dtype=fp32", "--log_every=1", "--wandb=disabled",
+    "--dtype=fp32", "--log_every=1",
 )  # fmt: skip
 REFERENCE, FAST = ("--learning_rate=3e-3",), ("--recipe=fast", "--learning_rate=2e-3")
-# name -> (ranks, options); a run called "resume" is first ended by its budget half-way.
+# Averages weights and lowers the rate from about step 20 on, and reaches its target about step 40.
+NEAR = ("--subset_tokens=64", "--batch_size=4", "--learning_rate=6e-3", "--target_loss=0.3", "--ema=0.5")
+# name -> (ranks, options); a run called "resume" is first ended by its budget half-way, a "near" one when it averages.
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "single": (1, REFERENCE),
     "single, fast": (1, FAST),
@@ -38,6 +40,12 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ddp on 3, accumulation": (3, (*REFERENCE, "--micro_batch_size=2")),
     **{f"ZeRO {stage} on 2": (2, (*REFERENCE, "--engine=deepspeed", f"--zero_stage={stage}")) for stage in range(4)},
     "ZeRO 1 on 2, fast": (2, (*FAST, "--engine=deepspeed", "--zero_stage=1")),
+    "single, near": (1, NEAR),
+    "single, near, resume": (1, NEAR),
+    "single, fast, near": (1, (*NEAR, "--recipe=fast", "--learning_rate=4e-3")),
+    "ddp on 2, near, resume": (2, NEAR),
+    "ZeRO 2 on 2, near, resume": (2, (*NEAR, "--engine=deepspeed", "--zero_stage=2")),
+    "ZeRO 3 on 2, near, resume": (2, (*NEAR, "--engine=deepspeed", "--zero_stage=3")),
 }
 # Of rows and reports: what a clock, the machine's memory or the commit decides.
 CLOCKS = ("_s", "memory_bytes", "mfu", "time_share", "versions", "git_commit", "format_version")
@@ -56,10 +64,12 @@ def computed(name: str) -> dict[str, Any]:
     ranks, options = RUNS[name]
     with tempfile.TemporaryDirectory() as directory:
         out_dir = Path(directory, "out")
+        words = list({word.partition("=")[0]: word for word in (*TINY, *options)}.values())  # the later one counts
+        near = "near" in name
         if name.endswith("resume"):
-            train_in(out_dir, *TINY, *options, "--max_steps=10", ranks=ranks, threads=1)
-        steps = 200 if name.endswith("target") else 20
-        run = train_in(out_dir, *TINY, *options, f"--max_steps={steps}", ranks=ranks, threads=1)
+            train_in(out_dir, *words, f"--max_steps={30 if near else 10}", ranks=ranks, threads=1)
+        steps = 200 if near or name.endswith("target") else 20
+        run = train_in(out_dir, *words, f"--max_steps={steps}", ranks=ranks, threads=1)
     return {"rows": [_without_clocks(row) for row in run.rows], "report": _without_clocks(run.report)}
 
 

@@ -66,7 +66,7 @@ def measure(options: TargetOptions, out: Path) -> dict[str, Any]:
             if word == "trainer" and not find_spec("accelerate"):
                 continue
             if word in RECIPES:
-                run = train(*words, f"--recipe={word}", "--checkpoint_minutes=none", "--wandb=disabled")
+                run = train(*words, f"--recipe={word}", "--checkpoint_minutes=none")
                 told = {key: run.report[key] for key in ("reached", "steps", "train_s", "launch_s", "loss")}
                 told |= {"exact_recall": run.report["recall"]["exact_recall"]}
                 result |= run.circumstances() | {"flops_per_token": run.report["flops_per_token"]}

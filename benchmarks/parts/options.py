@@ -129,6 +129,8 @@ def run_benchmark(
         out = Path(options.out) if options.out else result_path(Path(script).stem, World.from_env().device_name())
         if not out.parent.is_dir():
             raise ConfigError(f"--out={out}: there is no folder {out.parent}")
+        if not options.out and out.exists():
+            raise ConfigError(f"{out} is there, of today: name another --out, or that one")
         print(f"the result goes to {out}", file=sys.stderr, flush=True)
         write_json(out, measure(options, out))
         print(table(read_result(out)))

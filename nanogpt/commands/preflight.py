@@ -21,7 +21,7 @@ from nanogpt.utils.format import duration, gigabytes
 class PreflightOptions(TrainConfig):
     """What `preflight` is asked: the options of train_overfit.py, and on how many ranks."""
 
-    ranks: int = option(1, "processes that would train", "ranks")
+    ranks: int = option(1, "processes that would train", "ranks", group="Preflight")
 
 
 def preflight(options: PreflightOptions) -> int:

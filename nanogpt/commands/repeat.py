@@ -27,7 +27,7 @@ from nanogpt.config.files import regular, user_path
 from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.json_file import find_json, write_json
-from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.provenance import Provenance, RunInfo
 from nanogpt.storage.report import Report, exit_reason
 from nanogpt.utils.console import outlive_output, say
 from nanogpt.utils.signals import SIGNALS, signals_to_heed
@@ -44,8 +44,10 @@ ALIKE = ("corpus_sha256", "device", "dtype", "world_size", "git_commit", "versio
 class RepeatOptions(TrainConfig):
     """What `repeat` is asked: the options of train_overfit.py, each run's alike but for the seed."""
 
-    out_dir: str = option("runs/repeat", "holds a run directory for each seed, repeat.json and repeat.md")
-    seeds: int = option(10, "how many runs, of the seeds --seed, --seed + 1 and so on", "runs")
+    out_dir: str = option(
+        "runs/repeat", "holds a run directory for each seed, repeat.json and repeat.md", group="Output"
+    )
+    seeds: int = option(10, "how many runs, of the seeds --seed, --seed + 1 and so on", "runs", group="Repeat")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,14 +237,13 @@ def _outcome(seed: int, directory: Path, status: int) -> dict[str, Any]:
     if not _is_finished(directory):
         nothing = dict.fromkeys(("loss", *MEASURED))
         return {"seed": seed, "reached": False, "exit_reason": f"died with status {status}", **nothing}
-    report, info = (
-        Report.read(directory / "report.json", of="a run"),
-        RunInfo.read(directory / "config.json", of="a run"),
-    )
+    report = Report.read(directory / "report.json", of="a run")
+    info = RunInfo.read(directory / "config.json", of="a run")
     kept = {name: getattr(report, name) for name in ("reached", "exit_reason", "loss", *MEASURED)}
     kept |= {"resumed": info.resumed_from is not None}
     code = report.code or info.code
-    alike = {name: getattr(code if name in ("git_commit", "versions") else report, name) for name in ALIKE}
+    of_code = {f.name for f in fields(Provenance)}
+    alike = {name: getattr(code if name in of_code else report, name, None) for name in ALIKE}
     return {"seed": seed} | kept | alike
 
 

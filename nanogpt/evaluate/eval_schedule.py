@@ -56,7 +56,7 @@ class EvalSchedule:
         return {name: value for name, value in vars(self).items() if name.startswith("_")}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from state()."""
+        """Go on from state_dict()."""
         vars(self).update(state)
 
     @property

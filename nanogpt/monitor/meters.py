@@ -43,7 +43,7 @@ class Meter:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from state()."""
+        """Go on from state_dict()."""
         vars(self).update(state)
 
     def _reset(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.storage.json_file import JsonFile, SchemaError, key
 
@@ -59,7 +60,7 @@ class RunInfo(JsonFile):
     def resolved_config(self) -> ResolvedConfig:
         """The options, without those that this version does not know.
 
-        Raises SchemaError where there are none or one is left open, ConfigError where one is out of its range.
+        Raises SchemaError where there are none, or one is left open or out of its range.
         """
         if self.config is None:
             raise SchemaError("it has no config")
@@ -72,6 +73,8 @@ class RunInfo(JsonFile):
                 raise SchemaError(f"it leaves open {f.name}, which a run has decided")
         try:
             return ResolvedConfig(**options)  # which checks them
+        except ConfigError as error:
+            raise SchemaError(f"its options cannot be: {error}") from None
         except TypeError as error:
             raise SchemaError(repr(error)) from None
 

@@ -45,7 +45,7 @@ def check_writable(out_dir: str) -> Path:
     """out_dir as a path that can be written to, without making anything. Raises ConfigError."""
     path = absolute_path(out_dir, f"--out_dir={out_dir}")
     nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))  # of those that exist
-    with _refused(out_dir):
+    with refused_writes(out_dir):
         for name in (path, *(nearest / part for part in path.relative_to(nearest).parts)):
             with suppress(FileNotFoundError):
                 os.lstat(name)  # raises for a name, or all of them, that is too long
@@ -55,7 +55,7 @@ def check_writable(out_dir: str) -> Path:
 
 
 @contextmanager
-def _refused(out_dir: str | Path) -> Iterator[None]:
+def refused_writes(out_dir: str | Path) -> Iterator[None]:
     """Write out_dir within it. Raises ConfigError where that cannot be."""
     try:
         yield
@@ -69,7 +69,7 @@ def write_config(out_dir: Path, info: RunInfo, *, fresh: bool, from_step: int) -
     Of an earlier attempt, which is there unless fresh, the rows of metrics.jsonl before from_step stay. Raises
     ConfigError when fresh and another run was first, or when out_dir cannot be written.
     """
-    with _refused(out_dir):
+    with refused_writes(out_dir):
         try:
             info.write(out_dir / CONFIG, exclusive=fresh)
         except FileExistsError:

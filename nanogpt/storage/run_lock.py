@@ -18,10 +18,12 @@ from pathlib import Path
 
 from nanogpt.config.errors import ConfigError, RunError
 from nanogpt.config.files import lock, read_file, regular, whole
-from nanogpt.storage.run_dir import CONFIG, _refused, check_writable
+from nanogpt.storage.run_dir import CONFIG, check_writable, refused_writes
 from nanogpt.utils.console import say
 
 FENCE = ".attempt"
+LOCK = ".lock"
+TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,6 @@ def _written(out_dir: Path) -> str:
     return found if re.fullmatch(r"[^.]*\.[0-9]{1,9}", found) else ""
 
 
-LOCK = ".lock"
-
-
-TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
-
-
 def take_over(out_dir: str, attempt: Attempt) -> None:
     """Make an earlier attempt of the same Slurm job leave out_dir, if it still writes there.
 
@@ -113,7 +109,7 @@ def take_over(out_dir: str, attempt: Attempt) -> None:
     attempt that wrote last is a later one, or out_dir cannot be written.
     """
     path = check_writable(out_dir)
-    with _refused(out_dir):
+    with refused_writes(out_dir):
         if attempt.follows(path):
             attempt.raise_fence(path)
             with suppress(BlockingIOError), open(path / LOCK, "a", opener=regular) as held_by_it:
@@ -127,7 +123,7 @@ def hold_run_dir(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
     A process that the lock does not reach, on another node or where the file system has no locks, is kept out by the
     fence, if it is an earlier attempt of the same job.
     """
-    with _refused(out_dir):
+    with refused_writes(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         attempt.follows(out_dir)  # refused where a later one has come in the meantime
         file = open(out_dir / LOCK, "a", opener=regular)  # noqa: SIM115, the caller's

@@ -6,9 +6,11 @@ return finished(context, report, state, engine, evaluator)
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from nanogpt.config.errors import ConfigError
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine
 from nanogpt.evaluate.scorecard import Scorecard
@@ -34,11 +36,13 @@ def stopped_while_ranks_were_missing(plan: Plan, world: World) -> Result:
 
 
 def ended_before(start: ResumePoint, world: World) -> Result:
-    """The run in this directory is over: its result again."""
+    """The run in this directory is over: its result again, if its report can still be read."""
+    report = None
     if world.is_first:
         has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
-        print(f"{start.out_dir} {has} already: nothing to do")
-    report = Report.read(start.out_dir / REPORT, of=FINISHED) if world.is_first else None
+        say(f"{start.out_dir} {has} already: nothing to do")
+        with suppress(ConfigError):  # another version's, say: that the run is over is known without it
+            report = Report.read(start.out_dir / REPORT, of=FINISHED)
     return Result(start.ended, start.out_dir, report)
 
 
@@ -70,15 +74,23 @@ def lost(context: RunContext) -> Result:
     return Result("lost", context.out_dir)
 
 
-def finished(context: RunContext, report: Report, state: TrainState, engine: Engine, evaluator: Evaluator) -> Result:
+def finished(
+    context: RunContext,
+    report: Report,
+    state: TrainState,
+    engine: Engine,
+    evaluator: Evaluator,
+    *,
+    was_evaluated: bool,
+) -> Result:
     """The target reached, a budget spent, or too many steps without a finite loss: scores, weights, report, recitation.
 
-    report: of make_report, to which scores and hashes are added. Every rank must call. Raises StopRequested while it
-    scores, RunError where a file cannot be written.
+    report: of make_report, to which scores and hashes are added. was_evaluated: by a full pass, whatever its loss.
+    Every rank must call. Raises StopRequested while it scores, RunError where a file cannot be written.
     """
     card, recitation = None, None
     with evaluator.weights():
-        if report.loss is not None:
+        if was_evaluated:
             started = time.perf_counter()
             context.logger.say("scoring what was memorised")
             card = evaluator.scorecard(step=state.step)

@@ -35,8 +35,9 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
 def tell_result(report: Report, logger: Logger) -> None:
     """Whether the target was reached, and how much of the text comes back."""
     outcome = "target reached" if report.reached else f"target NOT reached ({report.exit_reason})"
+    loss = "not finite" if report.loss is None else f"{report.loss:.4f}"
     logger.say(
-        f"{outcome}: full-pass loss {report.loss:.4f} (target {report.target_loss:g}) "
+        f"{outcome}: full-pass loss {loss} (target {report.target_loss:g}) "
         f"after {report.steps} steps, {duration(report.train_s)} of training"
     )
     recall = report.recall

@@ -10,6 +10,7 @@ from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine
 from nanogpt.plan.plan import Plan
+from nanogpt.storage.json_file import finite
 from nanogpt.storage.provenance import provenance
 from nanogpt.storage.report import Report
 from nanogpt.storage.run_dir import REPORT
@@ -49,7 +50,7 @@ def make_report(
         reached=reason == "target_reached",
         exit_reason=reason,
         target_loss=config.target_loss,
-        loss=full_pass_loss,
+        loss=finite(full_pass_loss),
         floor=plan.dataset.floor,
         steps=state.step,
         bad_steps=state.bad_steps,
@@ -73,7 +74,7 @@ def make_report(
         on_plateau=config.on_plateau,
         ema=config.ema,
         gradient_compression=config.gradient_compression,
-        final_learning_rate=state.lr,
+        final_learning_rate=finite(state.lr),
         corpus_sha256=plan.dataset.corpus.sha256,
         **subset_and_windows(config),
         control_note=None if plan.dataset.control else "fewer tokens follow the subset than one window needs",

@@ -213,7 +213,10 @@ class Trainer:
                 self.checkpoints.commit()
             else:
                 self._save_and_wait()
-        return endings.finished(self.context, report, self.state, self.engine, self.evaluator)
+        was_evaluated = full_pass_loss is not None
+        return endings.finished(
+            self.context, report, self.state, self.engine, self.evaluator, was_evaluated=was_evaluated
+        )
 
 
 def micro_batches(config: ResolvedConfig, windows: Windows, world: World, step: int) -> list[Batch]:

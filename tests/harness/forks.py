@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from harness.runs import REPOSITORY, TRAIN, environment, free_port
+from harness.runs import REPOSITORY, TRAIN, WORKERS, environment, free_port
 
 ENVIRON = environment(OMP_NUM_THREADS="1")  # as it is before a test changes it
 
@@ -58,13 +59,19 @@ def train(*words, cwd):
 def forked_ranks(ranks, cwd, *words):
     """The same as ranks of one world, as srun starts them -> CompletedProcess: all that they say, and their status.
 
-    They have one status or the test fails. DeepSpeed is imported already.
+    They have one status or the test fails.
     """
-    done = _run(("deepspeed",), cwd, words, _world(ranks))
+    done = _run(_imported(words), cwd, words, _world(ranks))
     said, errors = "".join(one.stdout for one in done), "".join(one.stderr for one in done)
     statuses = [one.returncode for one in done]
     assert len(set(statuses)) == 1, (statuses, said, errors)
     return subprocess.CompletedProcess(words, statuses[0], said, errors)
+
+
+def _imported(words):
+    """What its server has imported: DeepSpeed where that may train, and nowhere else, as no run with DDP does."""
+    program, *options = map(str, words)
+    return ("deepspeed",) if "--engine=deepspeed" in options or Path(program).parent == WORKERS else ()
 
 
 class ForkedProgram:
@@ -73,7 +80,8 @@ class ForkedProgram:
     def __init__(self, ranks, cwd, log, *words):
         world = _world(ranks) if ranks > 1 else [{}]
         request = {"cwd": str(cwd), "words": [*map(str, words)], "ranks": world, "log": str(log)}
-        self.pids = _ask(("deepspeed",), **request)
+        self._modules = _imported(words)
+        self.pids = _ask(self._modules, **request)
 
     def poll(self):
         """The status of the first rank that has ended, None while all run."""
@@ -88,4 +96,4 @@ class ForkedProgram:
             time.sleep(0.01)
 
     def _statuses(self):
-        return _ask(("deepspeed",), pids=self.pids)
+        return _ask(self._modules, pids=self.pids)

@@ -3,7 +3,7 @@
 pytest                             the fast lane: all but what is marked slow or slurm
 pytest --all                       all of them
 pytest -m slow                     one lane: -m decides by itself
-pytest tests/runs/test_parity.py   whoever names a file, or a test in it, gets its slow tests too
+pytest tests/runs/test_parity.py   whoever names a file, or a test in it, or tests/slurm, gets its slow tests too
 """
 
 import os
@@ -25,9 +25,10 @@ def pytest_configure(config):
 
 
 def _named_files(config):
-    """The test files that the command line names."""
+    """The test files that the command line names, or their lane's folder."""
     words = [Path(word.partition("::")[0]) for word in config.args]
-    return {(config.invocation_params.dir / word).resolve() for word in words if word.suffix == ".py"}
+    named = {(config.invocation_params.dir / word).resolve() for word in words}
+    return {path for path in named if path.suffix == ".py" or path.name in LANES}
 
 
 @pytest.hookimpl(trylast=True)
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(config, items):
     named, kept, left_out = _named_files(config), [], []
     for item in items:
         lane = next((name for name in LANES if item.get_closest_marker(name)), None)
-        if lane is None or item.path.resolve() in named:
+        if lane is None or not named.isdisjoint((item.path.resolve(), item.path.resolve().parent)):
             kept.append(item)
         else:
             left_out.append(item)
@@ -64,8 +65,8 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Each worker collects all tests: the newest count is as good as any."""
-    node.config.stash[COUNTS] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+    """Each worker collects all tests, and one that crashed tells nothing: the largest count is right."""
+    node.config.stash[COUNTS] |= Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,6 +1,7 @@
 """Bad input gets one line and status 2, and leaves no trace."""
 
 import os
+import re
 import shutil
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from harness.forks import forked
 from harness.lanes import slow
 from harness.runs import REPOSITORY, SHORT, TRAIN, flags, report, run, torchrun, train
+from nanogpt.__main__ import COMMANDS
 from nanogpt.config.cli import _status
 from nanogpt.config.errors import ReplicaError, RunError
 from nanogpt.config.options import option_types
@@ -179,6 +181,19 @@ def test_help_documents_every_option(tmp_path):
         assert line.endswith(f"default {default})")
         assert f.metadata["unit"] in line
         assert f.metadata["doc"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_its_options_in_groups(room, forked, command):
+    """Invariant: each command's help says its options once, and each heading has a name and comes once."""
+    done = forked(room, "-m", "nanogpt", command, "--help")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    headings = [line for line in lines if re.fullmatch(r"\S.*:|:", line)]
+    options = [line.split()[0] for line in lines if re.match(r"  (--\w+|[A-Z_]+)  \(", line)]
+    assert ":" not in headings
+    assert len(headings) == len(set(headings))
+    assert len(options) == len(set(options)) > 0
 
 
 def test_values_are_taken_as_typed(room, forked):

@@ -8,7 +8,6 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.wandb_logger import check_wandb
 
-pytest.importorskip("wandb", reason="needs the extra [wandb]")
 KEY = "a" * 40
 
 

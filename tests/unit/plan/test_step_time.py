@@ -61,7 +61,7 @@ def test_what_is_on_record_is_foretold_and_no_more():
 
 
 def test_a_run_says_what_is_known_at_its_start():
-    """Reference: by hand, 920,498,688 FLOP a token (flops.py's formula) times 1,024 tokens at 1 TFLOP/s."""
+    """Reference: by hand, 920,498,688 FLOP a token (model/gpt.py's formula) times 1,024 tokens at 1 TFLOP/s."""
     config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
     told = describe_expected_time(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
     assert told.startswith(

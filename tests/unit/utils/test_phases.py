@@ -1,9 +1,11 @@
 """What a run is doing is announced once, and clock, watchdog and profiler hear of it."""
 
+import ast
 import time
 
 import pytest
 
+from harness.runs import REPOSITORY
 from nanogpt.distributed.watchdog import PATIENCE_S, Watchdog
 from nanogpt.distributed.world import World
 from nanogpt.monitor.meters import SHARE_OF, SHARES, PhaseClock
@@ -83,3 +85,16 @@ def test_the_watchdog_stays_at_a_phase_until_the_next():
     with phases("the end"):
         places.append((watchdog._place, watchdog._limit_s))
     assert places == [("the ranks' connecting", 10), ("step 7, scores", PATIENCE_S), ("the end", 10)]
+
+
+def test_every_share_has_its_phases():
+    """Invariant: what the training announces has a share of the clock, or is known to have none."""
+    announced = {
+        call.args[0].value
+        for path in (REPOSITORY / "nanogpt" / "training").glob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).lower().endswith("phases")
+        if call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert announced == {*SHARE_OF, "the beginning", "the end"}
+    assert set(SHARE_OF.values()) == set(SHARES)
