@@ -186,7 +186,7 @@ def test_help_documents_every_option(tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_its_options_in_groups(room, forked, command):
     """Invariant: each command's help says its options once, and each heading has a name and comes once."""
-    done = forked(room, "-m", "nanogpt", command, "--help")
+    done = forked(room, "nanogpt", command, "--help")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     headings = [line for line in lines if re.fullmatch(r"\S.*:|:", line)]
