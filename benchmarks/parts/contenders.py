@@ -169,5 +169,5 @@ def contenders_here(world: World) -> list[str]:
     """Those that this machine can run, and that are worth it."""
     left_out = set() if find_spec("accelerate") else {TRAINER}
     if world.device.type == "cpu":
-        left_out.add(COMPILED)  # half a minute for nothing: docs/performance.md
+        left_out.add(COMPILED)  # half a minute for nothing: benchmarks/LOG.md
     return [name for name in CONTENDERS if name not in left_out]

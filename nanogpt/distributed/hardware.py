@@ -64,7 +64,7 @@ def best_dtype(world: World) -> str:
     """'bf16' where this rank's device multiplies matrices faster in it, else 'fp32'.
 
     A GPU says so. A CPU is measured, where it has instructions for bf16 at all: on some they are half as fast as fp32's
-    (docs/performance.md).
+    (benchmarks/LOG.md).
     """
     if world.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -233,7 +233,7 @@ def _keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors for the next ones instead of giving it back to the kernel.
 
     A step on a CPU allocates and frees gigabytes; having the kernel map and clear those pages again each time cost as
-    much as the matrix products (docs/performance.md). Where there is no glibc nothing changes.
+    much as the matrix products (benchmarks/LOG.md). Where there is no glibc nothing changes.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -114,7 +114,7 @@ class CausalSelfAttention(nn.Module):
         if T == S and len(q) and (T > 512 or q.device.type != "cpu"):  # the fused kernels want at least one row
             p = self.attn_dropout.p if self.training else 0.0
             return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        # Short windows on a CPU: the fused kernel's backward costs more than it saves (docs/performance.md).
+        # Short windows on a CPU: the fused kernel's backward costs more than it saves (benchmarks/LOG.md).
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)  # row i sees columns up to S - T + i
         att = (q @ k.transpose(-2, -1)) / sqrt(q.size(-1))  # (B, nh, T, S)
         att = att.masked_fill(~mask, float("-inf")).softmax(dim=-1)
@@ -155,7 +155,7 @@ class LMHead(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
             return super().forward(x)
-        # Rows of 50,257 logits begin at odd addresses, which keeps the fast kernels away (docs/performance.md).
+        # Rows of 50,257 logits begin at odd addresses, which keeps the fast kernels away (benchmarks/LOG.md).
         padded = F.pad(self.weight, (0, 0, 0, -self.out_features % ROWS))
         return F.linear(x, padded)[..., : self.out_features]
 

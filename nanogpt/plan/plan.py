@@ -86,7 +86,7 @@ def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig,
 def compiling_pays(config: ResolvedConfig, world: World) -> bool:
     """Whether torch.compile can give a run with this config back the time that it takes.
 
-    With figures of docs/performance.md, for as long a run as any on record.
+    With figures of benchmarks/LOG.md, for as long a run as any on record.
     """
     if world.device.type != "cuda" or config.zero_stage == 3:  # no gain on a CPU; ZeRO 3 cannot
         return False

@@ -27,7 +27,7 @@ def describe_expected_time(
 
     The least is that of the step's matrix products at the peak of all ranks, nothing else counted. On a CPU a step
     takes some 1.2 times as long, so that it tells something of the time to the target; on a GPU 2 to 10 times
-    (docs/performance.md).
+    (benchmarks/LOG.md).
     """
     parts = []
     least_s = None

@@ -7,17 +7,25 @@ import pytest
 from harness.runs import REPOSITORY
 
 TABLE = re.compile(r"<!-- python (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
-TABLES = [
-    (path, command, table)
-    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-    for command, table in TABLE.findall(path.read_text())
-]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "LOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TABLES = [(path, command, table) for path in PAGES for command, table in TABLE.findall(path.read_text())]
 
 
 def test_there_are_tables():
     """Invariant: the pattern above finds every one that has an end."""
-    pages = {path: path.read_text() for path in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]}
-    assert len(TABLES) == sum(text.count("<!-- end -->") for text in pages.values()) > 5
+    assert len(TABLES) == sum(path.read_text().count("<!-- end -->") for path in PAGES) > 5
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(REPOSITORY / name for name in ("CONTRIBUTING.md", "benchmarks/README.md"))])
+def test_links_lead_somewhere(page):
+    """Invariant: a link within the project names a file that is there, and a heading that it has."""
+    for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE) if anchor else []
+        slugs = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in slugs, target
 
 
 @pytest.mark.parametrize(("path", "command", "table"), TABLES, ids=[command for _, command, _ in TABLES])
