@@ -9,15 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness import runs
 from harness.forks import ForkedProgram, forked_ranks, train
-from harness.runs import TINY, TRAIN, environment, flags, metrics, report
+from harness.runs import TINY, TRAIN, environment, flags
 
 # Averages weights from about step 20 on, makes full passes and reaches its target about step 40.
 OPTIONS = TINY | {
     "subset_tokens": 64, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 3, "target_loss": 0.3,
     "ema": 0.5, "on_plateau": "none",
 }  # fmt: skip
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
 ENGINES = {
     "single": (1, {}),
     "ddp": (2, {}),
@@ -98,10 +98,8 @@ def names(directory):
 
 
 def outcome(cwd):
-    """All that a run says of itself but clocks and memory: (rows, report, weights)."""
-    rows = [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(cwd / "out")]
-    told = {k: v for k, v in report(cwd / "out").items() if not k.endswith(CLOCKS)}
-    return rows, told, (cwd / "out" / "model.safetensors").read_bytes()
+    """All that the run says of itself but clocks and memory: (rows, report, weights)."""
+    return runs.outcome(cwd / "out")
 
 
 def assert_same(cwd, expected):

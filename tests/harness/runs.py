@@ -21,6 +21,7 @@ TINY_SHAKESPEARE = Path(
 # Seconds on one core; trains to 0.099 in about 150 steps.
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
 SHORT = TINY | {"subset_tokens": 40, "batch_size": 4}  # for a few steps whose scores nobody reads
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")  # how the names of such figures end
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -78,6 +79,17 @@ def metrics(run_dir):
 def report(run_dir):
     """A run's report.json."""
     return json.loads((Path(run_dir) / "report.json").read_text())
+
+
+def without_clocks(figures):
+    """A row or a report without what a clock or the machine's memory decides."""
+    return {name: value for name, value in figures.items() if not name.endswith(CLOCKS)}
+
+
+def outcome(run_dir):
+    """All that a run says of itself but clocks and memory: (rows, report, weights)."""
+    rows = [without_clocks(row) for row in metrics(run_dir)]
+    return rows, without_clocks(report(run_dir)), (Path(run_dir) / "model.safetensors").read_bytes()
 
 
 def assert_verified(run_dir):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.forks import forked_ranks
-from harness.runs import REPOSITORY, TINY, TRAIN, WORKERS, flags, metrics, report, run, torchrun
+from harness.runs import REPOSITORY, TINY, TRAIN, WORKERS, flags, metrics, report, run, torchrun, without_clocks
 
 WORKER, CORRUPTING = (WORKERS / name for name in ("replicas_worker.py", "corrupting_worker.py"))
 CELL = {
@@ -30,7 +30,6 @@ OPTIONS = TINY | {
     "subset_tokens": 64, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "log_every": 1, "target_loss": 0.3,
     "on_plateau": "none", "ema": 0, "checkpoint_every": 5, "out_dir": "out",
 }  # fmt: skip
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
 
 
 def found_by(ranks, cells, directory, script=None):
@@ -101,10 +100,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     again = forked_ranks(2, tmp_path, TRAIN, *flags(**OPTIONS))
     assert again.returncode == 0, again.stderr
     assert "resumed from step_00000005" in again.stdout
-    rows = [
-        [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(tmp_path / name)]
-        for name in ("out", "undisturbed")
-    ]
+    rows = [[without_clocks(row) for row in metrics(tmp_path / name)] for name in ("out", "undisturbed")]
     assert rows[0] == rows[1]
     told = report(out_dir), report(tmp_path / "undisturbed")
     assert told[0]["weights_sha256"] == told[1]["weights_sha256"]

@@ -14,7 +14,6 @@ import pytest
 
 from harness.lanes import slow
 from harness.resuming import (
-    CLOCKS,
     OPTIONS,
     assert_same,
     catches,
@@ -26,7 +25,7 @@ from harness.resuming import (
     start,
     words,
 )
-from harness.runs import TRAIN, environment, flags, report, wait_for
+from harness.runs import CLOCKS, TRAIN, environment, flags, report, wait_for
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.plan.plan import make_plan

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
-from harness.runs import flags, metrics, report
+from harness.runs import flags, metrics, outcome, report
 from nanogpt.storage.checkpoint import CheckpointReader, examine
 from scenarios import SCENARIOS, cancel, failing_rank
 
 pytestmark = pytest.mark.slurm
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")
 REQUEUED = [name for name, play in SCENARIOS.items() if play not in (cancel, failing_rank)]
 
 
@@ -57,13 +56,6 @@ def clone(tmp_path):
     site = f'PATH="{venv}:$PATH" OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES="" WANDB_MODE=disabled'
     (there / "slurm" / "site.env").write_text(f"export {site}\n")
     return there
-
-
-def outcome(run_dir):
-    """All that a run says of itself but clocks and memory: (rows, report, weights)."""
-    rows = [{k: v for k, v in row.items() if not k.endswith(CLOCKS)} for row in metrics(run_dir)]
-    told = {k: v for k, v in report(run_dir).items() if not k.endswith(CLOCKS)}
-    return rows, told, (run_dir / "model.safetensors").read_bytes()
 
 
 def assert_same(job: Job, reference: Job):
