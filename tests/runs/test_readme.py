@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from harness.forks import forked
+from harness.lanes import slow
 from harness.runs import REPOSITORY
 from nanogpt.config.cli import parse
 from nanogpt.config.train_config import TrainConfig
@@ -32,7 +33,8 @@ def test_there_are_commands():
     assert len(BLOCK) == 6
 
 
-@pytest.mark.parametrize("command", AFTERWARDS)
+# preflight times a step of the default model.
+@pytest.mark.parametrize("command", [slow(each) if each.startswith("preflight") else each for each in AFTERWARDS])
 def test_a_command_of_the_table(home, command):
     """Invariant: it ends with status 0 on a finished run."""
     done = forked(home, "nanogpt", *shlex.split(command))
