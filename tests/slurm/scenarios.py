@@ -89,9 +89,10 @@ SCENARIOS = {
 
 
 def train_a_little(cluster: Cluster, cwd: Path, *words: str) -> Job:
-    """A job on two nodes that has trained past its first checkpoint."""
+    """A job on two nodes that has trained past its first checkpoint, which a thread may be long in writing."""
     job = cluster.submit(cwd, "--nodes=2", *CPU_NODES, *words)
-    job.wait_until(lambda: job.steps > 12, "it has trained 12 steps")
+    latest = job.run_dir / "checkpoints" / "latest"
+    job.wait_until(lambda: job.steps > 12 and latest.exists(), "it has a checkpoint and has trained 12 steps")
     return job
 
 
