@@ -210,6 +210,18 @@ def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path,
     assert contents(tmp_path) == before
 
 
+# The scores of so short a text take less time than a loaded machine may take to send a signal.
+SLOW_SCORES = """
+import time
+import train_overfit
+from nanogpt.training.evaluator import Evaluator
+
+scorecard = Evaluator.scorecard
+Evaluator.scorecard = lambda self, **asked: time.sleep(3) or scorecard(self, **asked)
+train_overfit.main(train_overfit.run)
+"""
+
+
 @pytest.mark.slow
 def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
     """Reference: an undisturbed run: the scores are made when it is started again; after that it changes nothing.
@@ -217,7 +229,8 @@ def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
     Meanwhile checkpoints were due by the clock, after each step, and as many are kept as was asked for.
     """
     options = {"checkpoint_minutes": 1e-6, "keep_checkpoints": 3}
-    program = start(tmp_path, **options)
+    (tmp_path / "slow.py").write_text(SLOW_SCORES)
+    program = start(tmp_path, program=tmp_path / "slow.py", **options)
     wait_for(lambda: "scoring" in (tmp_path / "log").read_text(), program)
     program.terminate()
     assert program.wait(timeout=200) == 4
