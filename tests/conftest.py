@@ -22,6 +22,13 @@ def forked():
     return forks.forked
 
 
+@pytest.fixture
+def no_wandb_settings(monkeypatch):
+    """No WANDB_ variable, neither a person's nor the one above."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def tiny_shakespeare():
     """The path of the real corpus, which is not part of the project."""

@@ -22,16 +22,6 @@ NO_SPACE = "error: the output cannot be written: No space left on device\n"
 LINES = [b"line %d of the log\n" % i for i in range(10_000)]  # three times what a pipe holds
 
 
-def fill(descriptor):
-    """Write until nothing more is taken -> how many bytes were."""
-    os.set_blocking(descriptor, False)
-    taken = 0
-    with contextlib.suppress(OSError):
-        while True:
-            taken += os.write(descriptor, b"x")
-    return taken
-
-
 @contextlib.contextmanager
 def file_size_limit(size):
     """RLIMIT_FSIZE, as `ulimit -f` sets it."""

@@ -21,10 +21,8 @@ KEY = "a" * 40
 
 
 @pytest.fixture
-def env(tmp_path, monkeypatch):
-    """No key, no settings, and W&B not switched off."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
+def env(tmp_path, no_wandb_settings):
+    """No key, and W&B not switched off."""
     return {"HOME": str(tmp_path)}
 
 

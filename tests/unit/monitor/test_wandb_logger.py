@@ -1,7 +1,5 @@
 """What W&B takes and refuses is known before the start."""
 
-import os
-
 import pytest
 
 from nanogpt.config.errors import ConfigError
@@ -9,14 +7,6 @@ from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.wandb_logger import check_wandb
 
 KEY = "a" * 40
-
-
-@pytest.fixture
-def env(tmp_path, monkeypatch):
-    """No key, no settings, and W&B not switched off."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    return {"HOME": str(tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +28,7 @@ def env(tmp_path, monkeypatch):
         ({}, {"WANDB_FORK_FROM": "a?_step=1"}, "WANDB_FORK_FROM and WANDB_RESUME_FROM of a run that may be resumed"),
     ],
 )
-def test_what_wandb_refuses_is_refused_before_the_start(options, variables, message, env, monkeypatch):
+def test_what_wandb_refuses_is_refused_before_the_start(options, variables, message, no_wandb_settings, monkeypatch):
     """Invariant: a ConfigError of one line that names the option or variable, and W&B's reason; no key in it."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -49,7 +39,7 @@ def test_what_wandb_refuses_is_refused_before_the_start(options, variables, mess
     check_wandb(TrainConfig(**(options | {"wandb": "disabled"})))
 
 
-def test_what_wandb_takes_is_taken(env, monkeypatch):
+def test_what_wandb_takes_is_taken(no_wandb_settings, monkeypatch):
     """Invariant: longest names, all kinds of text and what W&B does not know of its variables."""
     for name, value in {
         "WANDB_MODE": "offline",
