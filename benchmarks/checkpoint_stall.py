@@ -3,9 +3,9 @@
 python benchmarks/checkpoint_stall.py --steps=64 --every=16
 python benchmarks/checkpoint_stall.py --table=benchmarks/results/checkpoint_stall.epyc.2026-11-25.json
 
-The first trains and writes JSON, the second prints it as the table in docs/checkpoints.md. Steps with and without saves
-alternate in one run. The stall is the time between two steps in which the state is copied; the steps beside the writing
-thread are slower, because it takes a core for the checksums.
+The first trains and writes JSON, the second prints it as the table in docs/how-to/resume.md. Steps with and
+without saves alternate in one run. The stall is the time between two steps in which the state is copied; the steps
+beside the writing thread are slower, because it takes a core for the checksums.
 """
 
 from dataclasses import dataclass

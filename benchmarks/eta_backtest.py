@@ -3,8 +3,8 @@
 python benchmarks/eta_backtest.py
 python benchmarks/eta_backtest.py --table=benchmarks/results/eta_backtest.epyc.2026-11-28.json
 
-The first forecasts and writes JSON, the second prints it as the tables in docs/eta.md. benchmarks/record_curve.py makes
-a curve of a run directory.
+The first forecasts and writes JSON, the second prints it as the tables in docs/explanation/eta.md.
+benchmarks/record_curve.py makes a curve of a run directory.
 """
 
 import json

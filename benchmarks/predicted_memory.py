@@ -3,7 +3,8 @@
 python benchmarks/predicted_memory.py
 python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.epyc.2026-11-28.json
 
-The first trains three models with every engine and writes JSON, the second prints it as the table in docs/preflight.md.
+The first trains three models with every engine and writes JSON, the second prints it as the table in
+docs/explanation/memory.md.
 """
 
 from pathlib import Path

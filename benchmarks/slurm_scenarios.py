@@ -4,8 +4,8 @@ python benchmarks/slurm_scenarios.py
 python benchmarks/slurm_scenarios.py --table=benchmarks/results/slurm_scenarios.epyc.2026-11-25.json
 
 The first starts a Slurm cluster on this machine (tests/slurm/cluster.sh says what that needs) and writes JSON, the
-second prints it as the table in docs/slurm.md. The scenarios are played by a program of the tests, as the tests play
-them.
+second prints it as the table in docs/how-to/slurm.md. The scenarios are played by a program of the tests, as
+the tests play them.
 """
 
 import os

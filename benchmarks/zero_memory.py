@@ -3,7 +3,7 @@
 python benchmarks/zero_memory.py --ranks=2 --steps=10
 python benchmarks/zero_memory.py --table=benchmarks/results/zero_memory.epyc.2026-11-25.json
 
-The first trains and writes JSON, the second prints it as the table in docs/deepspeed.md.
+The first trains and writes JSON, the second prints it as the table in docs/how-to/deepspeed.md.
 """
 
 from dataclasses import dataclass

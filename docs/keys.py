@@ -1,4 +1,4 @@
-"""The keys of a run directory's JSON files as a table, from the dataclasses that write them: docs/run-directory.md.
+"""The keys of a run directory's JSON files as a table, from the dataclasses that write them.
 
 python docs/keys.py report
 python docs/keys.py config

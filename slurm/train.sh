@@ -5,7 +5,7 @@
 #   ENGINE=deepspeed sbatch --nodes=4 slurm/train.sh --batch_size=32 --zero_stage=3
 #   sbatch --nodes=2 --oversubscribe --gpus-per-node=1 --cpus-per-task=8 slurm/train.sh     (a part of each node)
 # The run directory is runs/JOB_ID, or --out_dir; a requeued job goes on from its newest checkpoint. MAX_RESTARTS
-# (default 20) bounds how often. What a site needs is in slurm/site.env; docs/slurm.md tells the rest.
+# (default 20) bounds how often. What a site needs is in slurm/site.env; docs/how-to/slurm.md tells the rest.
 #
 # Defaults, which options of sbatch override:
 #SBATCH --job-name=nanogpt-overfit

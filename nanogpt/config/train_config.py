@@ -15,7 +15,7 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import LARGEST, Options, option, option_types, require_positive
 
 MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
-DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/memorising.md
+DEFAULT_SUBSET_TOKENS = 2048  # memorised in under half an hour on 2 CPU cores: docs/explanation/memorising.md
 
 text_option = partial(option, group="Text")
 model_option = partial(option, group="Model")

@@ -30,7 +30,7 @@ class Windows:
     A grid of windows stands stride tokens apart and covers every token. With phase='random' each epoch shifts the grid
     by another offset, every one of the stride offsets once before any comes again; its first and last window are pushed
     back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions where it was
-    shown, and a prompt that begins elsewhere does not bring it back (docs/memorising.md).
+    shown, and a prompt that begins elsewhere does not bring it back (docs/explanation/memorising.md).
     """
 
     def __init__(self, ids: Tensor, *, context_length: int, stride: int, phase: str, seed: int) -> None:

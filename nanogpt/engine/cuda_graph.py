@@ -1,7 +1,7 @@
 """The single engine on a GPU, its step launched as two CUDA graphs instead of some thousand kernels.
 
 A step of 16 x 64 tokens keeps a GPU busy for less time than Python takes to launch its kernels one by one
-(docs/performance.md).
+(docs/reference/performance.md).
 """
 
 import os

@@ -4,7 +4,7 @@
     card.values().memorised.recall.exact_recall
 
 Every score knows how far other kernels, which round otherwise, may move it: a loss by a tolerance, a count by the
-tokens whose decision is a near tie. That is how far a recomputation may be off (docs/proof.md).
+tokens whose decision is a near tie. That is how far a recomputation may be off (docs/explanation/proof.md).
 """
 
 from collections.abc import Callable, Iterator

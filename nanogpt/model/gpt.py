@@ -226,7 +226,7 @@ class GPT(nn.Module):
 
         With GPT-2's 0.02 everywhere the loss stands for 100 steps at the entropy of single tokens. Louder tokens,
         quieter positions and layers that keep their input's variance leave that plateau 60 steps sooner
-        (docs/memorising.md).
+        (docs/explanation/memorising.md).
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

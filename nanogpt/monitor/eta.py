@@ -3,7 +3,7 @@
 losses = [(10, 5.2), (20, 4.1), (30, 3.0), (40, 2.2)]
 steps_to_target(losses, 0.099, Circumstances(floor=0.036))    # Eta(steps, low, high), or a NoEta
 
-A run ends when a full pass verifies the target. docs/eta.md: how good this is on recorded runs.
+A run ends when a full pass verifies the target. docs/explanation/eta.md: how good this is on recorded runs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ Newton-Schulz iterations that would cost as much as the training step itself. He
 
 - Some 256 channels of the residual stream, rows or columns of a matrix, are orthogonalised together, as if they were a
   parameter of their own. So the singular values of these are near one, those of the whole matrix less so
-  (docs/fast-recipe.md has what that costs in steps).
+  (docs/explanation/fast-recipe.md has what that costs in steps).
 - No rank repeats another's work. Matrices of one shape are stacked, each rank takes its share of the stack, and all
   ranks get the results.
 
@@ -30,7 +30,7 @@ from nanogpt.optim.adamw import AdamW, Optimizer
 
 MOMENTUM, BUFFER = 0.95, "momentum_buffer"  # torch's name for it
 MULTIPLE = "lr_multiple"  # of a parameter group
-# x Muon's rate. Hot positions leave more memory at the same loss (docs/fast-recipe.md)
+# x Muon's rate. Hot positions leave more memory at the same loss (docs/explanation/fast-recipe.md)
 POSITIONS, POSITIONS_RATE, ADAMW_RATE = "transformer.wpe.weight", 16.0, 0.6
 # a, b, c of each iteration: in three they bring values from 0.01 to 1 nearest to one, with one per cent to spare (Amsel
 # et al., "The Polar Express", arXiv 2505.16932). More would not do: the least eigenvalues of R, which bf16 leaves a

@@ -22,7 +22,7 @@ class Recipe:
     base_width: int | None  # n_embd of the model that the rate was found on; None: the rate goes for every width
     plateau: float  # x the target: under it a constant rate hovers, undoing one window's memory with the next one's
     # x the target: what the trained loss may have been, by the age of the averaged weights that a pass judges, before
-    # the pass that verifies it (docs/eta.md).
+    # the pass that verifies it (docs/explanation/eta.md).
     levels: tuple[float, ...]
     orthogonalises: bool  # the blocks' matrices: needs whole ones on the device, and keeps one moment of them, not two
 

@@ -3,7 +3,7 @@
 need = predict_memory(config, world_size=2, device_type="cpu", deepspeed=None)
 need.total, need.activations
 
-docs/preflight.md has this formula beside measured peaks.
+docs/explanation/memory.md has this formula beside measured peaks.
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,8 @@ from nanogpt.storage.run_lock import Fence
 from nanogpt.utils.phases import Phases
 from nanogpt.utils.signals import StopSignals
 
-RIPE = 0.25  # of the judged average: what its first weights may still be, which remember less (docs/fast-recipe.md)
+# Of the judged average: what its first weights may still be, which remember less (docs/explanation/fast-recipe.md).
+RIPE = 0.25
 
 
 @dataclass(frozen=True)

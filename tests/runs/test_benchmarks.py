@@ -257,7 +257,7 @@ def test_a_result_is_named_by_what_machine_and_date(device_name, named):
 
 def test_results_are_quoted():
     """Invariant: each kept result is named WHAT.MACHINE.DATE.json, and a page quotes it."""
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
     quoted = "".join(page.read_text() for page in pages)
     for path in (REPOSITORY / "benchmarks" / "results").iterdir():
         assert re.fullmatch(r"\w+\.[a-z0-9-]+\.\d{4}-\d\d-\d\d\.json", path.name)

@@ -7,7 +7,7 @@ import pytest
 from harness.runs import REPOSITORY
 
 TABLE = re.compile(r"<!-- python (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "LOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "LOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TABLES = [(path, command, table) for path in PAGES for command, table in TABLE.findall(path.read_text())]
 
 

@@ -1,4 +1,4 @@
-"""The scores of a report, computed by other software: transformers, on the exported model, by docs/proof.md alone."""
+"""The scores of a report, computed by other software: transformers, on the exported model, by proof.md alone."""
 
 import json
 import math

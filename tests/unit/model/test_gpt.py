@@ -107,7 +107,7 @@ def test_a_cache_changes_nothing(small, pieces):
 
 
 def test_the_initial_spread():
-    """Reference: the standard deviations that docs/memorising.md gives; LayerNorms start as the identity."""
+    """Reference: the standard deviations that memorising.md gives; LayerNorms start as the identity."""
     torch.manual_seed(0)
     state = GPT(GPTConfig(n_layer=4, n_head=2, n_embd=64)).state_dict()
     for name, std in (

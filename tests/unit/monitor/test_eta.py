@@ -255,7 +255,7 @@ def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):
 
 
 def test_the_backtest_is_of_this_estimator(tmp_path):
-    """Reference: the tables in docs/eta.md, which are made of benchmarks/results/eta_backtest.epyc.2026-11-28.json."""
+    """Reference: the tables of eta.md, which are made of benchmarks/results/eta_backtest.epyc.2026-11-28.json."""
     script = REPOSITORY / "benchmarks" / "eta_backtest.py"
     now = run(sys.executable, script, f"--out={tmp_path / 'result.json'}", cwd=REPOSITORY)
     kept = run(sys.executable, script, "--table=benchmarks/results/eta_backtest.epyc.2026-11-28.json", cwd=REPOSITORY)
