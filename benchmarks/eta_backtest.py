@@ -1,7 +1,7 @@
 """Replay recorded runs: at 10 to 90 % of each, how far was the ETA from the truth?
 
 python benchmarks/eta_backtest.py
-python benchmarks/eta_backtest.py --table=benchmarks/results/eta_backtest.epyc.2026-11-28.json
+python benchmarks/eta_backtest.py --table=benchmarks/results/eta_backtest.epyc.2026-11-30.json
 
 The first forecasts and writes JSON, the second prints it as the tables in docs/explanation/eta.md.
 benchmarks/record_curve.py makes a curve of a run directory.
@@ -22,11 +22,13 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Eta
+from nanogpt.monitor.loggers import BY_REFERENCE
 from nanogpt.optim.recipe import resolve_recipe
+from nanogpt.plan.reference_runs import runs_with_a_curve
 from nanogpt.training.state import TrainState
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
-METHODS = ("ensemble", "linear", "log-linear", "log-linear, told of passes")
+METHODS = ("forecast", "fit alone", "linear", "log-linear", "log-linear, told of passes")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ def measure(options: BacktestOptions, out: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--curves={options.curves} holds no recorded run, NAME.jsonl")
     for path in paths:
         about, *rows = map(json.loads, path.read_text().splitlines())
-        result.append({"name": path.stem} | about | {"forecasts": list(forecasts(about, rows, options.log_every))})
+        replayed = forecasts(path.stem, about, rows, options.log_every)
+        result.append({"name": path.stem} | about | {"forecasts": list(replayed)})
     return result
 
 
-def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
-    """What each method said at the last row within each share of the run."""
+def forecasts(name: str, about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
+    """What each method said at the last row within each share of the run, which is not a reference run of its own."""
     config = resolve_recipe(TrainConfig(**about["options"]))
+    others = tuple(run for run in runs_with_a_curve(config) if Path(run.source).stem != name)
     logged = list(take_together(rows, log_every))
     for share in SHARES:
         progress = TrainState.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
@@ -63,16 +67,20 @@ def forecasts(about: dict[str, Any], rows: list[dict[str, Any]], log_every: int)
                 progress.schedule.judged(row["full_pass_loss"])
             progress.step = row["step"]
             progress.history.append((row["step"], mean(row["step_losses"])))
-        eta = progress.eta(config, floor=about["floor"], windows_per_epoch=about["windows_per_epoch"])
+        circumstances = {"floor": about["floor"], "windows_per_epoch": about["windows_per_epoch"]}
+        fitted = progress.eta(config, **circumstances)
+        eta = progress.eta(config, **circumstances, references=others)
         log_linear = straight_line(progress.history, config.target_loss, np.log)
         told = None
         if log_linear is not None:  # that full passes judge averaged weights, and when the next can be made
             told = max(log_linear + config.ema / (1 - config.ema), progress.schedule.wait_steps)
-        said = {"ensemble": eta.steps, "low": eta.low, "high": eta.high} if isinstance(eta, Eta) else {}
+        said = {"forecast": eta.steps, "low": eta.low, "high": eta.high} if isinstance(eta, Eta) else {}
+        if isinstance(fitted, Eta):
+            said |= {"fit alone": fitted.steps, "fit alone low": fitted.low, "fit alone high": fitted.high}
         yield {
             "share": share,
             "left": about["steps"] - progress.step,
-            "note": None if isinstance(eta, Eta) else eta.value,
+            "note": (BY_REFERENCE if eta.by_reference else None) if isinstance(eta, Eta) else eta.value,
             "linear": straight_line(progress.history, config.target_loss, lambda loss: loss),
             "log-linear": log_linear,
             "log-linear, told of passes": told,
@@ -108,7 +116,7 @@ def table(result: list[dict[str, Any]]) -> str:
     lines = [
         *summary(f"The {len(held_out)} runs that were held out", held_out),
         *summary(f"All {len(ended)} runs that reached their target", ended),
-        "Every run, the ensemble's predicted / true and, in brackets, the same of its interval's ends:",
+        "Every run, predicted / true and, in brackets, the same of the interval's ends; * by reference runs:",
         "",
         "| run | steps | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |",
         "|---|---|" + "---|" * len(SHARES),
@@ -123,23 +131,26 @@ def table(result: list[dict[str, Any]]) -> str:
 
 
 def summary(title: str, runs: list[dict[str, Any]]) -> list[str]:
-    """A table of the methods' errors over some runs, at points where all of them answer; answers: the ensemble's."""
+    """A table of each method's errors over some runs, at the points where it answers: so many."""
     lines = [
         f"{title}:",
         "",
-        "| at | " + " | ".join(METHODS) + " | interval holds | answers |",
-        "|---|" + "---|" * len(METHODS) + "---|---|",
+        "| at | " + " | ".join(METHODS) + " | its interval holds | the fit's alone |",
+        "|---|" + "---|" * (len(METHODS) + 2),
     ]
     for i, share in enumerate(SHARES):
         here = [run["forecasts"][i] for run in runs]
-        shared = [f for f in here if all(f.get(method) for method in METHODS)]
-        cells = [ratio_and_error(shared, method) for method in METHODS]
-        spans = [f for f in here if "low" in f]
-        # An interval may begin at the truth, where that is the next possible pass; logarithms round it.
-        held = sum(f["low"] * (1 - 1e-9) <= f["left"] <= f["high"] * (1 + 1e-9) for f in spans)
-        cells += [f"{held} of {len(spans)}", f"{len(spans)} of {len(here)}"]
+        cells = [ratio_and_error([f for f in here if f.get(method)], method) for method in METHODS]
+        cells += [holds(here, "low", "high"), holds(here, "fit alone low", "fit alone high")]
         lines.append(f"| {share:.0%} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def holds(forecasts: list[dict[str, Any]], low: str, high: str) -> str:
+    """How often the truth is in the interval; that may begin at it, the next possible pass, and logarithms round it."""
+    answers = [f for f in forecasts if low in f]
+    held = sum(f[low] * (1 - 1e-9) <= f["left"] <= f[high] * (1 + 1e-9) for f in answers)
+    return f"{held} of {len(answers)}"
 
 
 def ratio_and_error(forecasts: list[dict[str, Any]], method: str) -> str:
@@ -147,15 +158,16 @@ def ratio_and_error(forecasts: list[dict[str, Any]], method: str) -> str:
     if not forecasts:
         return ""
     logs = [log(f[method] / f["left"]) for f in forecasts]
-    return f"{exp(mean(logs)):.2f}, x {exp(mean(map(abs, logs))):.2f}"
+    return f"{exp(mean(logs)):.2f}, x {exp(mean(map(abs, logs))):.2f} ({len(forecasts)})"
 
 
 def describe(forecast: dict[str, Any], reached: bool) -> str:
     """One forecast against the truth; in steps, where the truth is not known."""
-    if forecast["note"]:
+    if "forecast" not in forecast:
         return forecast["note"]
-    steps, low, high = (forecast[key] / (forecast["left"] if reached else 1) for key in ("ensemble", "low", "high"))
-    return f"{steps:.2f} ({low:.2f} to {high:.2f})" if reached else f"{steps:.0f} steps ({low:.0f} to {high:.0f})"
+    steps, low, high = (forecast[key] / (forecast["left"] if reached else 1) for key in ("forecast", "low", "high"))
+    mark = " *" if forecast["note"] == BY_REFERENCE else ""
+    return f"{steps:.2f} ({low:.2f} to {high:.2f}){mark}" if reached else f"{steps:.0f} steps ({low:.0f} to {high:.0f})"
 
 
 if __name__ == "__main__":

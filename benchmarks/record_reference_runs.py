@@ -13,16 +13,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from parts import REPOSITORY
 from parts.options import RESULTS, run_script
 from record_curve import rounded
 
 from nanogpt.config.options import Options, option
 from nanogpt.config.train_config import TrainConfig
+from nanogpt.monitor.eta import FITTED_BELOW, SHORTEST
 from nanogpt.plan.reference_runs import ASSET, ReferenceRun
 from nanogpt.storage.json_file import read_json, write_json
 
 CURVES = REPOSITORY / "benchmarks" / "curves"
+NAMES = (*(f.name for f in fields(ReferenceRun) if f.name != "curve"), "steps_below")  # of a run in the record
+# Where a curve is kept: from what a model has learnt when it has learnt a little, to where a fit takes over.
+LOSSES = [rounded(loss) for loss in np.geomspace(9.6, FITTED_BELOW * 0.099, 16).tolist()]
 USUAL = {"exit_reason": "target_reached", "phase": "random", "target_loss": 0.099}
 
 
@@ -36,30 +41,43 @@ class RecordOptions(Options):
 def record(options: RecordOptions) -> int:
     """Write the record."""
     runs = [
-        {f.name: run[f.name] for f in fields(ReferenceRun)} | {"from": source}
-        for source, run in (*from_curves(), *from_reports())
+        {name: run[name] for name in NAMES}
+        for run in (*from_curves(), *from_reports())
         if {name: run.get(name) for name in USUAL} == USUAL and "optimizer" in run  # else it was a patch
     ]
-    runs.sort(key=lambda run: (run["optimizer"], run["from"]))
-    write_json(Path(options.out), {"target_loss": USUAL["target_loss"], "runs": runs})
+    runs.sort(key=lambda run: (run["optimizer"], run["source"]))
+    write_json(Path(options.out), {"target_loss": USUAL["target_loss"], "losses": LOSSES, "runs": runs})
     print(f"{len(runs)} runs on record")
     return 0
 
 
-def from_curves() -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file, what its first line says of the run) for each curve."""
+def from_curves() -> Iterator[dict[str, Any]]:
+    """What the first line of each curve says of its run, and the curve."""
     for path in CURVES.glob("*.jsonl"):
-        with path.open() as curve:
-            about = json.loads(next(curve))
-        yield _name(path), about["options"] | {name: about[name] for name in ("floor", "steps", "exit_reason")}
+        about, *rows = map(json.loads, path.read_text().splitlines())
+        epoch_steps = about["windows_per_epoch"] / about["options"]["batch_size"]
+        figures = {name: about[name] for name in ("floor", "steps", "exit_reason")}
+        yield about["options"] | figures | {"source": _name(path), "steps_below": descent(rows, epoch_steps)}
 
 
-def from_reports() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same for each report of the default command; what it does not tell are the defaults."""
+def descent(rows: list[dict[str, Any]], epoch_steps: float) -> list[int]:
+    """The step from which on the mean over an epoch, and as many steps as an ETA averages, stayed below each loss."""
+    losses: list[float] = []
+    for row in rows:
+        losses += [row["loss"]] * (row["step"] - len(losses))
+    sums = np.cumsum([0.0, *losses])
+    width = round(max(SHORTEST, epoch_steps))
+    means = [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]
+    above = [np.flatnonzero(np.array(means) > loss) for loss in LOSSES]
+    return [int(steps[-1]) + 2 if len(steps) else 1 for steps in above]
+
+
+def from_reports() -> Iterator[dict[str, Any]]:
+    """The same for each report of the default command, without a curve; what it does not say are the defaults."""
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     for path in RESULTS.glob("default_run.*.json"):
         report = read_json(path, of="the results")
-        yield _name(path), defaults | report | {"floor": rounded(report["floor"])}
+        yield defaults | report | {"floor": rounded(report["floor"]), "source": _name(path), "steps_below": None}
 
 
 def _name(path: Path) -> str:

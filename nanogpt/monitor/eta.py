@@ -14,6 +14,7 @@ from math import exp
 import numpy as np
 
 from nanogpt.optim.recipe import ADAMW
+from nanogpt.plan.reference_runs import ReferenceRun
 
 MIN_POINTS = 3  # epoch means; a curve of any shape goes through fewer
 MAX_POINTS = 200  # longer histories are averaged further, so that an answer takes milliseconds
@@ -27,6 +28,9 @@ BEYOND_DOUBT = 4.0  # log-likelihood by which the unreachable asymptotes must fi
 FIRST_PLATEAU = 0.25  # of the first loss: a plateau above this is that of single tokens, which the loss leaves again
 DOUBT = 0.2  # log-likelihood, likewise, that makes a bend above FIRST_PLATEAU a reason to say nothing
 FARTHEST = 15.0  # x the steps so far: nothing is said of what is farther off
+FITTED_BELOW = 4.0  # x the target: above it reference runs are nearer the truth than the fits
+SHORTEST = 10.0  # steps that the loss is averaged over which is sought in reference runs, and at least an epoch
+WIDER = 1.4  # factor on the interval that reference runs span: another run may be like none of them
 QUANTILES = (0.1, 0.5, 0.9)  # of the ensemble: low, point, high
 
 
@@ -37,6 +41,7 @@ class Eta:
     steps: float
     low: float
     high: float
+    by_reference: bool = False  # read off reference runs instead of the run's own losses
 
 
 class NoEta(Enum):
@@ -59,10 +64,39 @@ class Circumstances:
     averages_below: float = 0.0  # nats/token at which an average begins that is still to begin; 0: none is
     ripe_steps: float = 0.0  # for which it is not judged once it has begun
     judged_step: float = 0.0  # the newest of a full pass, or of one that was possible and not thought worth making
+    references: tuple[ReferenceRun, ...] = ()  # finished runs that it may be like
 
 
 def steps_to_target(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | NoEta:
     """When the run that has logged these (step, mean loss since the one before), oldest first, will end.
+
+    By the reference runs while the loss is above FITTED_BELOW times the target, then by a fit to its own losses.
+    """
+    fitted = steps_by_fit(history, target, known)
+    if fitted is NoEta.BELOW_PLATEAU:
+        return fitted
+    return steps_by_reference(history, target, known) or fitted
+
+
+def steps_by_reference(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | None:
+    """The median of the reference runs: as many steps more, for each so far, as they took from the same loss on.
+
+    None where there are no such runs, or the loss is not yet, or no longer, one to compare.
+    """
+    loss = _newest_mean(history, max(SHORTEST, known.epoch_steps))
+    if loss is None or loss <= FITTED_BELOW * target:
+        return None
+    compared = [(run.steps, at) for run in known.references if (at := run.step_below(loss))]
+    if not compared:
+        return None
+    now = history[-1][0]
+    low, middle, high = _quantiles([(now * (steps / at - 1), 1.0) for steps, at in compared])
+    middle, low, high = (max(end, known.wait_steps) for end in (middle, low / WIDER, high * WIDER))
+    return Eta(middle, low, high, by_reference=True)
+
+
+def steps_by_fit(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | NoEta:
+    """The same from the run's own losses.
 
     An ensemble: each fit says how the speed -d(loss)/d(step) depends on the loss, k (loss - asymptote)^power, and where
     the trained loss is when a full pass verifies the target. Fits weigh as their likelihood. One that says the
@@ -176,6 +210,17 @@ def _epoch_means(history: Sequence[tuple[int, float]], epoch_steps: float) -> tu
             begin, total = step, 0.0
     steps, losses, lengths = np.array(means).reshape(-1, 3).T
     return steps, np.maximum(losses, 1e-9), lengths
+
+
+def _newest_mean(history: Sequence[tuple[int, float]], shortest: float) -> float | None:
+    """Mean loss of the newest rows that are as many steps long; None while there are fewer."""
+    total = 0.0
+    for i in range(len(history) - 1, -1, -1):
+        before = history[i - 1][0] if i else 0
+        total += history[i][1] * (history[i][0] - before)
+        if (steps := history[-1][0] - before) >= shortest:
+            return total / steps
+    return None
 
 
 def _quantiles(weighted: Sequence[tuple[float, float]]) -> list[float]:

@@ -18,6 +18,8 @@ from nanogpt.storage.report import Report
 from nanogpt.utils.console import say
 from nanogpt.utils.format import duration
 
+BY_REFERENCE = "by reference runs"  # the eta_note of an ETA that is read off them
+
 
 @dataclass(frozen=True)
 class Row:
@@ -37,7 +39,7 @@ class Row:
     eta_s: float | None
     eta_low_s: float | None
     eta_high_s: float | None
-    eta_note: str | None  # why there is no ETA, else null
+    eta_note: str | None  # why there is no ETA, or that reference runs give it; null where the run's own losses do
     wall_s: float  # since training began
     memory_bytes: int  # the most that any rank has held
     full_pass_loss: float | None  # on the rows where a full pass ran, else null
@@ -176,4 +178,5 @@ def describe_eta(row: Row) -> str:
     """When the target will be reached, with the interval, or that nobody can tell."""
     if row.eta_s is None or math.isnan(row.eta_s):  # a row without a step has no step time
         return row.eta_note or "no ETA yet"
-    return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)})"
+    note = f", {row.eta_note}" if row.eta_note else ""
+    return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)}{note})"

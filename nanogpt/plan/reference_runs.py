@@ -1,6 +1,7 @@
 """The runs that are on record, and how many steps they let one expect of another.
 
 steps = steps_on_record(plan.config, plan.dataset.floor)        # (low, high), or why nobody knows
+runs = runs_with_a_curve(plan.config)                           # whose losses an ETA is read off
 
 benchmarks/record_reference_runs.py writes the record, assets/reference_runs.json.
 """
@@ -8,6 +9,9 @@ benchmarks/record_reference_runs.py writes the record, assets/reference_runs.jso
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import as_file, files
+from math import log
+
+import numpy as np
 
 from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.storage.json_file import read_json
@@ -29,11 +33,21 @@ class ReferenceRun:
     n_embd: int  # channels
     floor: float  # nats/token
     steps: int
+    source: str  # the file that these figures are from
+    # (loss, step) from which on the mean loss stayed below it, losses descending; None: its losses were not kept
+    curve: tuple[tuple[float, int], ...] | None
 
     @property
     def passes(self) -> float:
         """How often it trained on each token."""
         return self.steps * self.batch_size * self.context_length / self.subset_tokens
+
+    def step_below(self, loss: float) -> float | None:
+        """The step from which on its mean loss was below this one, nats/token; None outside its curve."""
+        losses, steps = zip(*self.curve or [(0.0, 0.0)], strict=True)
+        if not losses[-1] <= loss <= losses[0]:
+            return None
+        return float(np.interp(-log(loss), [-log(each) for each in losses], steps))
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,17 @@ class Record:
 
 @cache
 def read_record() -> Record:
-    """The runs on record; in the file each says too which file its figures are from."""
-    names = [f.name for f in fields(ReferenceRun)]
+    """The runs on record."""
+    names = [f.name for f in fields(ReferenceRun) if f.name != "curve"]
     with as_file(files("nanogpt") / "assets" / ASSET) as path:
         content = read_json(path, of="the package's assets")
-    runs = tuple(ReferenceRun(**{name: run[name] for name in names}) for run in content["runs"])
+    runs = tuple(
+        ReferenceRun(
+            **{name: run[name] for name in names},
+            curve=run["steps_below"] and tuple(zip(content["losses"], run["steps_below"], strict=True)),
+        )
+        for run in content["runs"]
+    )
     return Record(target_loss=content["target_loss"], runs=runs)
 
 
@@ -64,8 +84,8 @@ def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | s
         return "no run on a fixed grid, or begun with trained weights, is on record"
     if not config.ema:
         return "no run with --ema=0, without averaged weights, is among those that this is read off"
-    if abs(config.target_loss / (recorded := read_record().target_loss) - 1) > NEAR:
-        return f"--target_loss={config.target_loss:g} is not the {recorded:g} of the runs on record"
+    if not _is_usual(config.target_loss):
+        return f"--target_loss={config.target_loss:g} is not the {read_record().target_loss:g} of the runs on record"
     alike = runs_on_record(config)
     if floor > (most := max(run.floor for run in alike)):
         return f"no run on record had a floor above {most:.3f}"
@@ -79,6 +99,13 @@ def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | s
     return _steps(min(run.passes for run in alike), config), most_steps(config)
 
 
+def runs_with_a_curve(config: ResolvedConfig) -> tuple[ReferenceRun, ...]:
+    """Those on record that a run with this resolved config may be like: same optimizer and target, trained alike."""
+    if config.phase != "random" or config.init_from or not config.ema or not _is_usual(config.target_loss):
+        return ()
+    return tuple(run for run in runs_on_record(config) if run.curve)
+
+
 def most_steps(config: ResolvedConfig) -> int:
     """How many steps of a resolved config make the most passes over the text that a run on record took."""
     return _steps(max(run.passes for run in runs_on_record(config)), config)
@@ -87,6 +114,10 @@ def most_steps(config: ResolvedConfig) -> int:
 def runs_on_record(config: ResolvedConfig) -> list[ReferenceRun]:
     """Those with the optimizer of a resolved config."""
     return [run for run in read_record().runs if run.optimizer == config.optimizer]
+
+
+def _is_usual(target_loss: float) -> bool:
+    return abs(target_loss / read_record().target_loss - 1) <= NEAR
 
 
 def _steps(passes: float, config: ResolvedConfig) -> int:

@@ -1,7 +1,6 @@
-"""How long a run may take, before it begins: a step timed on this device, the steps of runs that are on record.
+"""How long a training step takes on this device, timed before a run begins.
 
 step_s = step_seconds(plan.config, world)
-logger.say(describe_expected_time(plan.config, plan.dataset.floor, peak_flops_per_s=peak, device_type="cpu"))
 """
 
 import os
@@ -12,39 +11,10 @@ import torch
 from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
-from nanogpt.model.gpt import GPT, GPTConfig, flops_per_token
-from nanogpt.plan.reference_runs import steps_to_target
-from nanogpt.utils.format import duration
+from nanogpt.model.gpt import GPT, GPTConfig
 
 LAYERS = 2  # of the models that are timed
 REPEATS = 3  # of each timed part, of which the fastest counts
-
-
-def describe_expected_time(
-    config: ResolvedConfig, floor: float, *, peak_flops_per_s: float | None, device_type: str
-) -> str:
-    """What a run can say at its start without timing anything: a step's least time, and steps to the target.
-
-    The least is that of the step's matrix products at the peak of all ranks, nothing else counted. On a CPU a step
-    takes some 1.2 times as long, so that it tells something of the time to the target; on a GPU 2 to 10 times
-    (benchmarks/LOG.md).
-    """
-    parts = []
-    least_s = None
-    if peak_flops_per_s:
-        tokens = config.batch_size * config.context_length
-        flops = flops_per_token(GPTConfig.from_options(config), context_length=config.context_length) * tokens
-        least_s = flops / peak_flops_per_s
-        parts.append(f"a step takes {least_s:.2g} s at least, for its matrix products alone")
-    steps = steps_to_target(config, floor)
-    if isinstance(steps, str):
-        parts.append(steps)
-    else:
-        low, high = steps
-        parts.append(f"to the target {low:,} to {high:,} steps by the runs on record")
-        if least_s and device_type == "cpu":
-            parts[-1] += f", {duration(low * least_s)} to {duration(high * least_s)} at that pace"
-    return "; ".join(parts)
 
 
 def step_seconds(config: ResolvedConfig, world: World) -> float:

@@ -11,9 +11,10 @@ from typing import TypedDict
 from nanogpt.engine import Engine
 from nanogpt.model.gpt import flops_per_token
 from nanogpt.monitor.eta import Eta, NoEta
-from nanogpt.monitor.loggers import Row
+from nanogpt.monitor.loggers import BY_REFERENCE, Row
 from nanogpt.monitor.meters import PhaseClock
 from nanogpt.plan.plan import Plan
+from nanogpt.plan.reference_runs import runs_with_a_curve
 from nanogpt.storage.report import MfuTerms
 from nanogpt.training.state import TrainState
 from nanogpt.utils.phases import Phases
@@ -26,6 +27,7 @@ class MetricsProcessor:
         self._plan, self._engine, self._world = plan, engine, engine.world
         self._flops_per_token = flops_per_token(engine.model.config, context_length=plan.config.context_length)
         self._peak_flops_per_s = peak_flops_per_s
+        self._references = runs_with_a_curve(plan.config)
         self._clock = PhaseClock()
         phases.listen(self._clock)
 
@@ -55,8 +57,12 @@ class MetricsProcessor:
         if full_pass_loss is not None and full_pass_loss <= config.target_loss:
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
         else:
+            dataset = self._plan.dataset
             eta = state.eta(
-                config, floor=self._plan.dataset.floor, windows_per_epoch=self._plan.dataset.windows.per_epoch
+                config,
+                floor=dataset.floor,
+                windows_per_epoch=dataset.windows.per_epoch,
+                references=self._references,
             )
         peak = self._peak_flops_per_s
         return Row(
@@ -81,5 +87,8 @@ def _eta_columns(eta: Eta | NoEta, step_s: float) -> _EtaColumns:
     if isinstance(eta, NoEta):
         return {"eta_s": None, "eta_low_s": None, "eta_high_s": None, "eta_note": eta.value}
     return {
-        "eta_s": eta.steps * step_s, "eta_low_s": eta.low * step_s, "eta_high_s": eta.high * step_s, "eta_note": None
-    }  # fmt: skip
+        "eta_s": eta.steps * step_s,
+        "eta_low_s": eta.low * step_s,
+        "eta_high_s": eta.high * step_s,
+        "eta_note": BY_REFERENCE if eta.by_reference else None,
+    }

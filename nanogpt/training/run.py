@@ -29,7 +29,6 @@ from nanogpt.monitor.wandb_logger import check_wandb
 from nanogpt.optim.ema import EMA
 from nanogpt.plan.checks import check_agreement, examine_ranks, refuse_copies, require_room
 from nanogpt.plan.plan import Plan, make_plan
-from nanogpt.plan.step_time import describe_expected_time
 from nanogpt.storage.checkpoint import CheckpointError, CheckpointReader, CheckpointWriter, abandon_after
 from nanogpt.storage.hf import load_hf
 from nanogpt.storage.provenance import RunInfo, provenance
@@ -166,12 +165,6 @@ def _build_trainer(
     plan, world, config, logger = context.plan, context.world, context.plan.config, context.logger
     windows = plan.dataset.windows.on(world.device)
     model = _build_model(context, fresh=checkpoint is None)
-    if checkpoint is None:
-        logger.say(
-            describe_expected_time(
-                config, plan.dataset.floor, peak_flops_per_s=peak_flops_per_s, device_type=world.device.type
-            )
-        )
     engine = _build_engine(context, model, windows)
     average = EMA(engine.local_weights(), config.ema)
     replicas = _watch_replicas(context, engine, average, step=checkpoint.step if checkpoint else 0)

@@ -18,6 +18,7 @@ from nanogpt.monitor.loggers import Logger
 from nanogpt.monitor.meters import Meter
 from nanogpt.optim.recipe import ADAMW, recipe_of
 from nanogpt.plan.plan import Plan
+from nanogpt.plan.reference_runs import ReferenceRun
 from nanogpt.storage.run_lock import Fence
 from nanogpt.utils.phases import Phases
 from nanogpt.utils.signals import StopSignals
@@ -82,8 +83,15 @@ class TrainState:
         """Seconds since the process began, over all attempts, without the time between them."""
         return time.perf_counter() - self.launched_at
 
-    def eta(self, config: ResolvedConfig, *, floor: float, windows_per_epoch: int) -> Eta | NoEta:
-        """When the run will end. floor: nats/token."""
+    def eta(
+        self,
+        config: ResolvedConfig,
+        *,
+        floor: float,
+        windows_per_epoch: int,
+        references: tuple[ReferenceRun, ...] = (),
+    ) -> Eta | NoEta:
+        """When the run will end. floor: nats/token; references: finished runs that it may be like."""
         schedule = self.schedule
         to_begin = schedule.ripe_steps > 0 and not schedule.averaging
         recipe = recipe_of(config)
@@ -97,6 +105,7 @@ class TrainState:
             averages_below=schedule.averages_below if to_begin else 0.0,
             ripe_steps=schedule.ripe_steps,
             judged_step=self.step - schedule.unjudged_steps,
+            references=references,
         )
         return steps_to_target(self.history, config.target_loss, known)
 

@@ -3,8 +3,9 @@
 import json
 import os
 import sys
-from dataclasses import asdict, astuple, fields, replace
+from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,11 +14,15 @@ from harness.runs import ALONE, REPOSITORY, TINY, flags, run
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.plan import step_time as forecast
 from nanogpt.plan.plan import make_plan
-from nanogpt.plan.reference_runs import ReferenceRun, read_record, steps_on_record
-from nanogpt.plan.step_time import describe_expected_time, step_seconds
+from nanogpt.plan.reference_runs import ReferenceRun, read_record, runs_with_a_curve, steps_on_record
+from nanogpt.plan.step_time import step_seconds
 
 RECORDED = read_record().runs
-NAMES = [f.name for f in fields(ReferenceRun)]
+NAMES = [f.name for f in fields(ReferenceRun) if f.name not in ("source", "curve")]
+
+
+def _figures(run):
+    return {name: getattr(run, name) for name in NAMES}
 
 
 def test_the_record_is_that_of_the_curves():
@@ -27,7 +32,8 @@ def test_the_record_is_that_of_the_curves():
     default = json.loads(default_run.read_text())
     default["floor"] = pytest.approx(default["floor"], rel=1e-4)
     *others, its = sorted(RECORDED, key=lambda run: (run.optimizer, run.n_embd) == ("adamw", 768))
-    assert asdict(its) == {name: default.get(name, getattr(TrainConfig, name, None)) for name in NAMES}
+    assert _figures(its) == {name: default.get(name, getattr(TrainConfig, name, None)) for name in NAMES}
+    assert its.curve is None
     found = set()
     for path in (benchmarks / "curves").glob("*.jsonl"):
         about = json.loads(path.read_text().splitlines()[0])
@@ -35,14 +41,14 @@ def test_the_record_is_that_of_the_curves():
         usual = (about["exit_reason"], options["phase"], options["target_loss"])
         if "optimizer" in options and usual == ("target_reached", "random", 0.099):
             found.add((*(options[name] for name in NAMES[:7]), about["floor"], about["steps"]))
-    assert found == {astuple(recorded) for recorded in others}
+    assert found == {tuple(_figures(recorded).values()) for recorded in others}
     assert len(RECORDED) == len(found) + 1
 
 
 def test_what_is_on_record_is_foretold_and_no_more():
     """Invariant: every recorded run lies within its own forecast; outside what was recorded nothing is said."""
     for recorded in RECORDED:
-        options = {name: value for name, value in asdict(recorded).items() if name not in ("floor", "steps")}
+        options = {name: value for name, value in _figures(recorded).items() if name not in ("floor", "steps")}
         low, high = steps_on_record(make_plan(TrainConfig(n_head=4, **options), ALONE).config, recorded.floor)
         assert low - 1 <= recorded.steps <= high + 1
     config = make_plan(TrainConfig(), ALONE).config
@@ -60,24 +66,27 @@ def test_what_is_on_record_is_foretold_and_no_more():
     assert "floor" in steps_on_record(config, 0.09)
 
 
-def test_a_run_says_what_is_known_at_its_start():
-    """Reference: by hand, 920,498,688 FLOP a token (model/gpt.py's formula) times 1,024 tokens at 1 TFLOP/s."""
-    config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
-    told = describe_expected_time(config, 0.036, peak_flops_per_s=1e12, device_type="cpu")
-    assert told.startswith(
-        "a step takes 0.94 s at least, for its matrix products alone; to the target 172 to 928 steps"
-    )
-    assert told.endswith("by the runs on record, 3 min to 15 min at that pace")
-    on_gpu = describe_expected_time(config, 0.036, peak_flops_per_s=1e12, device_type="cuda")
-    assert on_gpu.endswith("by the runs on record"), "a GPU's step is so far from its least that it foretells no time"
-    unknown = describe_expected_time(config, 0.036, peak_flops_per_s=None, device_type="cpu")
-    assert unknown == "to the target 172 to 928 steps by the runs on record"
-    assert "time to target: never" in describe_expected_time(config, 0.1, peak_flops_per_s=1e12, device_type="cpu")
-    muon = make_plan(TrainConfig(dtype="fp32", recipe="fast"), ALONE).config
-    fewer = describe_expected_time(muon, 0.036, peak_flops_per_s=1e12, device_type="cpu")
-    assert "to the target 95 to 368 steps by the runs on record" in fewer
-    unknown = describe_expected_time(replace(muon, ema=0.0), 0.036, peak_flops_per_s=1e12, device_type="cpu")
-    assert "time to target: unknown: no run with --ema=0" in unknown
+def test_the_curve_on_record_is_that_of_the_run():
+    """Reference: its losses, ten steps averaged: below from the step on record on, and not at the one before."""
+    (recorded,) = [run for run in RECORDED if run.source == "benchmarks/curves/adamw-wide.jsonl"]
+    losses = np.array([json.loads(line)["loss"] for line in (REPOSITORY / recorded.source).open().readlines()[1:]])
+    means = [losses[max(0, i - 10) : i].mean() for i in range(1, len(losses) + 1)]  # an epoch is two steps
+    for loss, step in recorded.curve:
+        assert max(means[step - 1 :]) <= loss
+        assert step == 1 or means[step - 2] > loss
+    assert recorded.step_below(recorded.curve[3][0]) == recorded.curve[3][1]
+    assert recorded.step_below(20.0) is recorded.step_below(0.01) is None
+
+
+def test_runs_are_compared_with_their_like():
+    """Invariant: with those of their optimizer that have a curve; none where target, phases or average differ."""
+    config = make_plan(TrainConfig(), ALONE).config
+    for optimizer in ("adamw", "muon"):
+        alike = runs_with_a_curve(replace(config, optimizer=optimizer))
+        assert {run.optimizer for run in alike} == {optimizer}
+        assert len(alike) >= 8
+    for changes in ({"phase": "fixed"}, {"ema": 0.0}, {"target_loss": 0.2}):
+        assert runs_with_a_curve(replace(config, **changes)) == ()
 
 
 def test_a_step_is_scaled_by_depth(monkeypatch):
