@@ -176,7 +176,9 @@ def describe(row: Row) -> str:
 
 def describe_eta(row: Row) -> str:
     """When the target will be reached, with the interval, or that nobody can tell."""
-    if row.eta_s is None or math.isnan(row.eta_s):  # a row without a step has no step time
+    if row.eta_s is None:
         return row.eta_note or "no ETA yet"
+    if math.isnan(row.eta_s):  # a row without a step has no step time
+        return "no ETA yet"
     note = f", {row.eta_note}" if row.eta_note else ""
     return f"ETA {duration(row.eta_s)} ({duration(row.eta_low_s)} to {duration(row.eta_high_s)}{note})"

@@ -59,6 +59,8 @@ def test_a_row_for_a_person():
     assert "MFU 41%  target below the plateau" in describe(
         replace(ROW, eta_s=None, eta_note="target below the plateau")
     )
-    assert describe(replace(ROW, mfu=math.nan, eta_s=math.nan)).endswith("tokens/s  no ETA yet")
+    by_reference = replace(ROW, eta_note="by reference runs")
+    assert describe(by_reference).endswith("ETA 10 min (5 min to 2.0 h, by reference runs)")
+    assert describe(replace(by_reference, mfu=math.nan, eta_s=math.nan)).endswith("tokens/s  no ETA yet")
     assert "full pass 0.0985" in describe(replace(ROW, full_pass_loss=0.0985))
     assert [duration(s) for s in (None, 45, 600, 86_400)] == ["?", "45 s", "10 min", "24.0 h"]
