@@ -1,4 +1,4 @@
-"""Tables in the documentation are what the benchmarks' JSON says."""
+"""Tables in the documentation are what the benchmarks' JSON says, and what its pages name is there."""
 
 import re
 
@@ -26,6 +26,14 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE) if anchor else []
         slugs = [re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings]
         assert not anchor or anchor in slugs, target
+
+
+def test_the_tests_of_elsewhere_exist():
+    """Invariant: what a page names as tests/.../test_x.py::test_name is a test of that file."""
+    names = {name for page in PAGES for name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())}
+    assert len(names) > 10, "the pattern finds them"
+    for path, test in sorted(names):
+        assert re.search(rf"^def {test}\(", (REPOSITORY / path).read_text(), flags=re.MULTILINE), f"{path}::{test}"
 
 
 @pytest.mark.parametrize(("path", "command", "table"), TABLES, ids=[command for _, command, _ in TABLES])
