@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanogpt.storage.json_file import finite
+from nanogpt.storage.json_file import finite, key
 from nanogpt.storage.report import Report
 from nanogpt.utils.console import say
 from nanogpt.utils.format import duration
@@ -28,24 +28,28 @@ class Row:
     Every figure is global: over all ranks, and over the steps since the row before.
     """
 
-    step: int
-    tokens: int  # trained on so far
-    loss: float  # mean over the tokens since the last row, each at the weights of its own step; NaN without any
-    lr: float
-    grad_norm: float
-    tokens_per_s: float  # full passes and other pauses excluded; NaN without a step
-    step_s: float  # median; the same pauses excluded
-    mfu: float | None  # model FLOPs utilisation of all ranks together; none: the device's peak is unknown
-    eta_s: float | None
-    eta_low_s: float | None
-    eta_high_s: float | None
-    eta_note: str | None  # why there is no ETA, or that reference runs give it; null where the run's own losses do
-    wall_s: float  # since training began
-    memory_bytes: int  # the most that any rank has held
-    full_pass_loss: float | None  # on the rows where a full pass ran, else null
-    fastest_rank_step_s: float | None  # mean own work of a step, without waiting for the others; none: not known
-    slowest_rank_step_s: float | None
-    time_share: dict[str, float | None]  # of the first rank's wall clock since the last row, by meters.SHARES
+    step: int = key("the newest step, counted from 1")
+    tokens: int = key("trained on so far, tokens")
+    loss: float = key("mean over the tokens of these steps, each at the weights of its own step, nats/token")
+    lr: float = key("learning rate of the newest step")
+    grad_norm: float = key("of the newest step, over all parameters, before the update")
+    tokens_per_s: float = key("throughput of all ranks; full passes, saves and logging excluded, tokens/s")
+    step_s: float = key("median step, likewise, seconds")
+    mfu: float | None = key("model FLOPs utilisation, tokens_per_s x FLOP a token / peak; null: the peak is unknown")
+    eta_s: float | None = key("until the target is verified, without the full passes and saves until then, seconds")
+    eta_low_s: float | None = key("low end of the interval that holds the truth 4 times in 5, seconds")
+    eta_high_s: float | None = key("its high end, seconds")
+    eta_note: str | None = key("why there is no ETA, or that reference runs give it; null: the run's own losses do")
+    wall_s: float = key("since training began, over all attempts, everything included, seconds")
+    memory_bytes: int = key("the most that any rank has held: allocated on a GPU, resident on a CPU, bytes")
+    full_pass_loss: float | None = key("mean loss over the whole subset, where a full pass ran, nats/token")
+    fastest_rank_step_s: float | None = key(
+        "a rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"
+    )
+    slowest_rank_step_s: float | None = key("the same of the slowest rank, seconds")
+    time_share: dict[str, float | None] = key(
+        "shares of the first rank's wall clock: data, compute, communication, checkpoint, full_pass; the rest is logging"
+    )
 
     def to_json(self) -> str:
         """One line of strict JSON."""
