@@ -48,7 +48,7 @@ class Row:
     )
     slowest_rank_step_s: float | None = key("the same of the slowest rank, seconds")
     time_share: dict[str, float | None] = key(
-        "shares of the first rank's wall clock: data, compute, communication, checkpoint, full_pass; the rest is logging"
+        "of the first rank's wall clock: data, compute, communication, checkpoint, full_pass; the rest is logging"
     )
 
     def to_json(self) -> str:

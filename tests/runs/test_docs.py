@@ -43,3 +43,13 @@ def test_a_table_is_generated(path, command, table, forked):
     done = forked(REPOSITORY, REPOSITORY / script, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == table.strip(), path
+
+
+def test_the_python_of_a_page_runs(tmp_path, forked):
+    """Invariant: the first program of docs/how-to/python.md trains, reads and verifies a run, and no figure differs."""
+    page = (REPOSITORY / "docs" / "how-to" / "python.md").read_text()
+    (tmp_path / "program.py").write_text(page.split("```python\n")[1].split("```")[0])
+    done = forked(tmp_path, tmp_path / "program.py")
+    assert done.returncode == 0, done.stderr
+    assert "\ntarget_reached " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
