@@ -53,7 +53,8 @@ def plain_matplotlib() -> Iterator[None]:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning, r"nanogpt\.")
         try:
             matplotlib = _import_matplotlib()
-            with matplotlib.rc_context(matplotlib.rcParamsDefault):
+            settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+            with matplotlib.rc_context(settings):  # a backend, which nothing here uses, would import pyplot
                 yield
         finally:
             logger.setLevel(level)
