@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from parts import REPOSITORY
 
 SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end takes less time than the steps
@@ -53,7 +55,7 @@ def launcher(ranks: int) -> list[str]:
 def train(*words: str, ranks: int = 1, threads: int | None = None) -> Trained:
     """Train on this machine's cores, in a directory that is removed again.
 
-    threads: of each rank; None: the cores are shared out.
+    threads: of each rank; None: the cores, or as many as OMP_NUM_THREADS names, are shared out.
     """
     with tempfile.TemporaryDirectory() as directory:
         return train_in(Path(directory, "out"), *words, ranks=ranks, threads=threads)
@@ -61,7 +63,7 @@ def train(*words: str, ranks: int = 1, threads: int | None = None) -> Trained:
 
 def train_in(out_dir: Path, *words: str, ranks: int = 1, threads: int | None = None) -> Trained:
     """The same in out_dir, which stays. Raises SystemExit where it neither reaches its target nor spends its budget."""
-    threads = threads or max(1, (os.cpu_count() or 1) // ranks)
+    threads = threads or max(1, torch.get_num_threads() // ranks)
     report = out_dir / "report.json"
     before = report.stat().st_mtime_ns if report.exists() else 0  # of a run that goes on
     done = subprocess.run(
