@@ -112,13 +112,11 @@ def test_a_predicted_step_hides_what_it_can():
 
 @pytest.mark.slow
 def test_time_to_target(benchmark):
-    """Invariant: each contender is ended by a full pass at the target, or by max_steps."""
-    result = benchmark("time_to_target.py", **TINY_SHAPE, seeds=1, max_steps=5)
+    """Invariant: each contender is ended by max_steps; that a full pass ends the plain loops is shown below."""
+    result = benchmark("time_to_target.py", **TINY_SHAPE, seeds=1, max_steps=5, contenders="fast,fp32,trainer")
     assert [(one["contender"], one["reached"], one["steps"]) for one in result["runs"]] == [
-        ("ours", False, 5),
         ("ours, fast recipe", False, 5),
         ("plain loop, fp32", False, 5),
-        ("plain loop, bf16 autocast", False, 5),
         ("transformers Trainer, fp32", False, 5),
     ]
 

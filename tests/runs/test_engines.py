@@ -96,7 +96,7 @@ def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):
 def test_eight_ranks_reach_a_target(tmp_path):
     """Invariant: torchrun with 8 processes and the fast recipe ends with status 0 and a verified target."""
     options = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 100, "context_length": 32, "recipe": "fast"}
-    options |= {"target_loss": 0.5, "max_steps": 400}
+    options |= {"target_loss": 2.0, "max_steps": 400}
     done = torchrun(8, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     told = report(tmp_path / "out")

@@ -221,12 +221,13 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
 def test_a_compiled_run_follows_the_same_curve(tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order."""
     options = SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32"}
+    done = {}
     for name in ("true", "false"):
-        done = runs.train(*flags(**options, compile=name, out_dir=name), cwd=tmp_path, timeout=600)
-        assert done.returncode == 3, done.stderr
+        done[name] = runs.train(*flags(**options, compile=name, out_dir=name), cwd=tmp_path, timeout=600)
+        assert done[name].returncode == 3, done[name].stderr
     if not report(tmp_path / "true")["compiled"] and not shutil.which("g++"):
         pytest.skip("no C++ compiler that torch.compile can use")
-    assert report(tmp_path / "true")["compiled"]
+    assert report(tmp_path / "true")["compiled"], done["true"].stdout
     for a, b in zip(metrics(tmp_path / "true"), metrics(tmp_path / "false"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
