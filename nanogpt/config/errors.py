@@ -1,6 +1,7 @@
 """The exceptions that mean something to the user."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -41,4 +42,6 @@ def one_line(error: BaseException, *, with_input: bool = False) -> str:
         message = " ".join(str(mistake["msg"]).removeprefix("Value error, ").split())
         field = ".".join(map(str, mistake["loc"]))
         return f"{field}: {message} (found {mistake['input']!r})" if with_input else message
-    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    announced = list(takewhile(lambda line: line.endswith(":"), lines))  # torch.compile's says what in the next line
+    return " ".join(lines[: len(announced) + 1]) or type(error).__name__

@@ -10,6 +10,9 @@ from nanogpt.config.errors import one_line
 def test_an_error_is_its_first_line_or_its_name():
     """Reference: written out here."""
     assert one_line(RuntimeError("\n  no room\nhere is why:\n" * 3)) == "no room"
+    assert one_line(RuntimeError("backend raised:\nImportError: a.so: file too short\n\nMore")) == (
+        "backend raised: ImportError: a.so: file too short"
+    )
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
     errors = ValueError("two mistakes")
     errors.errors = "not a method"
