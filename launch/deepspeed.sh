@@ -11,7 +11,7 @@ if [ -n "${HOSTFILE:-}" ] && [ ! -f "$HOSTFILE" ]; then
     exit 2
 fi
 if [ -n "${NGPU:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
-    echo "error: deepspeed ignores CUDA_VISIBLE_DEVICES when it is told a number of GPUs: unset one of it and NGPU" >&2
+    echo "error: deepspeed ignores CUDA_VISIBLE_DEVICES when NGPU is set: unset one of the two" >&2
     exit 2
 fi
 nodes=(--hostfile="${HOSTFILE:-/job/hostfile}") # DeepSpeed's own default; it need not exist

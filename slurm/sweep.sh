@@ -7,7 +7,7 @@
 set -euo pipefail
 
 if [[ ! ${1:-} =~ ^[a-z_]+=[^,]+(,[^,]+)*$ ]]; then
-    echo "error: slurm/sweep.sh OPTION=VALUE,VALUE,... [options of sbatch] [-- options of train_overfit.py]" >&2
+    echo "error: usage: slurm/sweep.sh OPTION=VALUE,VALUE,... [options of sbatch] [-- options of train_overfit.py]" >&2
     exit 2
 fi
 sweep=$1
@@ -31,7 +31,7 @@ done
 if (($# > 0)); then shift; fi
 case "$sweep $*" in
     *out_dir* | *out-dir*)
-        echo "error: slurm/sweep.sh gives each run a directory of its own: no --out_dir" >&2
+        echo "error: slurm/sweep.sh gives each run a directory of its own: leave --out_dir out" >&2
         exit 2
         ;;
 esac

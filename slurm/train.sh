@@ -100,7 +100,7 @@ for repository in "$(readlink -f "$original")" "$SLURM_SUBMIT_DIR/slurm/train.sh
     repository=${repository%/*/*}
     if [ -f "$repository/train_overfit.py" ]; then break; fi
 done
-[ -f "$repository/train_overfit.py" ] || fail 2 "no train_overfit.py above $original, nor in $repository: submit there"
+[ -f "$repository/train_overfit.py" ] || fail 2 "no train_overfit.py above $original, nor in $repository: submit from the repository"
 SRUN_ARGS=() CONTAINER=()
 # shellcheck disable=SC1091
 if [ -f "$repository/slurm/site.env" ]; then source "$repository/slurm/site.env"; fi
@@ -154,7 +154,7 @@ else
     run_dir=runs/$name
     mkdir -p runs 2> /dev/null || true
     if ! mkdir "$run_dir" 2> /dev/null && [ -e "$run_dir" ]; then
-        say "$run_dir is not this job's: another has had the number. This one is in runs/$unique"
+        say "$run_dir is of an earlier job with this number: this job writes runs/$unique"
         name=$unique run_dir=runs/$unique
     fi
 fi
@@ -192,7 +192,7 @@ SRUN_ARGS+=(--cpus-per-task="$(tr , '\n' <<< "$SLURM_JOB_CPUS_PER_NODE" | sed 's
 if [ "${gpus##*:}" -gt 0 ]; then SRUN_ARGS+=(--gpus-per-node="$gpus"); fi
 
 say "job $name, attempt $attempt of at most $((max_restarts + 1)): $run_dir, logs in $LOG_DIR"
-say "$SLURM_JOB_NUM_NODES nodes ($SLURM_JOB_NODELIST), ${gpus##*:} GPUs and $SLURM_CPUS_ON_NODE CPUs each"
+say "nodes: $SLURM_JOB_NUM_NODES ($SLURM_JOB_NODELIST), GPUs per node: ${gpus##*:}, CPUs per node: $SLURM_CPUS_ON_NODE"
 say "rendezvous $MASTER_ADDR:$MASTER_PORT, id $RENDEZVOUS_ID"
 
 # In the background, as bash runs a trap only when no command is in the foreground. wait returns at each signal.

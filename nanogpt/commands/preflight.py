@@ -35,14 +35,15 @@ def preflight(options: PreflightOptions) -> int:
     starts = len(plan.dataset.windows.trained_starts())
     print(
         f"{plan.config.subset_tokens:,} tokens of {plan.config.data} in {starts:,} different windows of "
-        f"{plan.config.context_length}: entropy floor {plan.dataset.floor:.4f}, target {plan.config.target_loss:g}"
+        f"{plan.config.context_length} tokens: entropy floor {plan.dataset.floor:.4f}, target "
+        f"{plan.config.target_loss:g} nats/token"
     )
     for warning in plan.warnings:
         print(f"warning: {warning}")
     _tell_time(plan, world)
     free = free_bytes(world)
     print(
-        f"\nmemory of each of {ranks} ranks at its fullest, in GB; "
+        f"\npeak memory of each rank at world size {ranks}, in GB; "
         f"{'how much is free here is unknown' if free is None else f'{gigabytes(free)} are free here'}\n"
     )
     print(_table(memory_of_engines(plan, world)))
@@ -53,19 +54,19 @@ def _tell_time(plan: Plan, world: World) -> None:
     """A step, and the way to the target."""
     free = free_bytes(world)
     if free is not None and plan.memory.total > free:
-        print("a step: unknown, there is no memory to time it in")
+        print("step time: unknown, as too little memory is free to measure it")
         return
     step_s = step_seconds(plan.config, world)
     steps = steps_to_target(plan.config, plan.dataset.floor)
-    shared = ", communication not counted" if world.size > 1 else ""
-    print(f"a step: about {step_s:.3g} s, timed on {world.device_name()} with fewer blocks{shared}")
+    shared = ", without communication" if world.size > 1 else ""
+    print(f"step time: about {step_s:.3g} s, measured on {world.device_name()} with fewer blocks{shared}")
     if isinstance(steps, str):
         print(steps)
     else:
         low, high = steps
         print(
             f"time to target: {duration(low * step_s)} to {duration(high * step_s)}, {low:,} to {high:,} steps: the "
-            f"fewest and most passes over the text of {len(runs_on_record(plan.config))} runs on record"
+            f"fewest and the most epochs of {len(runs_on_record(plan.config))} reference runs"
         )
 
 

@@ -52,7 +52,7 @@ class RepeatOptions(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume != "auto":
-            raise ConfigError(f"--resume={self.resume}: repeat goes on where it was stopped by itself, leave it out")
+            raise ConfigError(f"--resume={self.resume}: repeat resumes by itself: leave it out")
 
 
 def repeat(options: RepeatOptions) -> int:
@@ -130,7 +130,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{reached} of {len(runs)} runs reached the target ({words})",
         "",
-        "| seed | outcome | loss | steps | training, s | launch to target, s |",
+        "| seed | outcome | loss, nats/token | steps | training, s | launch to target, s |",
         "|---|---|---|---|---|---|",
     ]
     for run in runs:
@@ -154,9 +154,9 @@ def table(result: dict[str, Any]) -> str:
     )
     lines += ["", dropped + (f"; {failed} did not reach the target and count as slower than any" if failed else "")]
     if any(run.get("resumed") for run in runs):
-        lines.append("resumed: stopped or killed on its way; what was lost by that is on none of its clocks")
+        lines.append("resumed: the run was stopped or killed, then resumed; the time lost is on none of its clocks")
     if result["differing"]:
-        lines.append(f"warning: the runs differ in {', '.join(result['differing'])}: they are no one sample")
+        lines.append(f"warning: the runs differ in {', '.join(result['differing'])}: they are not one sample")
     return "\n".join(lines)
 
 
@@ -227,7 +227,11 @@ def _train(words: list[str], out_dir: Path, directory: Path, so_far: dict[str, A
                 if begun:
                     (out_dir / RESULT).unlink()
                     out_dir.rmdir()
-        errors = [line for line in said if line.startswith("error: ")] or said or ["a run left with status 2, silently"]
+        errors = (
+            [line for line in said if line.startswith("error: ")]
+            or said
+            or ["a run ended with status 2 and printed nothing"]
+        )
         raise ConfigError(errors[-1].removeprefix("error: "))
     return status, bool(signals)
 

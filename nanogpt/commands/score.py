@@ -19,6 +19,7 @@ from nanogpt.plots.recall_html import make_page
 from nanogpt.plots.recall_map import headline
 from nanogpt.plots.score_table import score_table
 from nanogpt.storage.run_dir import Run
+from nanogpt.utils.format import counted
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def _tell_shortest_prompt(run: Run, line: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"--line cannot be found: {error}") from None
     if (place := locate(ids, line)) is None:
-        raise ConfigError(f"--line={line!r} is not in the memorised text, or at its very beginning alone")
+        raise ConfigError(f"--line={line!r} is not in the memorised text, or only at its first token")
     start, end = place
     count = shortest_prompt(run.model, ids, start, end, context_length=run.config.context_length)
     if count is None:
         tried = min(start, run.config.context_length)
-        print(f"none of the prompts of 1 to {tried} tokens before it brings it back")
+        print(f"no prompt of 1 to {counted(tried, 'token')} before the line brings it back")
     else:
-        print(f"{count} tokens bring it back: {decode(ids[start - count : start])!r}")
+        print(f"shortest prompt that brings it back, {counted(count, 'token')}: {decode(ids[start - count : start])!r}")
 
 
 def _write_page(run: Run, to: str) -> None:

@@ -32,7 +32,7 @@ def verify(options: VerifyOptions) -> int:
         print(f"NOT verified: {', '.join(differing)}", file=sys.stderr)
         return 1
     print(
-        f"verified, in {run.report.scores_precision}: all that the weights and the text can confirm; steps, clocks, "
-        f"engine and versions are not in them"
+        f"verified in {run.report.scores_precision}: all that can be recomputed from the weights and the text; steps, "
+        f"clocks, engine and versions cannot"
     )
     return 0

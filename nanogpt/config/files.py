@@ -37,7 +37,7 @@ def user_path(given: str, what: str) -> Path:
     """given with its ~ expanded; what: how a message calls it. Raises ConfigError where nobody has that home."""
     path = os.path.expanduser(given)
     if path.startswith("~"):
-        raise ConfigError(f"{what}: no such file or directory: {path.split('/')[0]} is nobody's home here")
+        raise ConfigError(f"{what}: no such file or directory: {path.split('/')[0]} is no user's home directory here")
     return Path(path)
 
 

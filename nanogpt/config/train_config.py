@@ -38,15 +38,13 @@ class TrainConfig(Options):
     )
     context_length: int = text_option(64, "length of a training window", "tokens")
     stride: int | None = text_option(None, "distance between the windows of one epoch; none: context_length", "tokens")
-    phase: Literal["random", "fixed"] = text_option(
-        "random", "shift the window grid each epoch, or leave it where it stands"
-    )
+    phase: Literal["random", "fixed"] = text_option("random", "random: shift the window grid each epoch; fixed: never")
     n_layer: int = model_option(16, "transformer blocks", "blocks")
     n_head: int = model_option(12, "attention heads", "heads")
     n_embd: int = model_option(768, "width of the residual stream", "channels")
     block_size: int = model_option(1024, "learned positions; the longest possible context_length", "tokens")
     init_from: str | None = model_option(
-        None, "begin with a GPT-2 as transformers saves it; its shape is the model's. none: random weights"
+        None, "directory of a GPT-2 saved by transformers, whose shape and weights to start with; none: random weights"
     )
     batch_size: int = recipe_option(16, "windows in a global batch, whatever the number of ranks", "windows")
     micro_batch_size: int | None = recipe_option(
@@ -55,20 +53,23 @@ class TrainConfig(Options):
     recipe: Literal["reference", "fast"] = recipe_option(
         "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
     )
-    optimizer: Literal["auto", "adamw", "muon"] = recipe_option("auto", "auto: the recipe's; muon has AdamW beside it")
+    optimizer: Literal["auto", "adamw", "muon"] = recipe_option(
+        "auto", "auto: the recipe's; muon: Muon on the blocks' matrices, AdamW on the rest"
+    )
     learning_rate: float | None = recipe_option(
         None,
-        "the optimizer's; AdamW beside Muon has 16 times that for the positions and 0.6 times for the rest; none: 6e-4 "
-        "(adamw) or 1e-3 x sqrt(768 / n_embd) (muon)",
+        "learning rate before it decays; beside Muon, AdamW's is 16 x that for the position embedding and 0.6 x for "
+        "the rest; none: 6e-4 (adamw) or 1e-3 x sqrt(768 / n_embd) (muon)",
     )
     on_plateau: Literal["decay", "none"] = recipe_option(
         "decay",
-        "below 8 x target (muon: 4 x; at most 1) let the rate fall with the square root of the loss, or not",
+        "decay: below a loss of 8 x target_loss (muon: 4 x), 1 nat/token at most, the learning rate falls with the "
+        "square root of the loss; none: it stays constant",
     )
     ema: float = recipe_option(
         0.97,
-        "full passes judge an average of the weights over 1 / (1 - ema) steps, once its first ones are down to "
-        "a quarter of it; 0: the last ones",
+        "full passes evaluate an exponential moving average of the weights, over 1 / (1 - ema) steps, once the first "
+        "weights in it make up a quarter of it at most; 0: they evaluate the current weights",
     )
     seed: int = recipe_option(0, "seeds weights and window order")
     target_loss: float = stop_option(
@@ -80,28 +81,31 @@ class TrainConfig(Options):
         10, "fail after this many non-finite losses or gradients in a row", "steps", shapes_curve=False
     )
     preflight: Literal["warn", "strict"] = stop_option(
-        "warn", "on a target below the entropy floor, or too little memory: warn, or refuse", shapes_curve=False
+        "warn",
+        "warn: print a line if the target is below the entropy floor or memory is short; strict: do not train then",
+        shapes_curve=False,
     )
     engine: Literal["auto", "single", "ddp", "deepspeed"] = machine_option(
         "auto", "auto: ddp when there are several processes, else single"
     )
     zero_stage: int | None = machine_option(
-        None, "DeepSpeed shares out: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights; none: what ds_config says"
+        None,
+        "what DeepSpeed shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights; none: as in ds_config",
     )
     ds_config: str | None = machine_option(
         None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py"
     )
     gradient_compression: Literal["none", "bf16"] = machine_option(
         "none",
-        "what ddp sends of a gradient: fp32, or bf16 in half the bytes, which changes the curve a little",
+        "none: ddp sends gradients in fp32; bf16: in half the bytes, which changes the loss curve a little",
         may_change=False,
     )
     dtype: Literal["auto", "bf16", "fp32"] = machine_option(
-        "auto", "compute in; auto: bf16 where the device is faster in it", may_change=False
+        "auto", "precision of the computation; auto: bf16 where the device is faster in it, else fp32", may_change=False
     )
     health: Literal["off", "warn", "strict"] = machine_option(
         "off",
-        "measure every rank first, 10 s at most: name the slow and the wrong, and with strict do not train",
+        "measure every rank first, for 10 s at most; warn: name slow and wrong ranks; strict: do not train with them",
         shapes_curve=False,
     )
     compile: Literal["auto", "true", "false"] = machine_option(
@@ -111,28 +115,31 @@ class TrainConfig(Options):
         600.0, "end the run when a rank is missing or makes no progress for this long", "seconds", shapes_curve=False
     )
     out_dir: str = output_option("out", "run directory; a run that it holds is resumed")
-    log_every: int = output_option(10, "a row in metrics.jsonl and a line on the terminal", "steps")
+    log_every: int = output_option(10, "interval of the rows in metrics.jsonl and on the terminal", "steps")
     profile_steps: str | None = output_option(
         None, "trace these steps into out_dir/profile, as a Python slice of steps counted from 1: 10:13 is 10, 11, 12"
     )
-    checkpoint_every: int = output_option(1000, "save all that a run needs to go on, in the background", "steps")
-    checkpoint_minutes: float | None = output_option(
-        5.0, "save also this long after the last save; none: never", "minutes"
+    checkpoint_every: int = output_option(
+        1000, "interval of the checkpoints, which are written in the background", "steps"
     )
-    keep_checkpoints: int = output_option(2, "how many of the newest stay on the disk", "checkpoints")
+    checkpoint_minutes: float | None = output_option(
+        5.0, "also save a checkpoint this long after the last; none: never", "minutes"
+    )
+    keep_checkpoints: int = output_option(2, "how many of the newest stay on disk", "checkpoints")
     wandb: Literal["auto", "online", "offline", "disabled"] = wandb_option(
         "auto", "Weights & Biases; auto: online with a key, offline without, WANDB_MODE if that is set"
     )
-    wandb_project: str | None = wandb_option(None, "none: WANDB_PROJECT, or nanogpt-overfit")
+    wandb_project: str | None = wandb_option(None, "project of the run; none: WANDB_PROJECT, or nanogpt-overfit")
     wandb_group: str | None = wandb_option(None, "runs that belong together; none: WANDB_RUN_GROUP")
-    wandb_name: str | None = wandb_option(None, "what the run is called; none: WANDB_NAME, or one of W&B's inventions")
-    wandb_tags: str | None = wandb_option(None, "words with commas between")
-    wandb_notes: str | None = wandb_option(None, "a remark on the run")
-    wandb_artifact: Literal["true", "false"] = wandb_option("false", "send the final weights too")
+    wandb_name: str | None = wandb_option(None, "name of the run; none: WANDB_NAME, or one that W&B chooses")
+    wandb_tags: str | None = wandb_option(None, "tags, separated by commas")
+    wandb_notes: str | None = wandb_option(None, "notes on the run")
+    wandb_artifact: Literal["true", "false"] = wandb_option("false", "upload the final weights too")
     resume: str = output_option(
         "auto",
-        "auto: go on from out_dir's newest checkpoint, if any; must; never: begin; a checkpoint: begin from it. "
-        "Started again, a command goes on with the run that it began; to begin once more, name another out_dir",
+        "auto: resume from out_dir's newest checkpoint, if any; must: fail without one; never: start a new run; a "
+        "checkpoint's path: start from it. The same command, started again, resumes the run that it started; to start "
+        "anew, name another out_dir",
     )
 
     def __post_init__(self) -> None:
@@ -144,7 +151,7 @@ class TrainConfig(Options):
             raise ConfigError(f"--zero_stage={self.zero_stage} must be from 0 to 3")
         for name in ("zero_stage", "ds_config"):
             if getattr(self, name) is not None and self.engine != "deepspeed":
-                raise ConfigError(f"--{name}={getattr(self, name)} means something to --engine=deepspeed alone")
+                raise ConfigError(f"--{name}={getattr(self, name)} works with --engine=deepspeed only")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"--seed={self.seed} must be from 0 to 2**63 - 1")
         if self.profile_steps is not None and not self.profiled_steps:

@@ -75,7 +75,7 @@ def read_corpus(data: str) -> Corpus:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        remedy = "it is no text" if 0 in content else f"{ICONV.format('ENCODING')}; file -i may know from which"
+        remedy = "it is not text" if 0 in content else f"{ICONV.format('ENCODING')}; `file -i` may know the ENCODING"
         where = f"byte 0x{content[error.start]:02x} at offset {error.start}"
         raise ConfigError(f"--data={data} is not UTF-8 text ({where}): {remedy}") from None
     if not text.strip():
@@ -91,7 +91,7 @@ def _foreign(content: bytes) -> tuple[str, str] | None:
     head = content[: 1 << 16]
     share = head.count(0) / max(1, len(head))
     if share > 0.8:
-        return "NUL bytes", "it is no text"
+        return "NUL bytes", "it is not text"
     if share > 0.3:  # without a mark at its beginning, ASCII in UTF-16 is valid UTF-8, every second character a NUL
         width = 4 if share > 0.6 else 2
         order = "LE" if head[::width].count(0) < head[width - 1 :: width].count(0) else "BE"

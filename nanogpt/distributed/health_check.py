@@ -1,7 +1,7 @@
 """Before the training: does every rank compute and communicate, rightly and as fast as the others?
 
     findings = check_health(world, dtype="bf16", say=print)      # every rank calls; up to 10 s
-    ["rank 3 on node2: matmul 41 TFLOP/s, the median is 310"]
+    ["rank 3 on node2: matmul 41 TFLOP/s, the median is 310 TFLOP/s"]
 
 One slow GPU or link slows every rank of a synchronous training, and a wrong one spoils it; the loss curve tells of
 neither. The matrices hold small whole numbers, so that every product and sum is exact, and any difference a fault.
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from nanogpt.distributed.world import World
+from nanogpt.utils.format import counted
 
 BUDGET_S = 2.0  # of each of the three measurements
 MOST_TIMES = 50  # that one of them is repeated
@@ -78,7 +79,7 @@ def judge(ranks: list[Health]) -> list[str]:
     for i, r in enumerate(ranks):
         wrong = []
         if r.lacks_gpu:
-            wrong.append(f"{r.device} although the job has GPUs there")
+            wrong.append(f"{r.device} although the job has GPUs on this node")
         if r.device != usual_device:
             wrong.append(f"{r.device}, most ranks have {usual_device}")
         if not r.matmul_is_exact:
@@ -86,12 +87,12 @@ def judge(ranks: list[Health]) -> list[str]:
         if not r.all_reduce_is_exact:
             wrong.append("all-reduce gives wrong numbers")
         if r.matmul_tflops < SLOW * usual_tflops:
-            wrong.append(f"matmul {r.matmul_tflops:.3g} TFLOP/s, the median is {usual_tflops:.3g}")
+            wrong.append(f"matmul {r.matmul_tflops:.3g} TFLOP/s, the median is {usual_tflops:.3g} TFLOP/s")
         if r.receive_gbps < SLOW * usual_receive[across[i]]:
             before = (i - 1) % len(ranks)
             wrong.append(
                 f"{r.receive_gbps:.3g} GB/s from rank {before} on {ranks[before].host}, the median of such links is "
-                f"{usual_receive[across[i]]:.3g}"
+                f"{usual_receive[across[i]]:.3g} GB/s"
             )
         if wrong:
             findings.append(f"rank {i} on {r.host}: {'; '.join(wrong)}")
@@ -108,8 +109,8 @@ def _summary(ranks: list[Health], dtype: str, seconds: float) -> str:
             f"{slowest.receive_gbps:.3g} GB/s (to {slowest.host})"
         )
     return (
-        f"health: {len(ranks)} ranks on {len({r.host for r in ranks})} nodes, {dtype} matmul {min(tflops):.3g} to "
-        f"{max(tflops):.3g} TFLOP/s{network}; {seconds:.1f} s"
+        f"health: {counted(len(ranks), 'rank')} on {counted(len({r.host for r in ranks}), 'node')}, "
+        f"{dtype} matmul {min(tflops):.3g} to {max(tflops):.3g} TFLOP/s{network}; {seconds:.1f} s"
     )
 
 

@@ -228,7 +228,9 @@ class _Other(_Rank):
         if outcome.tokens[self.rank : self.rank + 1] != [self.token]:
             return None  # it is of processes of an earlier attempt
         if len(outcome.tokens) != self.size:
-            raise ConfigError(f"WORLD_SIZE is {self.size}, and {len(outcome.tokens)} on rank 0: make them the same")
+            raise ConfigError(
+                f"WORLD_SIZE is {self.size} here, but {len(outcome.tokens)} on rank 0: make them the same"
+            )
         return outcome
 
 
@@ -237,11 +239,11 @@ def _key(rank: int) -> str:
 
 
 def _describe(missing: list[int], size: int) -> str:
-    """'1 of 2 ranks came, rank 1 is missing'."""
+    """'1 of 2 ranks connected, rank 1 is missing'."""
     named = ", ".join(map(str, missing[:MOST_NAMED]))
     if len(missing) > MOST_NAMED:
         named += f" and {len(missing) - MOST_NAMED} more"
-    return f"{size - len(missing)} of {size} ranks came, rank{'s' * (len(missing) > 1)} {named} " + (
+    return f"{size - len(missing)} of {size} ranks connected, rank{'s' * (len(missing) > 1)} {named} " + (
         "is missing" if len(missing) == 1 else "are missing"
     )
 

@@ -20,12 +20,15 @@ from torch.nn.functional import pad
 
 from nanogpt.config.errors import ReplicaError
 from nanogpt.distributed.world import World
+from nanogpt.utils.format import counted
 
 MOST_NAMED = 8  # ranks in a line
 # Of the largest value of a tensor, one rounding. Updates round anew each step, either way, so that the sum of n values
 # strays with the root of n x steps. Kernels for AVX2 and for no vectors at all took 3 % of this in 50 to 1,600 steps.
 ROUNDING = 2.0**-22
-UNLIKE = "the ranks are on unlike hardware, which rounds otherwise: they are compared within rounding, not bit for bit"
+UNLIKE = (
+    "the ranks run on different hardware, which rounds differently: they are compared within rounding, not bit for bit"
+)
 
 
 class Replicas:
@@ -52,10 +55,10 @@ class Replicas:
         if differing:
             name, versions = differing[0]
             since = f"at step {step}" if self._agreed_step is None else f"between steps {self._agreed_step} and {step}"
-            also = f" (and {len(differing) - 1} more tensors)" if len(differing) > 1 else ""
+            also = f" (and {counted(len(differing) - 1, 'more tensor')})" if len(differing) > 1 else ""
             raise ReplicaError(
-                f"the ranks no longer hold the same: {who_differs(versions)} in {name}{also}, {since}; nothing was "
-                f"saved from it, and the same command goes on from the newest checkpoint"
+                f"the ranks no longer hold the same values: {who_differs(versions)} in {name}{also}, {since}; nothing "
+                f"was saved since, and the same command goes on from the newest checkpoint"
             )
         self._agreed_step = step
 
@@ -95,9 +98,9 @@ def who_differs(versions: Sequence[Hashable]) -> str:
     ranks: Sequence[int]
     if 2 * count > len(versions):
         ranks = [rank for rank, version in enumerate(versions) if version != usual]
-        verb = f"hold{'s' * (len(ranks) == 1)} other values than the other {count} ranks"
+        verb = f"differ{'s' * (len(ranks) == 1)} from the other {count} ranks"
     else:
-        ranks, verb = range(len(versions)), "hold unlike values"
+        ranks, verb = range(len(versions)), "differ from each other"
     more = f" and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else ""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:MOST_NAMED]))}{more} {verb}"
 

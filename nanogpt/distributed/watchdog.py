@@ -96,8 +96,8 @@ class Watchdog(PhaseListener):
             if not self._over.wait(STORE_TIMEOUT_S):  # else this process itself is at its end
                 reason = str(error).splitlines()[0] if str(error) else f"no answer for {STORE_TIMEOUT_S:g} s"
                 self._leave(
-                    f"rank {self._world.rank} at {self._place} finds the store of the run gone, which rank 0 or its "
-                    f"launcher holds: {reason}"
+                    f"rank {self._world.rank} at {self._place} lost the store that rank 0 or its launcher holds "
+                    f"({reason}): see what rank 0 printed"
                 )
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
@@ -120,7 +120,7 @@ class Watchdog(PhaseListener):
             return  # it moved after all
         if self._ask(lambda: self._store.add("told", 1)) == 1:
             self._leave(
-                f"no progress for {self._limit_s:g} s (--comm_timeout_s), says rank {self._world.rank} at "
+                f"no progress for {self._limit_s:g} s (--comm_timeout_s), reported by rank {self._world.rank} at "
                 f"{self._place}: {who_stopped(before, after)}"
             )
         time.sleep(STORE_TIMEOUT_S)  # torchrun ends every rank as soon as one leaves: let the first one speak
@@ -147,7 +147,7 @@ def who_stopped(before: Sequence[Reading], after: Sequence[Reading]) -> str:
     fewest = min(rank.moves for rank in after)
     behind = [rank for rank, reading in enumerate(after) if reading.moves == fewest]
     if silent:
-        what, ranks = "does not answer, last heard of at", silent
+        what, ranks = "does not answer, last seen at", silent
     elif len(behind) < len(after):
         what, ranks = "is behind, at", behind
     else:

@@ -222,7 +222,7 @@ def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:
                 f"GPU: start with torchrun"
             )
         if local_size > (gpus := torch.cuda.device_count()):
-            raise ConfigError(f"{local_size} processes on a node with {gpus} GPUs: --nproc_per_node={gpus}")
+            raise ConfigError(f"{local_size} processes on a node with {gpus} GPUs: start with --nproc_per_node={gpus}")
         return torch.device("cuda", local_rank)
     if size == 1 and torch.backends.mps.is_available():  # gloo cannot reduce MPS tensors
         return torch.device("mps")

@@ -14,6 +14,7 @@ from torch import Tensor
 from nanogpt.data.tokenizer import encoding, stable_prefix
 from nanogpt.model.generate import Decoder
 from nanogpt.model.gpt import GPT
+from nanogpt.utils.format import counted
 
 
 def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
@@ -27,11 +28,11 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
     same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
     truth = text[-place:]
     if same == len(said):
-        return f"[verbatim: all {same} bytes]"
+        return f"[verbatim: all {counted(same, 'byte')}]"
     if same == len(truth):
-        return f"[verbatim for {same} bytes, to the end of the memorised text; the rest is invented]"
+        return f"[verbatim for {counted(same, 'byte')}, to the end of the memorised text; the rest is invented]"
     wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
-    return f"[diverges after {same} bytes: it says {wrong!r}, the text {right!r}]"
+    return f"[diverges after {counted(same, 'byte')}: the model says {wrong!r}, the text has {right!r}]"
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

@@ -133,7 +133,7 @@ def summary(events: EventList, phases: list[str], steps: list[int]) -> str:
     lines = [
         f"profile of steps {steps[0]} to {steps[-1]} on rank 0, {step_us / len(steps) / 1000:.2f} ms a step",
         shares,
-        f"  share    ms/step  calls/step  {what}, by its own time",
+        f"  share    ms/step  calls/step  {what}, by self time",
     ]
     for us, event in rows[:TOP]:
         row = f"{us / total_us:7.1%}  {us / len(steps) / 1000:9.2f}  {event.count / len(steps):10.1f}  {event.key}"

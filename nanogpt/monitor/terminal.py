@@ -54,7 +54,9 @@ class TerminalLogger(Logger):
             Text(sparkline(self._losses), style="cyan"),
         )
         second = Table.grid(padding=(0, 1))
-        second.add_row(ProgressBar(completed=100 * way, width=24), f"{way:.0%} of the way to {self._target_loss:g}")
+        second.add_row(
+            ProgressBar(completed=100 * way, width=24), f"{way:.0%} of the way to {self._target_loss:g} nats/token"
+        )
         figures = [f"{row.tokens_per_s:,.0f} tokens/s", f"{row.step_s:.3g} s a step"]
         if row.mfu is not None and math.isfinite(row.mfu):
             figures.append(f"MFU {row.mfu:.0%}")

@@ -26,6 +26,7 @@ from nanogpt.storage.json_file import finite
 from nanogpt.storage.provenance import RunInfo
 from nanogpt.storage.report import Report
 from nanogpt.storage.run_dir import CONFIG, RECALL_PNG, WEIGHTS
+from nanogpt.utils.format import counted
 
 PROJECT = "nanogpt-overfit"
 PICTURES = ("loss.png", RECALL_PNG)  # of the run directory
@@ -57,7 +58,10 @@ def check_wandb(config: TrainConfig) -> None:
         settings = wandb.Settings()
     except Exception as error:  # none installed, a broken one, a directory of that name: they have no common base
         if config.wandb == "online":
-            raise ConfigError(f"--wandb=online needs W&B, which does not work here ({one_line(error)})") from None
+            raise ConfigError(
+                f"--wandb=online needs W&B, which cannot be imported ({one_line(error)}): pip install "
+                f"wandb, or --wandb=disabled"
+            ) from None
         return  # the thread will say so, and the run goes on without
     for name, value in variables.items():
         with _refusing(wandb, name):
@@ -77,16 +81,18 @@ def _refusing(wandb: Any, what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, wandb.Error) as error:
-        raise ConfigError(f"W&B does not take {what}: {one_line(error)}") from None
+        raise ConfigError(f"W&B rejects {what}: {one_line(error)}") from None
 
 
 def _require_key(wandb: Any) -> None:
     wandb.setup(settings=wandb.Settings(silent=True, mode="online"))  # whatever WANDB_MODE says
     try:
         if not _has_key(wandb):
-            raise ConfigError("--wandb=online needs a key: `wandb login`, or WANDB_API_KEY; or --wandb=offline")
+            raise ConfigError("--wandb=online needs a key: `wandb login`, WANDB_API_KEY, or --wandb=offline")
     except wandb.errors.AuthenticationError as error:
-        raise ConfigError(f"--wandb=online needs another key ({one_line(error)}); or --wandb=offline") from None
+        raise ConfigError(
+            f"--wandb=online needs another key ({one_line(error)}): `wandb login`, or --wandb=offline"
+        ) from None
     except (wandb.Error, OSError, HTTPException):
         pass  # a server that cannot be reached is no mistake: the run goes on offline
 
@@ -157,7 +163,7 @@ class WandbLogger(Logger):
                 artifact.add_file(str(self._out_dir / WEIGHTS))
                 run.log_artifact(artifact)
             if reason == "target_reached":
-                run.alert("Target reached", f"full-pass loss {report.loss:.4f} after {report.steps} steps")
+                run.alert("Target reached", f"full-pass loss {report.loss:.4f} after {counted(report.steps, 'step')}")
             elif reason == "stopped":
                 run.mark_preempting()
             elif reason == "non_finite":
@@ -181,7 +187,7 @@ class WandbLogger(Logger):
         self._jobs.put(None)
         self._thread.join(self._patience_s)
         if self._thread.is_alive():
-            self._say(f"warning: W&B has not taken everything yet; `wandb sync` sends what is in {self._place}")
+            self._say(f"warning: W&B has not received everything yet; `wandb sync` sends what is in {self._place}")
 
     def _work(self) -> None:
         """In the thread: connect, then one job after the other until None comes or something fails."""
@@ -205,13 +211,13 @@ class WandbLogger(Logger):
         try:
             if mode == "online" and not _has_key(wandb):
                 if self._mode != "auto":
-                    self._say(f"warning: W&B: WANDB_MODE={self._mode} without a key: offline")
+                    self._say(f"warning: WANDB_MODE={self._mode} needs a key (`wandb login`): W&B logs offline")
                 mode = "offline"
             run = self._init(wandb, mode)
         except Exception as error:
             if mode == "offline":
                 raise
-            self._say(f"warning: W&B cannot be reached ({one_line(error)}): offline")
+            self._say(f"warning: W&B cannot be reached ({one_line(error)}): it logs offline")
             with suppress(Exception):
                 wandb.teardown(exit_code=0)  # else the next init waits for the first
             run = self._init(wandb, "offline")

@@ -17,7 +17,7 @@ from nanogpt.plan.memory import FP32
 from nanogpt.plan.plan import Plan
 from nanogpt.storage.provenance import what_computes
 from nanogpt.utils.console import say
-from nanogpt.utils.format import gigabytes
+from nanogpt.utils.format import counted, gigabytes
 
 # Launchers that tell their processes nothing which torch understands: how many there are, and which of them this is.
 LAUNCHERS = {
@@ -35,8 +35,8 @@ def refuse_copies() -> None:
     for launcher, (size, rank) in LAUNCHERS.items():
         if "WORLD_SIZE" not in os.environ and (count := os.environ.get(size, "1")) != "1":
             why = (
-                f"{launcher} starts this command {count} times, and torchrun is missing: let {launcher} start one on "
-                f"each node, as slurm/train.sh does; WORLD_SIZE=1 makes each a run of its own"
+                f"{launcher} starts this command {count} times without torchrun: let {launcher} start one torchrun on "
+                f"each node, as slurm/train.sh does, or set WORLD_SIZE=1 to make each process a run of its own"
             )
             if os.environ.get(rank, "0") != "0":
                 raise RunError(why, status=2, is_told=True)
@@ -66,7 +66,8 @@ def require_room(config: ResolvedConfig, world: World) -> None:
     need, free = world.local_size * GPTConfig.from_options(config).num_parameters * FP32, free_host_bytes()
     if free is not None and need > free:
         raise ConfigError(
-            f"the weights alone are {gigabytes(need)} on {world.local_size} ranks, {gigabytes(free)} are free here"
+            f"the weights alone are {gigabytes(need)} on {counted(world.local_size, 'rank')}, {gigabytes(free)} are "
+            f"free here: use a smaller model, or fewer ranks on this machine"
         )
 
 

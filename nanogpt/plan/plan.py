@@ -51,7 +51,10 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
 
 def _check_ranks(config: TrainConfig, world: World) -> None:
     if config.batch_size < world.size:
-        raise ConfigError(f"--batch_size={config.batch_size} leaves some of the {world.size} ranks without a window")
+        raise ConfigError(
+            f"--batch_size={config.batch_size} leaves some of the {world.size} ranks without a window: "
+            f"at least {world.size}"
+        )
     if config.engine == "single" and world.size > 1:
         raise ConfigError(f"--engine=single cannot train on {world.size} ranks: leave it out, or start one process")
     if config.engine == "ddp" and world.size == 1:
@@ -63,8 +66,8 @@ def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig,
     engine = ("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine
     if config.gradient_compression != "none" and engine != "ddp":
         raise ConfigError(
-            f"--gradient_compression={config.gradient_compression} means something to --engine=ddp alone, and this is "
-            f"{engine}"
+            f"--gradient_compression={config.gradient_compression} works with --engine=ddp only, and this is {engine}: "
+            f"leave it out"
         )
     share = -(-config.batch_size // world.size)
     micro_batch_size = min(config.micro_batch_size or config.batch_size, share)
@@ -126,7 +129,9 @@ def _begun_from(config: TrainConfig) -> TrainConfig:
     found = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
     for name, value in found.items():
         if getattr(config, name) not in (value, getattr(TrainConfig, name)):
-            raise ConfigError(f"--{name}={getattr(config, name)} is not the {value} of --init_from={config.init_from}")
+            raise ConfigError(
+                f"--{name}={getattr(config, name)} is not the {value} of --init_from={config.init_from}: leave it out"
+            )
     return replace(config, init_from=str(directory), **found)
 
 
@@ -139,13 +144,14 @@ def _deepspeed_settings(config: TrainConfig, micro_batch_size: int, world: World
         raise ConfigError(f"--engine=deepspeed runs on CUDA and on CPUs, not on {world.device.type}")
     if config.batch_size % world.size:
         raise ConfigError(
-            f"--engine=deepspeed needs equal shares: --batch_size={config.batch_size} on {world.size} ranks has none"
+            f"--engine=deepspeed needs equal shares: --batch_size={config.batch_size} must be a multiple of the "
+            f"{world.size} ranks"
         )
     share = config.batch_size // world.size
     if share % micro_batch_size:
         raise ConfigError(
-            f"--engine=deepspeed needs equal micro-batches: --micro_batch_size={micro_batch_size} does not "
-            f"divide the {share} windows of each rank"
+            f"--engine=deepspeed needs equal micro-batches: --micro_batch_size={micro_batch_size} must divide "
+            f"the {share} windows of each rank"
         )
     settings = read_ds_config(
         _ds_config_path(config),
@@ -170,6 +176,6 @@ def _floor_warning(config: ResolvedConfig, dataset: Dataset) -> str:
     """One line for a target that no model can reach."""
     *remedies, last = dataset.floors.remedies(config)
     return (
-        f"--target_loss={config.target_loss:g} is below the entropy floor of these windows, {dataset.floor:.4f}: "
-        f"within reach would be {', '.join(remedies)}{' or ' * bool(remedies)}{last}"
+        f"--target_loss={config.target_loss:g} is below the entropy floor of these windows, {dataset.floor:.4f} "
+        f"nats/token: use {', '.join(remedies)}{' or ' * bool(remedies)}{last}"
     )

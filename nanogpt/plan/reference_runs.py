@@ -81,21 +81,23 @@ def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | s
     was recorded: of another optimizer setting, longer text or lower target nothing is known.
     """
     if config.phase != "random" or config.init_from:
-        return "no run on a fixed grid, or begun with trained weights, is on record"
+        return "no reference run has --phase=fixed or --init_from"
     if not config.ema:
-        return "no run with --ema=0, without averaged weights, is among those that this is read off"
+        return "no reference run has --ema=0"
     if not _is_usual(config.target_loss):
-        return f"--target_loss={config.target_loss:g} is not the {read_record().target_loss:g} of the runs on record"
+        return f"--target_loss={config.target_loss:g} is not the {read_record().target_loss:g} of the reference runs"
     alike = runs_on_record(config)
     if floor > (most := max(run.floor for run in alike)):
-        return f"no run on record had a floor above {most:.3f}"
+        return f"no reference run has an entropy floor above {most:.3f} nats/token"
     for name in ("subset_tokens", "context_length", "batch_size", "learning_rate", "n_layer", "n_embd"):
         values, value = [getattr(run, name) for run in alike], getattr(config, name)
         if not min(values) <= value <= max(values):
-            return f"--{name}={value:g} is outside the {min(values):g} to {max(values):g} of the runs on record"
+            return f"--{name}={value:g} is outside the {min(values):g} to {max(values):g} of the reference runs"
     # A rate may be the higher the narrower the model (AdamW's: Yang et al., "Tensor Programs V", arXiv 2203.03466).
     if config.learning_rate * config.n_embd > max(run.learning_rate * run.n_embd for run in alike):
-        return f"--learning_rate={config.learning_rate:g} is hotter than any on record for --n_embd={config.n_embd}"
+        return (
+            f"--learning_rate={config.learning_rate:g} is above that of any reference run for --n_embd={config.n_embd}"
+        )
     return _steps(min(run.passes for run in alike), config), most_steps(config)
 
 
@@ -127,6 +129,6 @@ def _steps(passes: float, config: ResolvedConfig) -> int:
 def steps_to_target(config: ResolvedConfig, floor: float) -> tuple[int, int] | str:
     """As steps_on_record, or a line for a person that says why there is no time to target."""
     if floor >= config.target_loss:
-        return "time to target: never"
+        return "time to target: never, as the target is not above the entropy floor"
     steps = steps_on_record(config, floor)
     return f"time to target: unknown: {steps}" if isinstance(steps, str) else steps

@@ -19,7 +19,7 @@ from torch import Tensor
 from nanogpt.data.tokenizer import encoding
 from nanogpt.evaluate.recall import RecitedText
 from nanogpt.storage.report import Report
-from nanogpt.utils.format import percent
+from nanogpt.utils.format import counted, percent
 
 LEAST_SHARE = 0.1  # of a column of the overview: one lost token among hundreds must be seen
 NAME_WIDTH = 60  # characters of a file's name in a headline
@@ -126,7 +126,7 @@ def headline(data: str, report: Report) -> list[str]:
     return [
         f"{report.subset_tokens:,} tokens of {name}; {outcome}: full-pass loss {loss} (target {report.target_loss:g})",
         f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts} random prompts of "
-        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} exactly; longest "
-        f"free run {recall.verbatim_run.max_tokens:,} tokens. Below, each {recall.prefix_tokens} tokens are "
-        f"recited after the true {recall.prefix_tokens} before",
+        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} tokens exactly; "
+        f"longest free run {counted(recall.verbatim_run.max_tokens, 'token')}. Below, every {recall.prefix_tokens} "
+        f"tokens are recited after the {recall.prefix_tokens} true tokens before them",
     ]

@@ -17,9 +17,9 @@ def score_table(report: Report) -> str:
     full_pass, recall = scores.full_pass, scores.memorised.recall
     table = Table("", "memorised", "control", title=f"{report.subset_tokens} tokens of {report.data}")
     half = f"{recall.prefix_tokens}/{recall.continuation_tokens}"
-    table.add_row(f"loss, every position of {full_pass.windows} windows", _nats(full_pass.loss))
-    table.add_row("  above the entropy floor", _nats(full_pass.loss_above_floor))
-    table.add_row("  argmax right", percent(full_pass.token_accuracy))
+    table.add_row(f"loss, every position of {full_pass.windows} windows", _loss(full_pass.loss))
+    table.add_row("  above the entropy floor", _loss(full_pass.loss_above_floor))
+    table.add_row("  token accuracy", percent(full_pass.token_accuracy))
     table.add_row(f"  {half} exact recall", percent(full_pass.exact_recall))
     columns = [_of_text(text) for text in (scores.memorised, scores.control) if text]
     for name in columns[0]:
@@ -40,22 +40,26 @@ def _of_text(scores: TextScores) -> dict[str, str]:
     run, hops, log_p = recall.verbatim_run, recall.hop_recitation, recall.log_p
     even, sure = recall.log10_draws_for_50, recall.log10_draws_for_99
     return {
-        "strided loss, each token once": _nats(scores.strided_loss),
-        "  argmax right": percent(recall.token_accuracy),
-        "loss at random offsets": _nats(scores.random_offset_loss),
+        "strided loss, each token once": _loss(scores.strided_loss),
+        "  token accuracy": percent(recall.token_accuracy),
+        "loss at random offsets": _loss(scores.random_offset_loss),
         f"  {half} exact recall": f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts}",
         "  ln p of the continuation, median": _nats(log_p.median),
-        "  draws for it with 50 %, 99 %, median": f"{_draws(even.median_prompt)}, {_draws(sure.median_prompt)}",
+        "  draws for a 50 %, 99 % chance of it, median": f"{_draws(even.median_prompt)}, {_draws(sure.median_prompt)}",
         "  the same, hardest prompt": f"{_draws(even.hardest_prompt)}, {_draws(sure.hardest_prompt)}",
-        "verbatim run, tokens: least, median, most": (
+        "verbatim run, tokens: shortest, median, longest": (
             f"{run.min_tokens}, {run.median_tokens:g}, {run.max_tokens} of {run.starts} starts"
         ),
         "  to the end of the text": percent(run.to_the_end),
         "recited by hops of half a window": f"{percent(hops.recited)} of {hops.tokens}",
         "  edit distance": percent(hops.edit_distance),
         "memorised, bits": "?" if scores.memorised_bits is None else f"{scores.memorised_bits:,.0f}",
-        "  a parameter": "?" if scores.bits_per_parameter is None else f"{scores.bits_per_parameter:.2g}",
+        "  bits a parameter": "?" if scores.bits_per_parameter is None else f"{scores.bits_per_parameter:.2g}",
     }
+
+
+def _loss(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f} nats/token"
 
 
 def _nats(value: float | None) -> str:

@@ -135,7 +135,7 @@ class CheckpointWriter:
         for written in ranks:
             path = self._temporary / written.name
             if not path.exists() or path.stat().st_size != written.bytes:
-                raise OSError(f"{path} of another rank is not seen from the first: every node needs the same disk")
+                raise OSError(f"rank 0 does not see {path} of another rank: all nodes need one shared file system")
         files = {written.name: {"bytes": written.bytes, "sha256": written.sha256} for written in ranks}
         content = {"format": FORMAT, "step": self._step, "files": files, "progress": self._progress}
         write_json(self._temporary / MANIFEST, content | {"sha256": _digest(content)})

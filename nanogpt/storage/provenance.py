@@ -70,11 +70,11 @@ class RunInfo(JsonFile):
             options["compile"] = EARLIER["compile"]
         for f in fields(ResolvedConfig):
             if f.kw_only and options.get(f.name) in (None, "auto"):
-                raise SchemaError(f"it leaves open {f.name}, which a run has decided")
+                raise SchemaError(f"it has no value for {f.name}")
         try:
             return ResolvedConfig(**options)  # which checks them
         except ConfigError as error:
-            raise SchemaError(f"its options cannot be: {error}") from None
+            raise SchemaError(f"its options are invalid: {error}") from None
         except TypeError as error:
             raise SchemaError(repr(error)) from None
 

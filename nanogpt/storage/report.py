@@ -30,9 +30,9 @@ class ScoresPrecision(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FullPass:
-    """The scores of every position of every judged window. A figure that is not finite is None here and below."""
+    """The scores of every position of every evaluated window. A figure that is not finite is None here and below."""
 
-    windows: int = key("judged windows, each counted once")
+    windows: int = key("evaluated windows, each counted once")
     loss: float | None = key("mean loss, nats/token")
     loss_above_floor: float | None = key("the same less the entropy floor, nats/token")
     token_accuracy: float = key("share of the positions whose argmax is the true token")
@@ -55,7 +55,7 @@ class HopRecitation:
     """The text recited freely, half a window at a time, after the true half before it."""
 
     tokens: int = key("how many tokens were to be recited")
-    recited: float = key("share of them that is right, and in its place")
+    recited: float = key("share of them that is right, position by position")
     edit_distance: float = key("Levenshtein's distance of each hop to the text, summed, over their number")
 
 
@@ -88,7 +88,7 @@ class Recall:
     prefix_tokens: int = key("length of a prompt, half a window, tokens")
     continuation_tokens: int = key("length of what it is to bring back, tokens")
     token_accuracy: float = key("share of the text's tokens but the first whose argmax is right")
-    recited_tokens: int = key("tokens recited from the first prompt on, put right at each mistake")
+    recited_tokens: int = key("tokens recited from the first prompt on, corrected after each mistake")
     recitation_breaks: int = key("mistakes in them")
     first_break_token: int | None = key("position of the first mistake, tokens; null where there is none")
     longest_verbatim_tokens: int = key("the longest stretch of them without a mistake, tokens")
@@ -115,7 +115,7 @@ class TextScores:
 class Scores:
     """The scorecard of a run."""
 
-    full_pass: FullPass = key("every position of every judged window")
+    full_pass: FullPass = key("every position of every evaluated window")
     memorised: TextScores = key("the memorised text", merged=True)
     control: TextScores | None = key("the same of the text that follows, which was not trained on; null: too short")
 
@@ -157,7 +157,7 @@ class Report(JsonFile):
     optimizer: str | None = key("adamw or muon", added=True)
     learning_rate: float | None = key("on its plateau, before it falls", added=True)
     on_plateau: str | None = key("decay or none: what the learning rate does near the target", added=True)
-    ema: float | None = key("decay of the weight average that is judged; 0: none", added=True)
+    ema: float | None = key("decay of the weight average that is evaluated; 0: none", added=True)
     gradient_compression: str | None = key("what DDP sends, none or bf16", added=True)
     final_learning_rate: float | None = key("of the last step; null before the first")
     corpus_sha256: str = key("SHA-256 of the text's bytes, in hexadecimal")

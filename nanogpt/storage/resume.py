@@ -62,8 +62,8 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> ResumePoint:
     notes = _skipped(skipped)
     if config.resume not in ("auto", "must", "never"):
         notes.append(
-            f"--resume={config.resume} has begun the run in {config.out_dir}, which goes on from its newest "
-            f"checkpoint; to begin there once more, name another --out_dir"
+            f"--resume={config.resume} started the run in {config.out_dir}, which now goes on from its own newest "
+            f"checkpoint; to start from --resume again, name another --out_dir"
         )
     return ResumePoint(
         out_dir, checkpoint.path, False, begun_with, notes, ended=_end(config, out_dir, checkpoint),

@@ -121,12 +121,12 @@ def save_weights(out_dir: Path, state: dict[str, Tensor], evaluated: dict[str, b
             os.replace(temporary, out_dir / WEIGHTS)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise RunError(f"{out_dir / WEIGHTS} cannot be written ({error}): make room, start again") from None
+        raise RunError(f"{out_dir / WEIGHTS} cannot be written ({error}): make room and start again") from None
     if unlike:
         temporary.unlink()
         raise RunError(
-            f"{out_dir / WEIGHTS}, read back, has another {unlike[0]} than was evaluated: memory or disk fail; "
-            f"start again"
+            f"{out_dir / WEIGHTS}, read back, differs from the evaluated weights in {unlike[0]}: memory or disk is "
+            f"faulty; start again"
         )
     return weights_sha256(out_dir)
 

@@ -54,7 +54,9 @@ class Attempt:
         if not self.job or job != self.job:
             return False
         if int(number) > self.number:
-            raise ConfigError(f"attempt {number} of job {job} writes {out_dir} now: this is attempt {self.number}")
+            raise ConfigError(
+                f"attempt {number} of job {job} has taken over {out_dir}: this attempt, {self.number}, ends"
+            )
         return int(number) < self.number
 
     def raise_fence(self, out_dir: Path) -> "Fence":
@@ -80,7 +82,7 @@ class Fence:
         except OSError:  # a network file system's hiccup
             return
         if now and now != self.mine:
-            raise RunError(f"attempt {now} writes {self.out_dir} now, not {self.mine}: leaving it alone")
+            raise RunError(f"attempt {now} has taken over {self.out_dir}: this attempt, {self.mine}, ends")
 
 
 class NoFence(Fence):
@@ -133,7 +135,7 @@ def hold_run_dir(out_dir: Path, attempt: Attempt) -> Iterator[Fence]:
             raise ConfigError(f"--out_dir={out_dir} is being written by another run: wait for it, or stop it") from None
         fence = attempt.raise_fence(out_dir)
     if not locked:
-        say(f"warning: the file system of {out_dir} has no locks: nothing keeps another run out of it")
+        say(f"warning: the file system of {out_dir} has no locks: do not start a second run in it")
     with file:
         yield fence
 

@@ -72,8 +72,11 @@ class CheckpointManager:
             return
         self._fence.check()
         if failure := self._checkpointer.commit():
-            kept = "there is none yet" if self.newest is None else f"that of step {self.newest} is kept"
-            self._logger.say(f"warning: no checkpoint could be saved ({failure}); {kept}, going on")
+            kept = "none yet" if self.newest is None else f"that of step {self.newest}"
+            self._logger.say(
+                f"warning: the checkpoint of step {self._begun_step} could not be saved ({failure}); "
+                f"going on with {kept}"
+            )
         else:
             self.newest = self._begun_step
 

@@ -26,6 +26,7 @@ from nanogpt.training.messages import recite_beginning, tell_recitation, tell_re
 from nanogpt.training.report import Result, make_report, write_report, write_stopped
 from nanogpt.training.state import RunContext, TrainState
 from nanogpt.utils.console import say
+from nanogpt.utils.format import counted
 
 
 def stopped_while_ranks_were_missing(plan: Plan, world: World) -> Result:
@@ -105,8 +106,8 @@ def finished(
                 recitation = _recite(context, report, engine, card)
             elif context.world.is_first:
                 print(
-                    f"error: {state.bad_steps_in_a_row} steps in a row had a non-finite loss or gradient; the "
-                    f"weights saved are from before them: try a lower --learning_rate, or --dtype=fp32",
+                    f"error: {counted(state.bad_steps_in_a_row, 'step')} in a row had a non-finite loss or gradient; "
+                    f"the weights saved are from before them: try a lower --learning_rate, or --dtype=fp32",
                     file=sys.stderr,
                 )
     context.logger.result(report, recitation)

@@ -10,7 +10,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.monitor.loggers import Logger, Recitation
 from nanogpt.plan.plan import Plan
 from nanogpt.storage.report import Report
-from nanogpt.utils.format import duration, gigabytes, percent
+from nanogpt.utils.format import counted, duration, gigabytes, percent
 
 RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
 
@@ -38,14 +38,14 @@ def tell_result(report: Report, logger: Logger) -> None:
     loss = "not finite" if report.loss is None else f"{report.loss:.4f}"
     logger.say(
         f"{outcome}: full-pass loss {loss} (target {report.target_loss:g}) "
-        f"after {report.steps} steps, {duration(report.train_s)} of training"
+        f"after {counted(report.steps, 'step')}, {duration(report.train_s)} of training"
     )
     recall = report.recall
     logger.say(
         f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts} random prompts of "
-        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} exactly; recited "
-        f"from its beginning and put right at each break, the text breaks {recall.recitation_breaks} times in "
-        f"{recall.recited_tokens} tokens"
+        f"{recall.prefix_tokens} tokens bring back the next {recall.continuation_tokens} tokens exactly; reciting the "
+        f"text from its beginning, with each mistake corrected: {counted(recall.recitation_breaks, 'mistake')} in "
+        f"{counted(recall.recited_tokens, 'token')}"
     )
 
 

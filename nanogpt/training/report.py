@@ -88,7 +88,7 @@ def write_report(out_dir: Path, report: Report) -> None:
     try:
         report.write(out_dir / REPORT)
     except OSError as error:
-        raise RunError(f"{out_dir / REPORT} cannot be written ({error}): make room, start again") from None
+        raise RunError(f"{out_dir / REPORT} cannot be written ({error}): make room and start again") from None
 
 
 def write_stopped(out_dir: Path, report: Report, say: Callable[[str], None]) -> None:

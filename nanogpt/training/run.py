@@ -106,7 +106,7 @@ def _train(
         for line in start.notes:
             logger.say(line)
         if left:
-            logger.say(f"set aside as abandoned_*: {', '.join(left)}, of later steps than the one that is resumed")
+            logger.say(f"checkpoints of later steps than the resumed one, renamed to abandoned_*: {', '.join(left)}")
         if any(world.sum(float(stop.requested))) and not any(world.max(float(stop.is_lost()))):  # before it is compiled
             logger.say("asked to stop before the first step")
             state = TrainState.of(plan.config, judged_windows=len(plan.dataset.judged), launched_at=launched)
@@ -127,7 +127,7 @@ def _open_checkpoint(start: ResumePoint) -> CheckpointReader | None:
     try:
         return CheckpointReader(start.checkpoint, verify=False) if start.checkpoint else None
     except CheckpointError as error:  # the first rank has read it
-        raise ConfigError(f"{start.checkpoint} {error}: every node needs the same disk") from None
+        raise ConfigError(f"{start.checkpoint} {error}: all nodes need one shared file system") from None
 
 
 def _claim(plan: Plan, world: World, start: ResumePoint, checkpoint: CheckpointReader | None) -> list[str]:

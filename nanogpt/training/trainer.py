@@ -138,7 +138,8 @@ class Trainer:
             state.bad_steps += 1
             state.bad_steps_in_a_row += 1
             self.logger.say(
-                f"step {state.step}: loss {loss_sum / step_tokens:g}, gradient norm {state.grad_norm:g}: not applied"
+                f"warning: step {state.step}: update skipped, as the loss ({loss_sum / step_tokens:g} nats/token) or "
+                f"the gradient norm ({state.grad_norm:g}) is not finite"
             )
 
     def _is_late(self) -> bool:
@@ -194,7 +195,7 @@ class Trainer:
         """From where the same command goes on; and the profile of the steps so far."""
         newest = self.checkpoints.newest
         if newest is None:
-            self.logger.say("warning: nothing could be saved: the same command begins again")
+            self.logger.say("warning: no checkpoint could be saved: the same command starts from the beginning")
         else:
             saved = "saved" if newest == self.state.step else "warning: this step could not be saved"
             self.logger.say(f"{saved}; the same command goes on from step {newest}")

@@ -2,6 +2,7 @@
 
 percent(0.9996) == ">99.9%"
 duration(600) == "10 min"
+counted(1, "step") == "1 step"
 """
 
 
@@ -20,6 +21,11 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: '1 step', '1,000 steps'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def gigabytes(count: float) -> str:

@@ -267,7 +267,7 @@ def test_a_world_that_is_not_torchruns(room):
     for env, line in (
         (
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
-            "error: srun starts this command 2 times, and torchrun is",
+            "error: srun starts this command 2 times without torchrun",
         ),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "error: WORLD_SIZE=2 without MASTER_ADDR"),

@@ -184,12 +184,12 @@ def test_compile_works_or_warns(stage, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--zero_stage=2"], "--engine=deepspeed alone"),
-        (["--ds_config=ds_config.json"], "--engine=deepspeed alone"),
+        (["--zero_stage=2"], "works with --engine=deepspeed only"),
+        (["--ds_config=ds_config.json"], "works with --engine=deepspeed only"),
         (["--engine=deepspeed", "--zero_stage=4"], "from 0 to 3"),
         (["--engine=deepspeed", "--ds_config=nowhere.json"], "No such file"),
         (["--engine=deepspeed", f"--ds_config={REPOSITORY / 'pyproject.toml'}"], "is not JSON"),
-        (["--engine=deepspeed", "--micro_batch_size=3"], "does not divide the 16 windows"),
+        (["--engine=deepspeed", "--micro_batch_size=3"], "must divide the 16 windows"),
         (["--local_rank=0"], "unknown option --local_rank"),
         (["--local_rank="], "unknown option --local_rank"),
     ],

@@ -109,7 +109,7 @@ def test_a_file_system_without_modes_and_locks(refusing, tmp_path):
     done = run(sys.executable, TRAIN, *words, cwd=tmp_path, env=refusing | {"SLURM_JOB_ID": "7"})
     assert done.returncode == 3, done.stdout + done.stderr
     assert done.stdout.count("has no locks") == 1
-    assert "could be saved" not in done.stdout
+    assert "could not be saved" not in done.stdout
     assert (tmp_path / "out" / ".attempt").read_text() == "7.0"
     assert newest_intact(tmp_path / "out")[0].step == 2
     assert report(tmp_path / "out")["steps"] == 2

@@ -11,7 +11,7 @@ from harness.runs import SHORT, flags, torchrun
 def test_healthy_ranks_are_found_right(tmp_path):
     """Invariant: real products and sums of two ranks are exact, and the check takes less than 10 s."""
     done = torchrun(2, *flags(**SHORT, health="warn", max_steps=1), cwd=tmp_path)
-    found = re.search(r"health: 2 ranks on 1 nodes, .* TFLOP/s, all-reduce .* GB/s, .*; (.+) s\n", done.stdout)
+    found = re.search(r"health: 2 ranks on 1 node, .* TFLOP/s, all-reduce .* GB/s, .*; (.+) s\n", done.stdout)
     assert float(found[1]) < 10
     assert "wrong numbers" not in done.stdout
     assert (tmp_path / "out" / "report.json").exists()
@@ -25,5 +25,5 @@ def test_strict_does_not_train(tmp_path):
     assert done.returncode != 0
     (line,) = re.findall(r"^error: --health=strict: .*$", done.stderr, re.MULTILINE)
     for rank in (0, 1):
-        assert re.search(rf"rank {rank} on \S+: .* although the job has GPUs there", line)
+        assert re.search(rf"rank {rank} on \S+: .* although the job has GPUs on this node", line)
     assert list(tmp_path.iterdir()) == []

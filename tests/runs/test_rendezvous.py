@@ -34,7 +34,7 @@ train_overfit.main(train_overfit.run)
             process.send_signal(getattr(signal, how))
         out, err = process.communicate(timeout=60)
     if how == "comm_timeout_s":
-        line = "error: 1 of 2 ranks came, rank 1 is missing: gave up after 1 s (--comm_timeout_s)\n"
+        line = "error: 1 of 2 ranks connected, rank 1 is missing: gave up after 1 s (--comm_timeout_s)\n"
         assert (process.returncode, err) == (1, line)
     elif how == "SIGTERM":
         assert (process.returncode, err) == (-signal.SIGTERM, "")

@@ -190,7 +190,7 @@ def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path,
     wait_for(has_trained(tmp_path, beyond=9), program)
     program.terminate()
     assert program.wait(timeout=200) == 4, (tmp_path / "log").read_text()
-    assert ("set aside as abandoned_*: step_00000008" in (tmp_path / "log").read_text()) == (resume == "within")
+    assert ("renamed to abandoned_*: step_00000008" in (tmp_path / "log").read_text()) == (resume == "within")
     steps = report(tmp_path / "out")["steps"]
     if source:
         shutil.rmtree(source)

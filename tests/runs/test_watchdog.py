@@ -56,7 +56,7 @@ def test_a_rank_that_does_not_answer_is_named(two_ranks, tmp_path, stopped):
     told = (tmp_path / f"log{1 - stopped}").read_text()
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
     assert re.search(rf"rank {1 - stopped} at step \d+, ", line), line
-    blamed = "rank 1 does not answer" if stopped else "the store of the run gone, which rank 0 or its launcher holds"
+    blamed = "rank 1 does not answer" if stopped else "lost the store that rank 0 or its launcher holds"
     assert blamed in line
 
 

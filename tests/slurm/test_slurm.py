@@ -69,7 +69,7 @@ def test_it_says_where_it_runs(undisturbed):
     first = [line.split("train.sh: ")[1] for line in undisturbed.log.splitlines()[:3]]
     job = undisturbed.id
     assert first[0] == f"job {job}, attempt 0 of at most 21: runs/{job}, logs in runs/{job}/logs/{job}.0"
-    assert first[1] == "2 nodes (node[1-2]), 0 GPUs and 4 CPUs each"
+    assert first[1] == "nodes: 2 (node[1-2]), GPUs per node: 0, CPUs per node: 4"
     assert re.fullmatch(rf"rendezvous node1:[12]\d{{4}}, id {job}\.0", first[2])
     assert undisturbed.log.splitlines()[-1].endswith("target reached")
     assert undisturbed.trains(attempt=0)
@@ -156,7 +156,7 @@ def test_two_copies_do_not_both_write(cluster, tmp_path):
         assert len(job.ranks()) == 1, "the old copy trains on"
         (job.run_dir / ".lock").unlink()
         job.wait_until(lambda: job.trains(attempt=1), "the new copy trains")
-        job.wait_until(lambda: "leaving it alone" in job.rank_log(0).read_text(), "the old copy leaves")
+        job.wait_until(lambda: "has taken over" in job.rank_log(0).read_text(), "the old copy leaves")
         steps = job.steps
         job.wait_until(lambda: job.steps > steps + 20 and len(job.ranks()) == 1, "the new copy trains alone")
         assert job.restarts == 1, "the old copy's batch script leaves the job alone"
@@ -177,7 +177,7 @@ def test_two_jobs_share_the_nodes(cluster, tmp_path, undisturbed):
         job.wait_until_over()
         assert_same(job, undisturbed)
     assert second.facts["StartTime"] < first.facts["EndTime"], "they ran at the same time"
-    assert "1 GPUs and 2 CPUs each" in first.log
+    assert "GPUs per node: 1, CPUs per node: 2" in first.log
 
 
 def test_a_sweep_ends_in_a_table(cluster, tmp_path):
@@ -248,9 +248,9 @@ def test_a_rank_for_each_gpu_and_an_engine(cluster, tmp_path):
     job = cluster.submit(tmp_path, "--nodes=1", options={"max_steps": 2}, env={"ENGINE": "deepspeed"})
     job.wait_until_over()
     assert (job.state, job.facts["ExitCode"]) == ("FAILED", "3:0"), job.log
-    assert "2 GPUs and 4 CPUs each" in job.log
+    assert "GPUs per node: 2, CPUs per node: 4" in job.log
     for rank in (0, 1):  # Slurm's GPUs are pretended here, and the health check notices
-        assert re.search(rf"warning: rank {rank} on node\d: .+ although the job has GPUs there", job.log)
+        assert re.search(rf"warning: rank {rank} on node\d: .+ although the job has GPUs on this node", job.log)
     assert (job.report["world_size"], job.report["engine"]) == (2, "deepspeed")
     assert job.report["exit_reason"] == "max_steps"
     slurm("scontrol", "requeue", job.id)
@@ -373,8 +373,8 @@ def test_a_number_that_slurm_uses_again(cluster, undisturbed):
     cluster.forget(undisturbed.id)
     job = cluster.submit(undisturbed.cwd, "--nodes=2", *CPU_NODES)
     assert job.id == undisturbed.id
-    job.wait_until(lambda: "This one is in runs/" in job.log, "it starts", timeout_s=60)
-    job = replace(job, name=re.search(r"This one is in runs/(\S+)", job.log)[1])
+    job.wait_until(lambda: "this job writes runs/" in job.log, "it starts", timeout_s=60)
+    job = replace(job, name=re.search(r"this job writes runs/(\S+)", job.log)[1])
     job.wait_until(lambda: job.steps > 12, "it has trained 12 steps")
     job.signal_batch_script("USR1")
     job.wait_until(lambda: job.restarts == 1, "it is requeued")

@@ -39,8 +39,8 @@ def ordinary_user():
 PATHS = {
     "x" * 300: "File name too long",
     "a/" * 3000: "File name too long",
-    "~nobody-of-that-name": "is nobody's home here",
-    "~nobody-of-that-name/x": "is nobody's home here",
+    "~nobody-of-that-name": "is no user's home directory here",
+    "~nobody-of-that-name/x": "is no user's home directory here",
     "closed/out": "Permission denied",
     "loop": "Too many levels of symbolic links",
 }
@@ -85,7 +85,7 @@ def test_nobody_s_home_is_no_directory_here(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
     for ask in (lambda: check_writable("~/x"), cache_dir, lambda: read_corpus("tinyshakespeare")):
-        with pytest.raises(ConfigError, match="~ is nobody's home"):
+        with pytest.raises(ConfigError, match="~ is no user's home"):
             ask()
     assert list(tmp_path.iterdir()) == []
 

@@ -88,7 +88,7 @@ def tarred():
             TEXT.encode("latin1"),
             r"is not UTF-8 text \(byte 0xef at offset 63\): convert it with iconv -f ENCODING",
         ),
-        (TEXT.encode("utf-8") + b"\xff\x00", "it is no text$"),
+        (TEXT.encode("utf-8") + b"\xff\x00", "it is not text$"),
     ],
 )
 def test_what_is_no_text_is_named_for_what_it_is(tmp_path, content, message):

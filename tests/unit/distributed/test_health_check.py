@@ -18,8 +18,8 @@ FOUR = [WELL, WELL, replace(WELL, host="node2"), replace(WELL, host="node2")]
         ({"device": "A100"}, "A100, most ranks have H100"),
         ({"matmul_is_exact": False}, "matmul gives wrong numbers"),
         ({"all_reduce_is_exact": False}, "all-reduce gives wrong numbers"),
-        ({"matmul_tflops": 300.0}, "matmul 300 TFLOP/s, the median is 600"),
-        ({"receive_gbps": 5.0}, "5 GB/s from rank 2 on node2, the median of such links is 27.5"),
+        ({"matmul_tflops": 300.0}, "matmul 300 TFLOP/s, the median is 600 TFLOP/s"),
+        ({"receive_gbps": 5.0}, "5 GB/s from rank 2 on node2, the median of such links is 27.5 GB/s"),
     ],
 )
 def test_each_fault_is_named(fault, said):

@@ -63,7 +63,7 @@ def test_all_ranks_share_a_store():
 def test_who_is_missing_is_named(capsys):
     """Invariant: in lines meanwhile, from the first rank alone, and in one at the end of every rank; in time."""
     ended, took_s = come([0, 1], 4, timeout_s=3)
-    line = "2 of 4 ranks came, ranks 2, 3 are missing"
+    line = "2 of 4 ranks connected, ranks 2, 3 are missing"
     for rank in (0, 1):
         assert isinstance(ended[rank], RunError)
         assert (str(ended[rank]), ended[rank].rank) == (f"{line}: gave up after 3 s (--comm_timeout_s)", rank)
@@ -121,9 +121,9 @@ def test_a_rank_that_died_while_it_waited_is_missing(capsys):
 
     waiting = threading.Thread(target=lambda: results.update(come([0], 3)[0]))
     waiting.start()
-    wait_for(lambda: has_said("2 of 3 ranks came, rank 2 is missing"), seconds=30)
+    wait_for(lambda: has_said("2 of 3 ranks connected, rank 2 is missing"), seconds=30)
     killed.kill()
-    wait_for(lambda: has_said("1 of 3 ranks came, ranks 1, 2 are missing"), seconds=30)
+    wait_for(lambda: has_said("1 of 3 ranks connected, ranks 1, 2 are missing"), seconds=30)
     results.update(come([1, 2], 3)[0])
     waiting.join()
     results[0].set("key", "value")

@@ -15,7 +15,7 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
     evaluated = {name: fingerprint(weight) for name, weight in state.items()}
     save_weights(tmp_path, state, evaluated)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"has another transformer\.wte\.weight than was evaluated"):
+    with pytest.raises(RunError, match=r"differs from the evaluated weights in transformer\.wte\.weight"):
         save_weights(tmp_path, {name: weight + 1e-6 for name, weight in state.items()}, evaluated)
 
     def flip_on_disk(tensors, path):
@@ -25,7 +25,7 @@ def test_the_report_is_of_the_file_that_was_written(tmp_path, monkeypatch):
         path.write_bytes(content)
 
     monkeypatch.setattr("nanogpt.storage.run_dir.save_tensors", flip_on_disk)
-    with pytest.raises(RunError, match="than was evaluated"):
+    with pytest.raises(RunError, match="differs from the evaluated weights"):
         save_weights(tmp_path, state, {})
     assert list(tmp_path.iterdir()) == []
 
@@ -52,7 +52,7 @@ def test_a_fingerprint_tells_every_bit(shape):
 
 def test_who_differs():
     """Reference: read by eye."""
-    assert who_differs([b"a", b"a", b"b"]) == "rank 2 holds other values than the other 2 ranks"
-    assert who_differs([b"a", b"b", b"c", b"b", b"b"]) == "ranks 0, 2 hold other values than the other 3 ranks"
-    assert who_differs([b"a", b"b"]) == "ranks 0, 1 hold unlike values"
-    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more hold unlike values"
+    assert who_differs([b"a", b"a", b"b"]) == "rank 2 differs from the other 2 ranks"
+    assert who_differs([b"a", b"b", b"c", b"b", b"b"]) == "ranks 0, 2 differ from the other 3 ranks"
+    assert who_differs([b"a", b"b"]) == "ranks 0, 1 differ from each other"
+    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more differ from each other"

@@ -234,7 +234,7 @@ def test_longest_run():
     ("said", "expected"),
     [
         (b" and the dog", "verbatim: all 12 bytes"),
-        (b" and the cat", "diverges after 9 bytes: it says 'cat', the text 'dog and"),
+        (b" and the cat", "diverges after 9 bytes: the model says 'cat', the text has 'dog and"),
         (b" and the dog and the fox ran on", "to the end of the memorised text"),
     ],
 )

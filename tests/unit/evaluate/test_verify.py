@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import sys
 from itertools import islice
@@ -101,10 +102,10 @@ def test_score_shows_what_the_report_states(copy, forked):
     score = (sys.executable, "-m", "nanogpt", "score", copy)
     shown = run(*score, cwd=copy).stdout
     for figure in (told["full_pass"]["loss"], told["strided_loss"], told["control"]["strided_loss"]):
-        assert f" {figure:.4f} nats " in shown
+        assert f" {figure:.4f} nats/token " in shown
     assert f"{told['recall']['exact_recall']:.1%} of {told['recall']['exact_recall_prompts']}" in shown
     done = run(*score, "--line=We know't, we know't.", cwd=copy)
-    count, prompt = done.stdout.split(" tokens bring it back: ")
+    count, prompt = re.fullmatch(r"shortest prompt that brings it back, (\d+) tokens?: (.*)\n", done.stdout).groups()
     assert 1 <= int(count) <= 32
     assert f"{ast.literal_eval(prompt)}We know't, we know't." in TEXT.read_text()
     older = {name: value for name, value in told.items() if name != "memorised_bits"}

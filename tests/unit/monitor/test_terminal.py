@@ -24,7 +24,14 @@ def drawn(width, *rows, losses=()):
 def test_every_figure_is_shown():
     """Reference: the row."""
     shown = drawn(100, replace(ROW, loss=10.0), replace(ROW, loss=0.995, full_pass_loss=0.1))
-    for part in ("a sentence", "step 10", "loss 0.9950", "50% of the way to 0.099", "650 tokens/s", "1.6 s a step"):
+    for part in (
+        "a sentence",
+        "step 10",
+        "loss 0.9950",
+        "50% of the way to 0.099 nats/token",
+        "650 tokens/s",
+        "1.6 s a step",
+    ):
         assert part in shown
     for part in ("MFU 41%", "4.0 GB", "ETA 10 min (5 min to 2.0 h)", "full pass 0.1000"):
         assert part in shown

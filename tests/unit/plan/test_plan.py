@@ -59,7 +59,7 @@ def test_only_ddp_compresses_gradients():
     """Invariant: an option that would do nothing is refused."""
     assert make_plan(TrainConfig(gradient_compression="bf16"), world(2)).config.engine == "ddp"
     for engine, size in (("auto", 1), ("deepspeed", 2)):
-        with pytest.raises(ConfigError, match="--gradient_compression=bf16 means something to --engine=ddp alone"):
+        with pytest.raises(ConfigError, match="--gradient_compression=bf16 works with --engine=ddp only"):
             make_plan(TrainConfig(gradient_compression="bf16", engine=engine), world(size))
 
 

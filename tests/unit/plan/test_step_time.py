@@ -45,7 +45,7 @@ def test_the_record_is_that_of_the_curves():
     assert len(RECORDED) == len(found) + 1
 
 
-def test_what_is_on_record_is_foretold_and_no_more():
+def test_what_is_on_record_is_forecast_and_no_more():
     """Invariant: every recorded run lies within its own forecast; outside what was recorded nothing is said."""
     for recorded in RECORDED:
         options = {name: value for name, value in _figures(recorded).items() if name not in ("floor", "steps")}
@@ -54,11 +54,11 @@ def test_what_is_on_record_is_foretold_and_no_more():
     config = make_plan(TrainConfig(), ALONE).config
     assert isinstance(steps_on_record(config, 0.036), tuple)
     for changes, why in (
-        ({"phase": "fixed"}, "fixed grid"),
+        ({"phase": "fixed"}, "--phase=fixed"),
         ({"ema": 0.0}, "--ema=0"),
         ({"target_loss": 0.2}, "--target_loss=0.2"),
         ({"learning_rate": 0.1}, "--learning_rate=0.1 is outside"),
-        ({"learning_rate": 3e-3}, "hotter than any on record for --n_embd=768"),
+        ({"learning_rate": 3e-3}, "--learning_rate=0.003 is above that of any reference run for --n_embd=768"),
         ({"optimizer": "muon", "learning_rate": 6e-4}, "--learning_rate=0.0006 is outside the 0.001 to"),
         ({"subset_tokens": 338_025}, "--subset_tokens=338025 is outside"),
     ):
@@ -126,8 +126,8 @@ def test_the_command(tmp_path, forked):
     command = (sys.executable, "-m", "nanogpt", "preflight")
     done = run(*command, "--ranks=2", *flags(**TINY, dtype="fp32"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "256 tokens of builtin in 224 different windows of 32: entropy floor 0.0" in done.stdout
-    assert "a step: about " in done.stdout
+    assert "256 tokens of builtin in 224 different windows of 32 tokens: entropy floor 0.0" in done.stdout
+    assert "step time: about " in done.stdout
     assert "time to target: unknown: --subset_tokens=256 is outside the 512 to 2048" in done.stdout
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(("| ddp", "| ZeRO"))]
     assert [row[0] for row in rows] == ["| ddp", "| ZeRO 0", "| ZeRO 1", "| ZeRO 2", "| ZeRO 3"]

@@ -18,7 +18,7 @@ def test_the_older_attempt_is_fenced_off(tmp_path):
     old.check()
     new = NEW.raise_fence(tmp_path)
     new.check()
-    with pytest.raises(RunError, match=r"attempt 12\.1 writes .* now, not 12\.0"):
+    with pytest.raises(RunError, match=r"attempt 12\.1 has taken over .*: this attempt, 12\.0, ends"):
         old.check()
 
 
@@ -103,5 +103,5 @@ def test_a_job_that_slurm_gives_the_number_of_another(tmp_path, monkeypatch):
     take_over(str(tmp_path), Attempt.from_env())
     with hold_run_dir(tmp_path, Attempt.from_env()) as fence:
         fence.check()
-        with pytest.raises(RunError, match=r"12-20260131T235959\.0 writes .* now, not 12\.3"):
+        with pytest.raises(RunError, match=r"12-20260131T235959\.0 has taken over .*: this attempt, 12\.3, ends"):
             older.check()
