@@ -54,7 +54,7 @@ def measure(options: BacktestOptions, out: Path) -> list[dict[str, Any]]:
 def forecasts(name: str, about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run, which is not a reference run of its own."""
     config = resolve_recipe(TrainConfig(**about["options"]))
-    others = tuple(run for run in runs_with_a_curve(config) if Path(run.source).stem != name)
+    others = tuple(run for run in runs_with_a_curve(config, about["floor"]) if Path(run.source).stem != name)
     logged = list(take_together(rows, log_every))
     for share in SHARES:
         progress = TrainState.of(config, judged_windows=about["judged_windows"], launched_at=0.0)
@@ -167,7 +167,9 @@ def describe(forecast: dict[str, Any], reached: bool) -> str:
         return forecast["note"]
     steps, low, high = (forecast[key] / (forecast["left"] if reached else 1) for key in ("forecast", "low", "high"))
     mark = " *" if forecast["note"] == BY_REFERENCE else ""
-    return f"{steps:.2f} ({low:.2f} to {high:.2f}){mark}" if reached else f"{steps:.0f} steps ({low:.0f} to {high:.0f})"
+    if not reached:
+        return f"{steps:.0f} steps ({low:.0f} to {high:.0f}){mark}"
+    return f"{steps:.2f} ({low:.2f} to {high:.2f}){mark}"
 
 
 if __name__ == "__main__":

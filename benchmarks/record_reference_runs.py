@@ -1,4 +1,4 @@
-"""Write the record of runs from which preflight and a run's start tell how many steps to expect.
+"""Write the record of runs from which preflight and the ETA of a run read how many steps to expect.
 
 python benchmarks/record_reference_runs.py
 
@@ -28,7 +28,7 @@ CURVES = REPOSITORY / "benchmarks" / "curves"
 NAMES = (*(f.name for f in fields(ReferenceRun) if f.name != "curve"), "steps_below")  # of a run in the record
 # Where a curve is kept: from what a model has learnt when it has learnt a little, to where a fit takes over.
 LOSSES = [rounded(loss) for loss in np.geomspace(9.6, FITTED_BELOW * 0.099, 16).tolist()]
-USUAL = {"exit_reason": "target_reached", "phase": "random", "target_loss": 0.099}
+USUAL = {"exit_reason": "target_reached", "phase": "random", "target_loss": 0.099, "on_plateau": "decay", "ema": 0.97}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ A run ends when a full pass verifies the target. docs/explanation/eta.md: how go
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from math import exp
+from math import exp, log
 
 import numpy as np
 
@@ -31,6 +31,8 @@ FARTHEST = 15.0  # x the steps so far: nothing is said of what is farther off
 FITTED_BELOW = 4.0  # x the target: above it reference runs are nearer the truth than the fits
 SHORTEST = 10.0  # steps that the loss is averaged over which is sought in reference runs, and at least an epoch
 WIDER = 1.4  # factor on the interval that reference runs span: another run may be like none of them
+LIKENESS = log(2)  # of the logarithms of two widths: a run of such another one weighs exp(-1/2) as much
+UNLIKE = 2.0  # x the step at which the slowest reference run had this loss: a run that has it later is like none
 QUANTILES = (0.1, 0.5, 0.9)  # of the ensemble: low, point, high
 
 
@@ -64,6 +66,7 @@ class Circumstances:
     averages_below: float = 0.0  # nats/token at which an average begins that is still to begin; 0: none is
     ripe_steps: float = 0.0  # for which it is not judged once it has begun
     judged_step: float = 0.0  # the newest of a full pass, or of one that was possible and not thought worth making
+    n_embd: int = 1  # its width
     references: tuple[ReferenceRun, ...] = ()  # finished runs that it may be like
 
 
@@ -81,16 +84,21 @@ def steps_to_target(history: Sequence[tuple[int, float]], target: float, known: 
 def steps_by_reference(history: Sequence[tuple[int, float]], target: float, known: Circumstances) -> Eta | None:
     """The median of the reference runs: as many steps more, for each so far, as they took from the same loss on.
 
-    None where there are no such runs, or the loss is not yet, or no longer, one to compare.
+    Models of another width leave the plateau of single tokens at another share of their steps, and weigh less. None
+    where not even one run's weight is together, the loss is not yet, or no longer, one to compare, or rows are so long
+    that it is of long ago.
     """
-    loss = _newest_mean(history, max(SHORTEST, known.epoch_steps))
-    if loss is None or loss <= FITTED_BELOW * target:
+    shortest = max(SHORTEST, known.epoch_steps)
+    loss, steps = _newest_mean(history, shortest)
+    if not shortest <= steps <= 2 * shortest or loss <= FITTED_BELOW * target:
         return None
-    compared = [(run.steps, at) for run in known.references if (at := run.step_below(loss))]
-    if not compared:
-        return None
+    compared = [(run, at) for run in known.references if (at := run.step_below(loss)) and at < run.steps]
+    weights = [exp(-((log(run.n_embd / known.n_embd) / LIKENESS) ** 2) / 2) for run, _ in compared]
     now = history[-1][0]
-    low, middle, high = _quantiles([(now * (steps / at - 1), 1.0) for steps, at in compared])
+    if sum(weights) < 1 or now > UNLIKE * max(at for _, at in compared):
+        return None
+    ratios = [run.steps / at - 1 for run, at in compared]
+    low, middle, high = _quantiles([(now * ratio, weight) for ratio, weight in zip(ratios, weights, strict=True)])
     middle, low, high = (max(end, known.wait_steps) for end in (middle, low / WIDER, high * WIDER))
     return Eta(middle, low, high, by_reference=True)
 
@@ -212,15 +220,15 @@ def _epoch_means(history: Sequence[tuple[int, float]], epoch_steps: float) -> tu
     return steps, np.maximum(losses, 1e-9), lengths
 
 
-def _newest_mean(history: Sequence[tuple[int, float]], shortest: float) -> float | None:
-    """Mean loss of the newest rows that are as many steps long; None while there are fewer."""
-    total = 0.0
+def _newest_mean(history: Sequence[tuple[int, float]], shortest: float) -> tuple[float, int]:
+    """Mean loss of the newest rows that are together at least as many steps long, or of all, and how long they are."""
+    total, steps = 0.0, 0
     for i in range(len(history) - 1, -1, -1):
-        before = history[i - 1][0] if i else 0
-        total += history[i][1] * (history[i][0] - before)
-        if (steps := history[-1][0] - before) >= shortest:
-            return total / steps
-    return None
+        length = history[i][0] - (history[i - 1][0] if i else 0)
+        total, steps = total + history[i][1] * length, steps + length
+        if steps >= shortest:
+            break
+    return total / max(1, steps), steps
 
 
 def _quantiles(weighted: Sequence[tuple[float, float]]) -> list[float]:

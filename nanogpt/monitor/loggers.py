@@ -34,17 +34,17 @@ class Row:
     lr: float = key("learning rate of the newest step")
     grad_norm: float = key("of the newest step, over all parameters, before the update")
     tokens_per_s: float = key("throughput of all ranks; full passes, saves and logging excluded, tokens/s")
-    step_s: float = key("median step, likewise, seconds")
+    step_s: float = key("median duration of a step; full passes, saves and logging excluded, seconds")
     mfu: float | None = key("model FLOPs utilisation, tokens_per_s x FLOP a token / peak; null: the peak is unknown")
     eta_s: float | None = key("until the target is verified, without the full passes and saves until then, seconds")
-    eta_low_s: float | None = key("low end of the interval that holds the truth 4 times in 5, seconds")
+    eta_low_s: float | None = key("low end of the interval that should hold the truth 4 times in 5, seconds")
     eta_high_s: float | None = key("its high end, seconds")
     eta_note: str | None = key("why there is no ETA, or that reference runs give it; null: the run's own losses do")
     wall_s: float = key("since training began, over all attempts, everything included, seconds")
     memory_bytes: int = key("the most that any rank has held: allocated on a GPU, resident on a CPU, bytes")
     full_pass_loss: float | None = key("mean loss over the whole subset, where a full pass ran, nats/token")
     fastest_rank_step_s: float | None = key(
-        "a rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"
+        "the fastest rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"
     )
     slowest_rank_step_s: float | None = key("the same of the slowest rank, seconds")
     time_share: dict[str, float | None] = key(

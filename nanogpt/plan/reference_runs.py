@@ -1,7 +1,7 @@
 """The runs that are on record, and how many steps they let one expect of another.
 
 steps = steps_on_record(plan.config, plan.dataset.floor)        # (low, high), or why nobody knows
-runs = runs_with_a_curve(plan.config)                           # whose losses an ETA is read off
+runs = runs_with_a_curve(plan.config, plan.dataset.floor)       # whose losses an ETA is read off
 
 benchmarks/record_reference_runs.py writes the record, assets/reference_runs.json.
 """
@@ -44,7 +44,9 @@ class ReferenceRun:
 
     def step_below(self, loss: float) -> float | None:
         """The step from which on its mean loss was below this one, nats/token; None outside its curve."""
-        losses, steps = zip(*self.curve or [(0.0, 0.0)], strict=True)
+        if not self.curve:
+            return None
+        losses, steps = zip(*self.curve, strict=True)
         if not losses[-1] <= loss <= losses[0]:
             return None
         return float(np.interp(-log(loss), [-log(each) for each in losses], steps))
@@ -77,15 +79,26 @@ def read_record() -> Record:
 def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | str:
     """From how many to how many steps a run with this resolved config may take to its target, or why nobody knows.
 
-    The fewest and the most passes over the text that a recorded run took, in steps of this config. Only within what
-    was recorded: of another optimizer setting, longer text or lower target nothing is known.
+    The fewest and the most passes over the text that a recorded run took, in steps of this config.
     """
+    if why := unlike(config, floor):
+        return why
+    return _steps(min(run.passes for run in runs_on_record(config)), config), most_steps(config)
+
+
+def runs_with_a_curve(config: ResolvedConfig, floor: float) -> tuple[ReferenceRun, ...]:
+    """The runs on record whose losses those of a run with this resolved config are compared with."""
+    return () if unlike(config, floor) else tuple(run for run in runs_on_record(config) if run.curve)
+
+
+def unlike(config: ResolvedConfig, floor: float) -> str:
+    """Why a run with this resolved config is outside what was recorded, where nothing is known; '' where it is not."""
     if config.phase != "random" or config.init_from:
         return "no reference run has --phase=fixed or --init_from"
-    if not config.ema:
-        return "no reference run has --ema=0"
-    if not _is_usual(config.target_loss):
-        return f"--target_loss={config.target_loss:g} is not the {read_record().target_loss:g} of the reference runs"
+    if not config.ema or config.on_plateau != "decay":
+        return "no reference run has --ema=0 or --on_plateau=none"
+    if abs(config.target_loss / (recorded := read_record().target_loss) - 1) > NEAR:
+        return f"--target_loss={config.target_loss:g} is not the {recorded:g} of the reference runs"
     alike = runs_on_record(config)
     if floor > (most := max(run.floor for run in alike)):
         return f"no reference run has an entropy floor above {most:.3f} nats/token"
@@ -98,14 +111,7 @@ def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | s
         return (
             f"--learning_rate={config.learning_rate:g} is above that of any reference run for --n_embd={config.n_embd}"
         )
-    return _steps(min(run.passes for run in alike), config), most_steps(config)
-
-
-def runs_with_a_curve(config: ResolvedConfig) -> tuple[ReferenceRun, ...]:
-    """Those on record that a run with this resolved config may be like: same optimizer and target, trained alike."""
-    if config.phase != "random" or config.init_from or not config.ema or not _is_usual(config.target_loss):
-        return ()
-    return tuple(run for run in runs_on_record(config) if run.curve)
+    return ""
 
 
 def most_steps(config: ResolvedConfig) -> int:
@@ -116,10 +122,6 @@ def most_steps(config: ResolvedConfig) -> int:
 def runs_on_record(config: ResolvedConfig) -> list[ReferenceRun]:
     """Those with the optimizer of a resolved config."""
     return [run for run in read_record().runs if run.optimizer == config.optimizer]
-
-
-def _is_usual(target_loss: float) -> bool:
-    return abs(target_loss / read_record().target_loss - 1) <= NEAR
 
 
 def _steps(passes: float, config: ResolvedConfig) -> int:

@@ -72,10 +72,10 @@ class CheckpointManager:
             return
         self._fence.check()
         if failure := self._checkpointer.commit():
-            kept = "none yet" if self.newest is None else f"that of step {self.newest}"
+            kept = "there is none yet" if self.newest is None else f"that of step {self.newest} is kept"
             self._logger.say(
-                f"warning: the checkpoint of step {self._begun_step} could not be saved ({failure}); "
-                f"going on with {kept}"
+                f"warning: the checkpoint of step {self._begun_step} could not be saved ({failure}); {kept}, and the "
+                f"run goes on"
             )
         else:
             self.newest = self._begun_step

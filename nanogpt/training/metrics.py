@@ -27,7 +27,7 @@ class MetricsProcessor:
         self._plan, self._engine, self._world = plan, engine, engine.world
         self._flops_per_token = flops_per_token(engine.model.config, context_length=plan.config.context_length)
         self._peak_flops_per_s = peak_flops_per_s
-        self._references = runs_with_a_curve(plan.config)
+        self._references = runs_with_a_curve(plan.config, plan.dataset.floor)
         self._clock = PhaseClock()
         phases.listen(self._clock)
 
@@ -56,6 +56,8 @@ class MetricsProcessor:
         config = self._plan.config
         if full_pass_loss is not None and full_pass_loss <= config.target_loss:
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
+        elif not isfinite(loss):
+            eta = NoEta.NOT_YET
         else:
             dataset = self._plan.dataset
             eta = state.eta(

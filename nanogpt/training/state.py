@@ -105,6 +105,7 @@ class TrainState:
             averages_below=schedule.averages_below if to_begin else 0.0,
             ripe_steps=schedule.ripe_steps,
             judged_step=self.step - schedule.unjudged_steps,
+            n_embd=config.n_embd,
             references=references,
         )
         return steps_to_target(self.history, config.target_loss, known)
