@@ -46,5 +46,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             return match[0]
         return f"[{text}]({to}{anchor})" if (to := on_site(target)) else text
 
-    markdown = IMAGE.sub(lambda match: f"{match[1]}({on_site(match[2])})", markdown)
+    markdown = IMAGE.sub(lambda match: f"{match[1]}({on_site(match[2]) or match[2]})", markdown)
     return LINK.sub(link, markdown)

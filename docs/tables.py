@@ -15,7 +15,7 @@ from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -59,7 +59,7 @@ def commands() -> str:
 
 def exit_reasons() -> str:
     """How a run can end, and with which status."""
-    rows = [f"| `{reason}` | {status} |" for reason, status in EXIT_STATUS.items() if reason != "lost"]
+    rows = [f"| `{reason}` | {status} |" for reason, status in EXIT_STATUS.items()]
     return "\n".join(["| `exit_reason` | exit status |", "|---|---|", *rows])
 
 
@@ -70,16 +70,25 @@ def _own(cls: type[Options]) -> Iterator[str]:
     for f, kind in option_types(cls):
         if cls is TrainConfig or f in fields(TrainConfig):
             continue
-        default = "" if f.default is MISSING else f" (default {_default(f)})"
+        choices = f", {_value(f, kind)}" if get_origin(kind) is Literal or f.metadata["unit"] else ""
         several = "..." if get_origin(kind) is tuple else ""
-        yield f"`{f.name.upper()}{several}`: {_doc(f)}" if f.default is MISSING else f"`--{f.name}`{default}: {_doc(f)}"
+        name = f"`{f.name.upper()}{several}`" if f.default is MISSING else f"`--{f.name}`"
+        default = "" if f.default is MISSING else f" (default {_default(f)})"
+        yield f"{name}{choices}{default}: {_doc(f)}"
 
 
 def _option(f: Field[Any], kind: Any) -> str:
-    unit = f", {f.metadata['unit']}" if f.metadata["unit"] else ""
     fixed = "" if f.metadata["may_change"] else " *"
-    described = describe_type(kind).replace("|", ", ")
-    return f"| `--{f.name}`{fixed} | {described}{unit} | {_default(f)} | {_doc(f)} |"
+    return f"| `--{f.name}`{fixed} | {_value(f, kind)} | {_default(f)} | {_doc(f)} |"
+
+
+def _value(f: Field[Any], kind: Any) -> str:
+    """What an option takes: its choices, or its type and unit."""
+    unit = f", {f.metadata['unit']}" if f.metadata["unit"] else ""
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    words = {"int": "whole number", "float": "number", "str": "text"}
+    return " or ".join(words.get(word, word) for word in describe_type(kind).split(" or ")) + unit
 
 
 def _default(f: Field[Any]) -> str:

@@ -21,7 +21,7 @@ class CheckpointOptions(Options):
 
 
 def checkpoint(options: CheckpointOptions) -> int:
-    """Which checkpoints of a run are intact, the newest first; status 1 when the newest is not."""
+    """Print which checkpoints of a run are intact, the newest first; status 1 when the newest is not."""
     examined = list(examine(user_path(options.run_dir, options.run_dir)))
     if not examined:
         raise ConfigError(f"{options.run_dir} holds no checkpoint")

@@ -25,7 +25,7 @@ class ExportOptions(Options):
 
 
 def export(options: ExportOptions) -> int:
-    """The model of a finished run for other software; train_overfit.py --init_from=OUT goes on from it."""
+    """Write the model of a finished run for other software; train_overfit.py --init_from=OUT goes on from it."""
     run, out = load_run(options.run_dir), user_path(options.out, options.out)
     try:
         write_hf(run.model, out)

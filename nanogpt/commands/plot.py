@@ -21,7 +21,7 @@ class PlotOptions(Options):
 
 
 def plot(options: PlotOptions) -> int:
-    """The loss of one run or of several in one picture, against steps and against time, with what differs named."""
+    """Draw the loss of one run or several against steps and time, and name the options that differ."""
 
     out = user_path(options.out, f"--out={options.out}")
     if out.suffix not in FORMATS:

@@ -25,7 +25,7 @@ class PreflightOptions(TrainConfig):
 
 
 def preflight(options: PreflightOptions) -> int:
-    """Whether a run could reach its target, what each engine would need of memory, how long it may take."""
+    """Print whether a run can reach its target, how long it may take, and the memory that each engine needs."""
     config, ranks = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)}), options.ranks
     world = World.from_env()
     if world.size > 1:

@@ -31,7 +31,7 @@ class ReciteOptions(Options):
 
 
 def recite(options: ReciteOptions) -> int:
-    """Greedy continuation of a prompt, and on stderr how it compares with the text that the run memorised."""
+    """Continue a prompt greedily, and compare it on stderr with the text that the run memorised."""
     run = load_run(options.run_dir)
     memorised, why_not = b"", ""
     try:

@@ -56,7 +56,7 @@ class RepeatOptions(TrainConfig):
 
 
 def repeat(options: RepeatOptions) -> int:
-    """Time to target over several seeds -> 0 when every run reached it, 3 when one did not, 4 when asked to stop."""
+    """Measure time to target over several seeds; status 0: every run reached it, 3: one did not, 4: asked to stop."""
     outlive_output()
     if os.environ.get("WORLD_SIZE", "1") != "1" or "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("repeat starts its runs itself, each one process: leave torchrun out")

@@ -32,7 +32,7 @@ class ScoreOptions(Options):
 
 
 def score(options: ScoreOptions) -> int:
-    """What a run memorised and what it did not, as its report states it, beside a text that it was not trained on."""
+    """Print the scores in a run's report, beside those of a text that it was not trained on."""
     run = load_scored_run(options.run_dir)
     if options.html is not None:
         parent = user_path(options.html, f"--html={options.html}").parent

@@ -51,7 +51,8 @@ class TrainConfig(Options):
         None, "most windows a rank holds at once, to bound memory; none: all its share", "windows", may_change=True
     )
     recipe: Literal["reference", "fast"] = recipe_option(
-        "reference", "reference: AdamW at a constant rate; fast: Muon on the blocks' matrices, AdamW on the rest"
+        "reference",
+        "reference: AdamW at a rate that is constant until near the target; fast: Muon beside it",
     )
     optimizer: Literal["auto", "adamw", "muon"] = recipe_option(
         "auto", "auto: the recipe's; muon: Muon on the blocks' matrices, AdamW on the rest"
@@ -137,9 +138,9 @@ class TrainConfig(Options):
     wandb_artifact: Literal["true", "false"] = wandb_option("false", "upload the final weights too")
     resume: str = output_option(
         "auto",
-        "auto: resume from out_dir's newest checkpoint, if any; must: fail without one; never: start a new run; a "
-        "checkpoint's path: start from it. The same command, started again, resumes the run that it started; to start "
-        "anew, name another out_dir",
+        "auto: resume from out_dir's newest checkpoint, if any; must: fail without one; never: start a new run; the "
+        "path of a checkpoint or a run: start from it. The same command, started again, resumes the run that it "
+        "started; to start anew, name another out_dir",
     )
 
     def __post_init__(self) -> None:

@@ -100,7 +100,7 @@ def who_differs(versions: Sequence[Hashable]) -> str:
         ranks = [rank for rank, version in enumerate(versions) if version != usual]
         verb = f"differ{'s' * (len(ranks) == 1)} from the other {count} ranks"
     else:
-        ranks, verb = range(len(versions)), "differ from each other"
+        ranks, verb = range(len(versions)), "do not all hold the same"
     more = f" and {len(ranks) - MOST_NAMED} more" if len(ranks) > MOST_NAMED else ""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:MOST_NAMED]))}{more} {verb}"
 

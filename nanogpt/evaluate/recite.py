@@ -28,7 +28,7 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
     same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
     truth = text[-place:]
     if same == len(said):
-        return f"[verbatim: all {counted(same, 'byte')}]"
+        return f"[verbatim: {'all ' * (same != 1)}{counted(same, 'byte')}]"
     if same == len(truth):
         return f"[verbatim for {counted(same, 'byte')}, to the end of the memorised text; the rest is invented]"
     wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))

@@ -67,7 +67,7 @@ def require_room(config: ResolvedConfig, world: World) -> None:
     if free is not None and need > free:
         raise ConfigError(
             f"the weights alone are {gigabytes(need)} on {counted(world.local_size, 'rank')}, {gigabytes(free)} are "
-            f"free here: use a smaller model, or fewer ranks on this machine"
+            f"free here: use a smaller model{', or fewer ranks on this machine' * (world.local_size > 1)}"
         )
 
 

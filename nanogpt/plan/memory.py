@@ -149,7 +149,7 @@ def shortage(config: ResolvedConfig, world: World, deepspeed: Mapping[str, Any] 
     smaller = (m for m in reversed(divisors) if m < config.micro_batch_size)
     fits = next((m for m in smaller if ranks * need(m).total <= free), None)
     mend = (
-        "no --micro_batch_size makes it fit: use a smaller model, or shard it over more devices with --engine=deepspeed"
+        "no --micro_batch_size makes it fit: use a smaller model, or more devices with ZeRO (docs/how-to/deepspeed.md)"
         if fits is None
         else f"--micro_batch_size={fits} needs {gigabytes(ranks * need(fits).total)}"
     )

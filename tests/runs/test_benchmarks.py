@@ -112,7 +112,7 @@ def test_a_predicted_step_hides_what_it_can():
 
 @pytest.mark.slow
 def test_time_to_target(benchmark):
-    """Invariant: each contender is ended by max_steps; that a full pass ends the plain loops is shown below."""
+    """Invariant: each of these contenders is ended by max_steps; a plain loop's other endings are shown below."""
     result = benchmark("time_to_target.py", **TINY_SHAPE, seeds=1, max_steps=5, contenders="fast,fp32,trainer")
     assert [(one["contender"], one["reached"], one["steps"]) for one in result["runs"]] == [
         ("ours, fast recipe", False, 5),

@@ -81,7 +81,7 @@ def test_ranks_that_round_otherwise_are_no_fault(tmp_path):
     (found,) = found_by(2, [CELLS["ddp"]], tmp_path, "start.py")
     assert (found["exact"], found["bits differ"]) == (False, True)
     for kind in CELLS["ddp"]["changed"]:
-        assert f"ranks 0, 1 differ from each other in {kind}" in found[kind]
+        assert f"ranks 0, 1 do not all hold the same in {kind}" in found[kind]
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=CORRUPTING)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert "ranks 0, 1 differ from each other in weight/transformer.wte.weight (and " in line
+    assert "ranks 0, 1 do not all hold the same in weight/transformer.wte.weight (and " in line
     assert "between steps 5 and 10; nothing was saved" in line
     out_dir = tmp_path / "out"
     assert {*os.listdir(out_dir / "checkpoints")} == {"step_00000005", "latest"}
@@ -112,7 +112,7 @@ def test_a_pass_over_two_models_verifies_nothing(tmp_path):
     options = OPTIONS | {"target_loss": 20, "checkpoint_every": 1000}
     done = torchrun(2, *flags(**options), cwd=tmp_path, script=CORRUPTING, env={"CORRUPT_AT": "1"})
     assert done.returncode == 1
-    assert "ranks 0, 1 differ from each other in weight/transformer.wte.weight (and " in done.stderr
+    assert "ranks 0, 1 do not all hold the same in weight/transformer.wte.weight (and " in done.stderr
     assert "target reached" not in done.stdout
     assert not {"report.json", "model.safetensors", "checkpoints"} & set(os.listdir(tmp_path / "out"))
 

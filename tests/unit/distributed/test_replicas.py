@@ -54,5 +54,5 @@ def test_who_differs():
     """Reference: read by eye."""
     assert who_differs([b"a", b"a", b"b"]) == "rank 2 differs from the other 2 ranks"
     assert who_differs([b"a", b"b", b"c", b"b", b"b"]) == "ranks 0, 2 differ from the other 3 ranks"
-    assert who_differs([b"a", b"b"]) == "ranks 0, 1 differ from each other"
-    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more differ from each other"
+    assert who_differs([b"a", b"b"]) == "ranks 0, 1 do not all hold the same"
+    assert who_differs([*range(12)]) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more do not all hold the same"

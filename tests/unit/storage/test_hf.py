@@ -66,6 +66,7 @@ def test_what_is_exported_can_be_loaded(exported):
     load_hf(again, directory)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     transformers.AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory / "theirs")
+    again = GPT(read_hf_shape(directory / "theirs"))
     load_hf(again, directory / "theirs")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
