@@ -1,4 +1,4 @@
-"""Commands: a run, what it memorised, before one and over many.
+"""Train a model until it has memorised a text, look at what it memorised, check it and export it.
 
 python -m nanogpt train --out_dir=out
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100

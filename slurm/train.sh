@@ -205,7 +205,7 @@ wait "$step" || status=$?
 # The ranks' own status does not survive torchrun: the report tells, unless it is of an earlier attempt.
 reason=
 if [ -f "$run_dir/report.json" ] && { [ "$status" = 0 ] || [ "$run_dir/report.json" -nt "$LOG_DIR/nodes" ] ||
-    grep -qs 'already: nothing to do$' "$LOG_DIR/rank_0.log"; }; then
+    grep -qs 'already: nothing to do; ' "$LOG_DIR/rank_0.log"; }; then
     reason=$(sed -n 's/.*"exit_reason": "\(.*\)".*/\1/p' "$run_dir/report.json")
 fi
 if [[ $asked == *USR1* ]]; then rm -f "$run_dir/STOP"; fi # it was for this attempt

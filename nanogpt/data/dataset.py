@@ -53,7 +53,10 @@ def load_text(config: TrainConfig) -> tuple[Corpus, list[int], TrainConfig]:
             f"{config.context_length + 1}: give more text or a shorter context"
         )
     if config.subset_tokens is not None and config.subset_tokens > len(ids):
-        raise ConfigError(f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}")
+        raise ConfigError(
+            f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}: at most "
+            f"{len(ids)}"
+        )
     config = replace(
         config,
         data=config.data if config.data in NAMED else str(absolute_path(config.data, f"--data={config.data}")),

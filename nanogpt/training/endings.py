@@ -40,8 +40,10 @@ def ended_before(start: ResumePoint, world: World) -> Result:
     """The run in this directory is over: its result again, if its report can still be read."""
     report = None
     if world.is_first:
-        has = "has reached its target" if start.ended == "target_reached" else f"has spent its --{start.ended}"
-        say(f"{start.out_dir} {has} already: nothing to do")
+        reached = start.ended == "target_reached"
+        has = "has reached its target" if reached else f"has spent its --{start.ended}"
+        remedy = "to train anew, name another --out_dir" if reached else f"a larger --{start.ended} goes on"
+        say(f"{start.out_dir} {has} already: nothing to do; {remedy}")
         with suppress(ConfigError):  # another version's, say: that the run is over is known without it
             report = Report.read(start.out_dir / REPORT, of=FINISHED)
     return Result(start.ended, start.out_dir, report)

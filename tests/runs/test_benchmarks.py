@@ -122,7 +122,7 @@ def test_time_to_target(benchmark):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["fp32", "bf16", "trainer"])
+@pytest.mark.parametrize("loop", ["fp32", "trainer"])
 def test_a_plain_loop_is_ended_by_a_full_pass(loop, tmp_path, forked):
     """Invariant: by the first of its passes, one each 10 steps, that is at the target."""
     script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"

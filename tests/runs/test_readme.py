@@ -20,7 +20,7 @@ BLOCK = README.split("## Your text, more processes\n\n```\n")[1].split("```")[0]
 def home(finished, tmp_path_factory):
     """A directory with what the commands name: a finished run, another, and a text of 9,000 words."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("out", "other"):
+    for name in ("out", "runs/my"):
         shutil.copytree(finished[0], home / name)
     (home / "my.txt").write_text((REPOSITORY / "nanogpt" / "assets" / "coriolanus.txt").read_text())
     return home
