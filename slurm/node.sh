@@ -35,8 +35,10 @@ except ChildFailedError as error:
 # rank dies with its torchrun: each has a session of its own, which a Slurm that tracks process groups would not find.
 # shellcheck disable=SC2016
 rank='exec setpriv --pdeathsig KILL python3 "$@" > >(trap "" TERM INT USR1 USR2; exec tee -a "$LOG_DIR/rank_$RANK.log") 2>&1'
-# Restarts are Slurm's. A rank that is asked to stop gets as long as Slurm gives.
+# Restarts are Slurm's. A rank that is asked to stop gets as long as Slurm gives (torchrun has an option for that from
+# torch 2.12 on alone).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 exec python3 -c "$torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID" --nproc-per-node="$ranks" \
     --rdzv-backend=static --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT" --rdzv-id="$RENDEZVOUS_ID" --max-restarts=0 \
-    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 --shutdown-timeout=600 \
+    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
     --no-python bash -c "$rank" rank "$here/train_overfit.py" "$@"

@@ -183,8 +183,9 @@ MASTER_ADDR=$(head -n 1 "$LOG_DIR/nodes")
 MASTER_PORT=$((10000 + (SLURM_JOB_ID * 31 + attempt) % 20000))
 export MASTER_ADDR MASTER_PORT
 export RENDEZVOUS_ID=$name.$attempt
-export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
-export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=${TORCH_NCCL_DEBUG_INFO_TEMP_FILE:-$LOG_DIR/nccl_trace_rank_}
+# torch's flight recorder: so many collectives of each rank, written by the run's own watchdog.
+export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000}
+export TORCH_FR_DUMP_TEMP_FILE=${TORCH_FR_DUMP_TEMP_FILE:-$LOG_DIR/flight_recorder_rank_}
 # Every GPU and CPU that the job has on a node. A step gets no GPU that it does not ask for, one CPU by default, and
 # from Slurm 22.05 on not what --cpus-per-task told sbatch. Of nodes with different numbers of CPUs the fewest count.
 gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}

@@ -15,11 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread, get_ident
 from typing import NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from nanogpt.distributed.rendezvous import in_a_thread
@@ -118,6 +120,7 @@ class Watchdog(PhaseListener):
         after = self._ask(self._everyone)
         if self._over.is_set() or time.monotonic() - self._moved_at < self._limit_s:
             return  # it moved after all
+        dump_flight_recorder(self._world.rank)
         if self._ask(lambda: self._store.add("told", 1)) == 1:
             self._leave(
                 f"no progress for {self._limit_s:g} s (--comm_timeout_s), reported by rank {self._world.rank} at "
@@ -139,6 +142,18 @@ class Watchdog(PhaseListener):
     def _leave(self, message: str) -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
         os._exit(1)  # the main thread hears nothing
+
+
+def dump_flight_recorder(rank: int) -> None:
+    """Write which collectives have begun and ended on this rank, as torch's own watchdog would when it times out.
+
+    That one waits longer than a Watchdog, and so never does. Where the environment names a file, as slurm/train.sh
+    does: FILE followed by the rank, for torch's tool (python -m torch.distributed.flight_recorder.fr_trace FOLDER).
+    """
+    dump = "_dump_nccl_trace" if dist.is_nccl_available() else "_dump_fr_trace"
+    if path := os.environ.get("TORCH_FR_DUMP_TEMP_FILE"):
+        with suppress(Exception):  # whatever it is, the line that names the rank must follow
+            Path(f"{path}{rank}").write_bytes(getattr(torch._C._distributed_c10d, dump)())
 
 
 def who_stopped(before: Sequence[Reading], after: Sequence[Reading]) -> str:

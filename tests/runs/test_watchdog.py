@@ -1,5 +1,6 @@
 """A run that no longer moves ends, and says which rank stopped, and where. Real ranks, really stopped."""
 
+import pickle
 import re
 import signal
 import subprocess
@@ -61,12 +62,18 @@ def test_a_rank_that_does_not_answer_is_named(two_ranks, tmp_path, stopped):
 
 
 def test_a_rank_that_hangs_in_python_is_named(tmp_path):
-    """Invariant: its thread still answers, so the places tell who is behind; under torchrun, which ends the rest."""
-    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "batch"})
+    """Invariant: its thread still answers, so the places tell who is behind; under torchrun, which ends the rest.
+
+    torch's flight recorder, of gloo's collectives here, is written by both ranks, and tells the same.
+    """
+    recorder = {"TORCH_FR_BUFFER_SIZE": "100", "TORCH_FR_DUMP_TEMP_FILE": str(tmp_path / "collectives_")}
+    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=HANGS, env={"ASLEEP_IN": "batch"} | recorder)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "rank 1 is behind, at step 8, batch (hang_worker.py:" in line
     assert "--comm_timeout_s" in line
+    newest = [pickle.loads((tmp_path / f"collectives_{rank}").read_bytes())["entries"][-1] for rank in (0, 1)]
+    assert newest[0]["collective_seq_id"] > newest[1]["collective_seq_id"]
 
 
 @pytest.mark.slow
