@@ -3,6 +3,7 @@
     attempt = Attempt.from_env()
     fence = attempt.raise_fence(out_dir)
     fence.check()                   # before each write
+    fence.check(LOOK_S)             # now and then
 
 A node that Slurm has given up may still run its part of the job when the job has been requeued elsewhere. A kernel lock
 keeps such a copy out only where the file system shares locks between nodes, and many do not.
@@ -10,6 +11,7 @@ keeps such a copy out only where the file system shares locks between nodes, and
 
 import os
 import re
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +25,7 @@ from nanogpt.utils.console import say
 
 FENCE = ".attempt"
 LOCK = ".lock"
+LOOK_S = 1.0  # between two looks for the fence where nothing is written: it may be on a shared disk
 TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
 
 
@@ -68,15 +71,19 @@ class Attempt:
         return Fence(out_dir, str(self)) if self.job else NoFence()
 
 
-@dataclass(frozen=True)
 class Fence:
     """Keeps out whoever did not raise it."""
 
-    out_dir: Path
-    mine: str
+    def __init__(self, out_dir: Path, mine: str) -> None:
+        """mine: 'JOB.ATTEMPT', who raised it."""
+        self.out_dir, self.mine = out_dir, mine
+        self._looked_at = 0.0
 
-    def check(self) -> None:
-        """Raises RunError when another attempt has raised it since."""
+    def check(self, every_s: float = 0.0) -> None:
+        """Raises RunError when another attempt has raised it since. every_s: do not look sooner after the last look."""
+        if (now_s := time.monotonic()) - self._looked_at < every_s:
+            return
+        self._looked_at = now_s
         try:
             now = _written(self.out_dir)
         except OSError:  # a network file system's hiccup
@@ -91,7 +98,7 @@ class NoFence(Fence):
     def __init__(self) -> None:
         super().__init__(Path(), "")
 
-    def check(self) -> None:
+    def check(self, every_s: float = 0.0) -> None:
         pass
 
 

@@ -17,6 +17,7 @@ from nanogpt.engine import Batch, Engine
 from nanogpt.monitor.profiler import NullProfiler
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.schedule import learning_rate
+from nanogpt.storage.run_lock import LOOK_S
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
 from nanogpt.training.evaluator import Evaluator
@@ -70,8 +71,9 @@ class Trainer:
                     with self.profiler.step(state.step + 1):
                         out_of_time, save_is_overdue = self._step()
                 reason, full_pass_loss = self._evaluate(out_of_time)
-                self.context.fence.check()
+                self.context.fence.check(LOOK_S)
                 if reason or full_pass_loss is not None or state.step % self.config.log_every == 0:
+                    self.context.fence.check()
                     self.logger.row(self.metrics.row(state, full_pass_loss))
                 state.step_is_unfinished = False
                 if reason:

@@ -19,6 +19,7 @@ STOP_FILE = "STOP"
 LOST = "the loss of its directory"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
+LOOK_S = 1.0  # between two looks for the file, which may be on a shared disk
 
 
 class StopRequested(Exception):  # noqa: N818, no error
@@ -37,6 +38,7 @@ class StopSignals:
         self.name = ""  # of the first signal, 'SIGTERM'
         self._came_at = 0.0
         self._file: Path | None = None
+        self._looked_at = -LOOK_S
         self.is_lost: Callable[[], bool] = lambda: False  # whether the run has lost its directory
         self._before: dict[signal.Signals, Any] = {}  # what each signal did
         self._heed(signal.SIGUSR1, signal.SIGUSR2)
@@ -58,7 +60,8 @@ class StopSignals:
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
-        if not self.name and self._file:
+        if not self.name and self._file and (now := time.monotonic()) - self._looked_at >= LOOK_S:
+            self._looked_at = now
             # Not Path.exists, which raises what a network file system may say for a moment, ESTALE or EACCES.
             self.name = f"the file {STOP_FILE}" if os.path.exists(self._file) else LOST if self.is_lost() else ""
         return bool(self.name)

@@ -18,6 +18,7 @@ def test_the_older_attempt_is_fenced_off(tmp_path):
     old.check()
     new = NEW.raise_fence(tmp_path)
     new.check()
+    old.check(every_s=60.0)  # it has just looked
     with pytest.raises(RunError, match=r"attempt 12\.1 has taken over .*: this attempt, 12\.0, ends"):
         old.check()
 
