@@ -57,9 +57,11 @@ class Windows:
 
     def global_batch(self, step: int, batch_size: int) -> Tensor:
         """Starts of the batch_size windows that step trains on, (batch_size,)."""
-        first = step * batch_size
-        places = [divmod(i, self.per_epoch) for i in range(first, first + batch_size)]
-        return torch.stack([self._remembered(epoch)[place] for epoch, place in places])
+        first, after = step * batch_size, (step + 1) * batch_size
+        epochs = range(first // self.per_epoch, (after - 1) // self.per_epoch + 1)
+        orders = torch.cat([self._remembered(epoch) for epoch in epochs])
+        begin = first - epochs[0] * self.per_epoch
+        return orders[begin : begin + batch_size]
 
     def on(self, device: torch.device) -> "Windows":
         """The same windows, of a copy of the text that device holds."""

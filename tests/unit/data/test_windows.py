@@ -51,6 +51,16 @@ def test_the_order_is_a_pure_function_of_seed_and_step():
     assert not torch.equal(forward[0], make(seed=1).global_batch(0, 6))
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 13, 40])
+def test_a_batch_goes_on_where_the_last_one_ended(batch_size):
+    """Reference: the windows one by one; a batch may straddle epochs of 13 or 14 windows, or hold several."""
+    windows = make()
+    assert windows.per_epoch in (13, 14)
+    one_by_one = torch.cat([windows.global_batch(i, 1) for i in range(3 * 40)])
+    batches = [windows.global_batch(step, batch_size) for step in range(120 // batch_size)]
+    assert torch.equal(torch.cat(batches), one_by_one[: 120 // batch_size * batch_size])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 16])
 def test_the_ranks_shares_make_up_the_global_batch(size):
     """Invariant: the shares, in order of rank, are the batch, and differ by one row at most."""
