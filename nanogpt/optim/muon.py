@@ -118,9 +118,9 @@ class MuonAdamW(Optimizer):
         self, members: Sequence[int], stretches: Sequence[Stretch], directions: dict[Tensor, Tensor]
     ) -> Tensor:
         """The directions of the matrices of one shape, (len(members) or more, rows, columns), on every rank."""
-        each = -(-len(members) // self._world.size)
         device = next(iter(directions.values())).device
-        stack = torch.zeros(each * self._world.size, *self._shapes[members[0]], device=device, dtype=self._dtype)
+        depth = stack_depth(len(members), self._world.size)
+        stack = torch.zeros(depth, *self._shapes[members[0]], device=device, dtype=self._dtype)
         if stretches:
             torch._foreach_copy_(
                 [_stretch_of(stack, members, s) for s in stretches],
@@ -132,12 +132,27 @@ class MuonAdamW(Optimizer):
 
     def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Each matrix of the stacks orthogonalised, self.channels of it together, by one of the ranks."""
-        found = orthogonalise([stack.chunk(self._world.size)[self._world.rank] for stack in stacks], self.channels)
+        mine = [self._world.rows(len(stack)) for stack in stacks]
+        found = orthogonalise([stack[rows] for stack, rows in zip(stacks, mine, strict=True)], self.channels)
         if self._world.size == 1:
             return found
-        for stack, share in zip(stacks, found, strict=True):
-            dist.all_gather_into_tensor(stack, share)
+        for stack, rows, share in zip(stacks, mine, found, strict=True):
+            if len(stack) % self._world.size == 0:
+                dist.all_gather_into_tensor(stack, share)
+            else:
+                stack.zero_()[rows] = share
+                dist.all_reduce(stack)  # exact: each value is zero on all ranks but one
         return list(stacks)
+
+
+def stack_depth(members: int, world_size: int) -> int:
+    """How many matrices the stack of so many of one shape holds: padded to equal shares, where that sends less.
+
+    Equal shares are gathered; of many ranks most would have nothing but padding. Unequal ones are summed, which sends
+    the stack twice.
+    """
+    padded = -(-members // world_size) * world_size
+    return padded if padded <= 2 * members else members
 
 
 def _stretch_of(stack: Tensor, members: Sequence[int], stretch: Stretch) -> Tensor:

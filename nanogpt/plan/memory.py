@@ -15,12 +15,13 @@ from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPTConfig
-from nanogpt.optim.muon import channels_together
+from nanogpt.optim.muon import channels_together, stack_depth
 from nanogpt.optim.recipe import recipe_of
 from nanogpt.utils.format import gigabytes
 
 FP32, BF16 = 4, 2  # bytes
 RUNTIME = {"single": 420e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+TOKENS_A_PART = 16_384  # of a full pass on a GPU, which waits for launches with fewer
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (model/gpt.py)
 
 
@@ -94,6 +95,18 @@ def predict_memory(
     )
 
 
+def evaluation_rows(config: ResolvedConfig, memory: Memory, world: World) -> int:
+    """Windows that a rank evaluates at once: as many as it trains on; on a GPU TOKENS_A_PART, where they fit too.
+
+    memory: what the run is predicted to need.
+    """
+    rows, free = config.micro_batch_size, free_bytes(world)
+    wide = max(rows, TOKENS_A_PART // config.context_length)
+    trained = min(rows, -(-config.batch_size // world.size))
+    more = memory.logits * wide // trained
+    return wide if world.device.type == "cuda" and free is not None and memory.total + more <= free else rows
+
+
 def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:
     """Bytes that the blocks keep of a micro-batch of so many tokens for its backward."""
     autocast = config.dtype == "bf16"
@@ -110,11 +123,12 @@ def _muon_update(shape: GPTConfig, world_size: int, moments_over: int, size: int
     size: of a value in the stack, bytes.
     """
     directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
-    share = -(-shape.n_layer // world_size) * shape.block_matrices * size
+    a_block = shape.block_matrices * size
+    share = -(-shape.n_layer // world_size) * a_block
     # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
     # of which there are twice a third of channels / width.
     orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(shape.n_embd) / shape.n_embd)
-    return directions + share * world_size + int(orthogonalised)
+    return directions + stack_depth(shape.n_layer, world_size) * a_block + int(orthogonalised)
 
 
 def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:

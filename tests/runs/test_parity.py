@@ -16,7 +16,7 @@ from harness.runs import WORKERS
 pytestmark = pytest.mark.slow
 BATCH_SIZE, STEPS = 16, 10
 MODEL = {
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 1000, "context_length": 32, "learning_rate": 1e-3,
+    "n_head": 2, "n_embd": 32, "subset_tokens": 1000, "context_length": 32, "learning_rate": 1e-3,
     "batch_size": BATCH_SIZE, "max_steps": STEPS,
 }  # fmt: skip
 ZERO = ("zero 0", "zero 1", "zero 2", "zero 3")
@@ -34,12 +34,13 @@ class Cell:
     precision: str  # 'fp32', 'bf16' (autocast on fp32 weights) or 'bf16 weights' (DeepSpeed's bf16, fp32 masters)
     optimizer: str = "adamw"
     compression: str = "none"
+    n_layer: int = 2
 
     def options(self, ds_config):
         """The TrainConfig options of this cell."""
         micro_batch_size = BATCH_SIZE // self.ranks // self.accumulation
         options = MODEL | {"dtype": self.precision.split()[0], "micro_batch_size": micro_batch_size}
-        options |= {"optimizer": self.optimizer, "gradient_compression": self.compression}
+        options |= {"optimizer": self.optimizer, "gradient_compression": self.compression, "n_layer": self.n_layer}
         if self.engine not in ZERO:
             return options | {"engine": self.engine}
         return options | {"engine": "deepspeed", "zero_stage": int(self.engine[-1]), "ds_config": str(ds_config)}
@@ -50,7 +51,10 @@ BUCKETS = {
     "reduce_bucket_size": 3000, "allgather_bucket_size": 3000, "stage3_prefetch_bucket_size": 1000,
     "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 2000, "stage3_max_reuse_distance": 0,
 }  # fmt: skip
-REFERENCE = {optimizer: Cell("single", 1, 1, "fp32", optimizer) for optimizer in ("adamw", "muon")}
+REFERENCES = [
+    Cell("single", 1, 1, "fp32", optimizer, n_layer=n_layer)
+    for optimizer, n_layer in (("adamw", 2), ("muon", 2), ("muon", 1))
+]
 CELLS = [
     Cell(engine, ranks, accumulation, precision)
     for precision, ranks, engine, accumulation in product(TOLERANCE, (1, 2, 4), ("single", "ddp", *ZERO), (1, 4))
@@ -64,6 +68,8 @@ CELLS += [
     for ranks, accumulation in ((1, 1), (2, 1), (2, 4), (4, 1))
     for engine in ("single" if ranks == 1 else "ddp", "zero 0", "zero 1", "zero 2")
 ]
+# More ranks than twice as many matrices of a shape.
+CELLS += [Cell(engine, 4, 1, "fp32", "muon", n_layer=1) for engine in ("ddp", "zero 1")]
 # Gradients sent in bf16: 1.4e-5 and 3.5e-4 when measured, and twice that allowed.
 SENT_IN_BF16 = (2.8e-5, 7e-4)
 CELLS += [Cell("ddp", 2, accumulation, "fp32", compression="bf16") for accumulation in (1, 4)]
@@ -90,9 +96,9 @@ def curves(cells, directory):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """What the cells are compared with: {optimizer: its curve}."""
-    found = curves(REFERENCE.values(), tmp_path_factory.mktemp("reference"))
-    return {cell.optimizer: points for cell, points in found.items()}
+    """What the cells are compared with: {(optimizer, blocks): its curve}."""
+    found = curves(REFERENCES, tmp_path_factory.mktemp("reference"))
+    return {(cell.optimizer, cell.n_layer): points for cell, points in found.items()}
 
 
 def differences(points, expected):
@@ -110,7 +116,7 @@ def test_the_matrix(ranks, precision, reference, tmp_path):
     lines, wrong = [], []
     for cell, points in curves(cells, tmp_path).items():
         assert len(points) == STEPS
-        found = differences(points, reference[cell.optimizer])
+        found = differences(points, reference[cell.optimizer, cell.n_layer])
         allowed = SENT_IN_BF16 if cell.compression == "bf16" else TOLERANCE[cell.precision]
         fits = all(f <= a for f, a in zip(found, allowed, strict=True))
         if not fits:
