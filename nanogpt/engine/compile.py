@@ -9,10 +9,9 @@ from torch import nn
 from nanogpt.config.errors import one_line
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Compilation, EngineOptions
-from nanogpt.model.gpt import GPT
 
 
-def compile_model(model: GPT, world: World, options: EngineOptions) -> Compilation:
+def compile_model(model: nn.Module, world: World, options: EngineOptions) -> Compilation:
     """The model compiled, if options ask for it, by a forward and backward of each micro-batch's shape.
 
     The model itself stays as it is.

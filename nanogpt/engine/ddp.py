@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, EngineOptions
+from nanogpt.engine.base import Batch, Compilation, EngineOptions
+from nanogpt.engine.compile import compile_model
 from nanogpt.engine.single import SingleEngine
-from nanogpt.model.gpt import GPT
 
 
 class RuntimeStatistics(TypedDict, total=False):
@@ -27,17 +26,6 @@ class DDPEngine(SingleEngine):
 
     name = "ddp"
 
-    def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
-        super().__init__(model, world, options)
-        self._ddp = self.forward = DistributedDataParallel(
-            self.forward,
-            device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # saves one copy of the gradient
-        )
-        self._ddp._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
-        if options.gradient_compression == "bf16":
-            self._ddp.register_comm_hook(None, _send_in_bf16)
-
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
         with nullcontext() if is_last else self._ddp.no_sync():
@@ -49,6 +37,20 @@ class DDPEngine(SingleEngine):
         figures: RuntimeStatistics = self._ddp._get_ddp_logging_data()
         communication_ns = figures.get("backward_comm_time", 0) - figures.get("backward_compute_comm_overlap_time", 0)
         return max(0, communication_ns) / 1e9
+
+    def _compile(self, options: EngineOptions) -> Compilation:
+        """DDP is inside what is compiled: torch then cuts the graph at DDP's buckets, which leave one by one."""
+        device = self.world.device
+        self._ddp = DistributedDataParallel(
+            self.model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,  # saves one copy of the gradient
+        )
+        self._ddp._set_ddp_runtime_logging_sample_rate(1)  # time every step, not every hundredth
+        if options.gradient_compression == "bf16":
+            self._ddp.register_comm_hook(None, _send_in_bf16)
+        with self._ddp.no_sync():  # one rank's compilation may fail while others would wait for its gradient
+            return compile_model(self._ddp, self.world, options)
 
     def _gradient_scale(self) -> float:
         return float(self.world.size)  # DDP divides the summed gradient by it

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, Engine, EngineOptions
+from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
 from nanogpt.engine.compile import compile_model
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
@@ -24,7 +24,7 @@ class SingleEngine(Engine):
         self.dtype = options.dtype
         self.model = model.to(world.device)
         self.optimizer = build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype)
-        self.compilation = compile_model(self.model, world, options)
+        self.compilation = self._compile(options)
         self.forward = self.compilation.forward
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
@@ -52,6 +52,9 @@ class SingleEngine(Engine):
 
     def replicas(self) -> Iterator[tuple[str, Tensor]]:
         return replicated(self, self.optimizer)
+
+    def _compile(self, options: EngineOptions) -> Compilation:
+        return compile_model(self.model, self.world, options)
 
     def _gradient_scale(self) -> float:
         return 1.0
