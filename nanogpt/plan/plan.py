@@ -16,7 +16,7 @@ from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.model.gpt import GPTConfig, flops_per_token
 from nanogpt.optim.recipe import recipe_of, resolve_recipe
-from nanogpt.plan.memory import Memory, predict_memory, shortage
+from nanogpt.plan.memory import Memory, evaluation_rows, predict_memory, shortage
 from nanogpt.plan.reference_runs import most_steps
 from nanogpt.storage.hf import read_hf_shape
 
@@ -31,6 +31,7 @@ class Plan:
     dataset: Dataset
     deepspeed: dict[str, Any] | None  # what deepspeed.initialize is given, where that is the engine
     memory: Memory  # that a rank is predicted to need at most
+    evaluation_rows: int  # windows that this rank can evaluate at once
     warnings: list[str]  # a line for each reason why the run may never reach its target, or not live to
 
 
@@ -46,7 +47,7 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     if warnings and config.preflight == "strict":
         raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
     memory = predict_memory(resolved, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
-    return Plan(resolved, dataset, deepspeed, memory, warnings)
+    return Plan(resolved, dataset, deepspeed, memory, evaluation_rows(resolved, memory, world), warnings)
 
 
 def _check_ranks(config: TrainConfig, world: World) -> None:

@@ -26,6 +26,8 @@ class Evaluator:
         """windows: the plan's, where the model is."""
         self._plan, self._phases, self._stop = context.plan, context.phases, context.stop
         self._windows, self._engine, self._average = windows, engine, average
+        # Each part is a collective, so as many on every rank: what the rank with the least memory can take.
+        self._rows = -int(engine.world.max(-float(context.plan.evaluation_rows))[0])
         self._reading: Reading | None = None  # of the newest full pass, if it was made as scores are
         # The fingerprint of each weight that the newest full pass read, if the run ends with it: all weights are read
         # for them, which ZeRO 3 has to gather first.
@@ -80,8 +82,7 @@ class Evaluator:
         return self._forward(self._engine.scores_precision.dtype)
 
     def _forward(self, dtype: str) -> Forward:
-        rows = self._plan.config.micro_batch_size
-        return Forward(self._engine.world, dtype, rows, before_part=self._before_part)
+        return Forward(self._engine.world, dtype, self._rows, before_part=self._before_part)
 
     def _before_part(self) -> None:
         """Raise StopRequested on every rank when any of them was asked to stop."""

@@ -14,7 +14,8 @@ from nanogpt.distributed import hardware
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import PROCESS_STATUS, World
 from nanogpt.model.gpt import GPT, GPTConfig
-from nanogpt.plan.memory import predict_memory, shortage
+from nanogpt.plan import memory
+from nanogpt.plan.memory import evaluation_rows, predict_memory, shortage
 from nanogpt.plan.plan import make_plan
 
 
@@ -110,3 +111,16 @@ def test_every_measured_cell_is_within_a_quarter():
             World(rank=0, local_rank=0, size=ranks, device=torch.device("cpu"), local_size=ranks),
         )
         assert plan.memory.total == pytest.approx(max(cell["peak_memory_bytes"]), rel=0.25), cell["engine"]
+
+
+def test_a_gpu_evaluates_as_many_windows_as_fit(monkeypatch):
+    """Reference: by hand, 256 windows of 64 tokens are 16,384, each with three times its logits in fp32."""
+    config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
+    need = predict_memory(config, world_size=1, device_type="cuda", deepspeed=None)
+    gpu, enough = World(0, 0, 1, torch.device("cuda", 0)), need.total + 256 * 64 * 3 * 4 * 50_257
+    for free, rows in ((enough, 256), (enough - 1, 16), (None, 16)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert evaluation_rows(config, need, gpu) == rows
+        assert evaluation_rows(config, need, ALONE) == 16
+    longer = make_plan(TrainConfig(dtype="fp32", context_length=1024, subset_tokens=None), ALONE).config
+    assert evaluation_rows(longer, need, gpu) == 16
