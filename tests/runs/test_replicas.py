@@ -93,7 +93,8 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "ranks 0, 1 do not all hold the same in weight/transformer.wte.weight (and " in line
-    assert "between steps 5 and 10; nothing was saved" in line
+    # They are compared before a save, which is left out while the one before is being written.
+    assert re.search(r"between steps 5 and \d+; nothing was saved since", line), line
     out_dir = tmp_path / "out"
     assert {*os.listdir(out_dir / "checkpoints")} == {"step_00000005", "latest"}
     assert not (out_dir / "report.json").exists()

@@ -62,15 +62,16 @@ def test_what_is_shared_out_adds_up():
 
 
 def test_muon_s_stack_has_a_share_for_every_rank():
-    """Reference: optim/muon.py, where each rank takes as many matrices of a shape: one layer's make eight shares."""
+    """Reference: optim/muon.py: one layer's matrices are padded to two shares, and not to eight."""
     config = TrainConfig(
         n_layer=1, n_head=1, n_embd=768, context_length=8, stride=8, subset_tokens=99, micro_batch_size=1,
         optimizer="muon", engine="ddp", dtype="fp32",
     )  # fmt: skip
-    alone, of_eight = (
-        predict_memory(config, world_size=ranks, device_type="cpu", deepspeed=None).buffers for ranks in (1, 8)
+    alone, of_two, of_eight = (
+        predict_memory(config, world_size=ranks, device_type="cpu", deepspeed=None).buffers for ranks in (1, 2, 8)
     )
-    assert of_eight - alone == 7 * 12 * 768**2 * 4
+    assert of_two - alone == 12 * 768**2 * 4
+    assert of_eight == alone
 
 
 def test_a_model_that_does_not_fit_is_told_before_it_is_built(tmp_path, monkeypatch):
