@@ -100,11 +100,13 @@ def evaluation_rows(config: ResolvedConfig, memory: Memory, world: World) -> int
 
     memory: what the run is predicted to need.
     """
-    rows, free = config.micro_batch_size, free_bytes(world)
+    rows = config.micro_batch_size
+    if world.device.type != "cuda" or (free := free_bytes(world)) is None:
+        return rows
     wide = max(rows, TOKENS_A_PART // config.context_length)
     trained = min(rows, -(-config.batch_size // world.size))
     more = memory.logits * wide // trained
-    return wide if world.device.type == "cuda" and free is not None and memory.total + more <= free else rows
+    return wide if memory.total + more <= free else rows
 
 
 def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:

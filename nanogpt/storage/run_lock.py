@@ -3,7 +3,7 @@
     attempt = Attempt.from_env()
     fence = attempt.raise_fence(out_dir)
     fence.check()                   # before each write
-    fence.check(LOOK_S)             # now and then
+    fence.check(every_s=LOOK_S)     # now and then: it may be on a shared disk
 
 A node that Slurm has given up may still run its part of the job when the job has been requeued elsewhere. A kernel lock
 keeps such a copy out only where the file system shares locks between nodes, and many do not.
@@ -25,7 +25,6 @@ from nanogpt.utils.console import say
 
 FENCE = ".attempt"
 LOCK = ".lock"
-LOOK_S = 1.0  # between two looks for the fence where nothing is written: it may be on a shared disk
 TAKEOVER_S = 60.0  # within which an earlier attempt of the same job finds the fence and leaves
 
 

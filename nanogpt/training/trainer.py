@@ -17,14 +17,13 @@ from nanogpt.engine import Batch, Engine
 from nanogpt.monitor.profiler import NullProfiler
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.schedule import learning_rate
-from nanogpt.storage.run_lock import LOOK_S
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
 from nanogpt.training.evaluator import Evaluator
 from nanogpt.training.metrics import MetricsProcessor
 from nanogpt.training.report import Result, make_report
 from nanogpt.training.state import RunContext, TrainState
-from nanogpt.utils.signals import LOST, StopRequested
+from nanogpt.utils.signals import LOOK_S, LOST, StopRequested
 
 
 class Trainer:

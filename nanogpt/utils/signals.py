@@ -19,7 +19,7 @@ STOP_FILE = "STOP"
 LOST = "the loss of its directory"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 1.0  # within which a second Ctrl-C is the launcher passing on the first
-LOOK_S = 1.0  # between two looks for the file, which may be on a shared disk
+LOOK_S = 1.0  # between two looks for a file that may be on a shared disk
 
 
 class StopRequested(Exception):  # noqa: N818, no error
