@@ -57,6 +57,14 @@ def torchrun(ranks, *words, cwd, timeout=300, env=None, script=TRAIN):
     return run(*launcher, script, *words, cwd=cwd, timeout=timeout, env={"OMP_NUM_THREADS": "1"} | (env or {}))
 
 
+def compiling_alone(directory):
+    """The environment of a run that compiles: in a cache of its own, as another may hold what a killed run left.
+
+    A rank compiles itself, instead of by processes of its own, which would import torch again.
+    """
+    return {"TORCHINDUCTOR_CACHE_DIR": str(directory / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+
 def wait_for(condition, process=None, seconds=240):
     """Wait until condition() holds or the process ends."""
     give_up = time.monotonic() + seconds

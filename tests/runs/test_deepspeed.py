@@ -17,6 +17,7 @@ from harness.runs import (
     TINY,
     TRAIN,
     assert_verified,
+    compiling_alone,
     flags,
     metrics,
     report,
@@ -170,10 +171,7 @@ def test_compile_works_or_warns(stage, tmp_path):
     """Invariant: ZeRO 2 trains a compiled model, ZeRO 3 says in one line that it cannot; neither crashes."""
     words = ("--engine=deepspeed", f"--zero_stage={stage}", "--compile=true")
     words += (*flags(**(OPTIONS | {"n_layer": 1, "max_steps": 2}), out_dir="out"),)
-    # Compiled by each rank itself, instead of by processes of its own, which import torch again; in a cache of its own,
-    # as another may hold what a killed run left.
-    env = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = torchrun(2, *words, cwd=tmp_path, timeout=600, env=env)
+    done = torchrun(2, *words, cwd=tmp_path, timeout=600, env=compiling_alone(tmp_path))
     told = report(tmp_path / "out")
     warned = done.stdout.count("going on without torch.compile")
     if stage == 2 and warned and not shutil.which("g++"):

@@ -223,9 +223,7 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
 def test_a_compiled_run_follows_the_same_curve(ranks, tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order. Two ranks: DDP is inside."""
     options = SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32"}
-    # Another cache may hold what a killed run left; processes that compile for a rank would import torch again.
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    done = {}
+    done, env = {}, runs.compiling_alone(tmp_path)
     for name in ("true", "false"):
         words = flags(**options, compile=name, out_dir=name)
         start = partial(runs.torchrun, ranks) if ranks > 1 else runs.train
