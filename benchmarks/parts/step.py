@@ -38,9 +38,8 @@ class TrainStep:
     def __call__(self, step: int, learning_rate: float) -> float:
         """Train on the step's global batch -> its mean loss, nats/token."""
         batch = self._batch(step)
-        loss = self.engine.forward_backward(batch, is_last=True).item() / batch.step_tokens
-        self.engine.step(learning_rate)
-        return loss
+        self.engine.forward_backward(batch, is_last=True)
+        return self.engine.step(learning_rate).loss_sum / batch.step_tokens
 
     def _batch(self, step: int) -> Batch:
         idx, targets = self.windows.take(self.windows.global_batch(step, self._batch_size))

@@ -30,6 +30,10 @@ from nanogpt.distributed.rendezvous import meet
 
 Gathered = TypeVar("Gathered")
 
+# Their names up to torch 2.12, and since.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 MARGIN = timedelta(minutes=1)
@@ -123,6 +127,16 @@ class World:
         dist.barrier()
         dist.destroy_process_group()
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """What sums over many values are made in: double precision, where the device has it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def on_device(self, *values: float) -> Tensor:
+        """values as a tensor of sum_dtype, for whose copy to a GPU the host does not wait."""
+        tensor = torch.tensor(values, dtype=self.sum_dtype, pin_memory=self.device.type == "cuda")
+        return tensor.to(self.device, non_blocking=True)
+
     def sum(self, *values: float) -> tuple[float, ...]:
         """Element-wise sums over the ranks, in double precision, on every rank."""
         return self._reduce(values, dist.ReduceOp.SUM)
@@ -142,6 +156,22 @@ class World:
         if self.size > 1:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
+
+    def reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
+        """Begin to sum values over the ranks, in equal shares in order of rank, this rank's into share.
+
+        share may be its own part of values. None: nothing is to be waited for.
+        """
+        work: dist.Work | None = _reduce_scatter(share, values, async_op=True) if self.size > 1 else None
+        return work
+
+    def all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
+        """Begin to put every rank's share, of one size, into values in order of rank, on every rank.
+
+        share may be its own part of values. None: nothing is to be waited for.
+        """
+        work: dist.Work | None = _all_gather(values, share, async_op=True) if self.size > 1 else None
+        return work
 
     def gather(self, value: Gathered) -> list[Gathered]:
         """value of every rank, in order of rank, on every rank."""

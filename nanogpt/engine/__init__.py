@@ -9,12 +9,12 @@ from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT
 
 ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine, DeepSpeedEngine)}
+GRAPHED = {engine.name: engine for engine in (CudaGraphEngine,)}
 
 __all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 
 
 def build_engine(name: str, model: GPT, world: World, options: EngineOptions) -> Engine:
     """The engine called name (a key of ENGINES) around model; the process group that it needs must be up."""
-    if name == SingleEngine.name and CudaGraphEngine.can_train(world, options):
-        return CudaGraphEngine(model, world, options)
-    return ENGINES[name](model, world, options)
+    engines = GRAPHED if name in GRAPHED and CudaGraphEngine.can_train(world, options) else ENGINES
+    return engines[name](model, world, options)

@@ -45,6 +45,15 @@ class Compilation:
     failure: str = ""  # why it is not compiled although that was asked
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step tells every rank."""
+
+    loss_sum: float  # over the rows of all ranks, nats
+    grad_norm: float  # L2, over all parameters and ranks
+    figures: tuple[float, ...]  # what the ranks gave to the step, summed
+
+
 class Engine(ABC):
     """One rank's model, optimizer and gradients.
 
@@ -55,24 +64,28 @@ class Engine(ABC):
     world: World
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
-    cuda_graphs = False  # whether a step is launched as a few graphs instead of kernel by kernel
+    cuda_graphs: bool = False  # whether a step is launched as a few graphs instead of kernel by kernel
     # The best that model computes in with the weights of state_dict.
     scores_precision: ScoresPrecision = ScoresPrecision.FP32
 
     @abstractmethod
-    def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
-        """Add the batch's gradient to the step's -> the batch's loss sum in nats, (), detached, on the device.
+    def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
+        """Add the batch's gradient and loss sum to the step's.
 
         The gradient is that of the mean loss over the global batch: each rank divides by step_tokens, whatever its own
         share of the rows. A non-finite loss makes the whole gradient non-finite, so that every rank refuses the step.
         """
 
     @abstractmethod
-    def step(self, lr: float) -> float:
-        """Update the weights at learning rate lr, clear the gradient -> its L2 norm over all parameters and ranks.
+    def step(self, lr: float, *figures: float) -> StepResult:
+        """Update the weights at learning rate lr, and clear the gradient.
 
-        With a non-finite norm nothing is updated. Waits for the gradient; a GPU may still be at the update.
+        With a non-finite norm nothing is updated. figures: of this rank; their sums travel with the loss's, before the
+        update, and are read with it, so that the host waits once a step. A GPU may still be at the update then.
         """
+
+    def close(self) -> None:  # noqa: B027, most engines have nothing to do
+        """No step follows: let go of what the process group must outlive."""
 
     def exposed_communication_s(self) -> float | None:
         """Seconds that the newest step's backward waited for other ranks; None: this engine cannot tell."""

@@ -1,23 +1,25 @@
-"""The single engine on a GPU, its step launched as two CUDA graphs instead of some thousand kernels.
+"""A step on a GPU as two CUDA graphs, gradient and update, instead of some thousand kernels.
 
 A step of 16 x 64 tokens keeps a GPU busy for less time than Python takes to launch its kernels one by one
-(docs/reference/performance.md).
+(docs/reference/performance.md), and several ranks wait for the slowest Python of all. The host waits once a step, for
+the sums between the graphs, when both are launched: so it prepares the next step while the GPU makes the update.
 """
 
 import os
 import warnings
 from collections.abc import Callable
-from math import isfinite
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from nanogpt.config.errors import one_line
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, EngineOptions
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.optimizer import gradient_norm, make_capturable, set_learning_rate
+from nanogpt.optim.optimizer import make_capturable
+from nanogpt.utils.console import say
 
 Result = TypeVar("Result")
 
@@ -25,70 +27,100 @@ Result = TypeVar("Result")
 class Replay(Generic[Result]):
     """Work that launches the same kernels on the same memory each time: once as it is, from then on as a graph.
 
-    The first time lets everything allocate that stays. A result of tensors is overwritten by the next call.
+    The first time lets everything allocate that stays, and ranks connect. A result of tensors is overwritten by the
+    next call. Where a rank cannot capture the work, all go on as the first time. Every rank must call.
     """
 
-    def __init__(self, work: Callable[[], Result]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[], Result], world: World, stream: torch.cuda.Stream) -> None:
+        """stream: to run and to capture on, never the default one. Autograd remembers where it ran."""
+        self._work, self._world, self._stream = work, world, stream
         self._has_run = False
+        self._has_failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> Result:
-        if not self._has_run:
-            self._has_run = True
-            return self._aside()
+        if self._has_run and not self._has_failed and self._graph is None:
+            self._capture()
+        self._has_run = True
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # records, and runs nothing
-                self._result = self._work()
-            self._graph = graph
+            return self._aside()
         self._graph.replay()
         return self._result
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether the next call replays."""
+        return self._graph is not None
+
+    def _capture(self) -> None:
+        """Record the work, and run nothing."""
+        graph, failure = torch.cuda.CUDAGraph(), ""
+        try:
+            # Other threads, NCCL's and a checkpoint's, may ask for their own events meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._result = self._work()
+        except Exception as error:  # of whatever type: each library has its own for what a capture refuses
+            failure = f"{type(error).__name__}: {one_line(error)}"
+        failure = next(filter(None, self._world.gather(failure)), "")  # all ranks or none
+        self._has_failed = bool(failure)
+        if not failure:
+            self._graph = graph
+        elif self._world.is_first:
+            say(f"warning: no CUDA graph can be captured ({failure}); going on kernel by kernel, which is slower")
+
     def _aside(self) -> Result:
-        """On a stream aside: autograd remembers where it ran, and a capture must not wait for the default stream."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside), warnings.catch_warnings():
+        here = torch.cuda.current_stream(self._world.device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")  # it will be, next
             result = self._work()
-        here.wait_stream(aside)
+        here.wait_stream(self._stream)
         return result
 
 
 class CudaGraphEngine(SingleEngine):
     """As SingleEngine, for steps of one micro-batch that all have the shape of the first."""
 
-    cuda_graphs = True
-
     @staticmethod
     def can_train(world: World, options: EngineOptions) -> bool:
-        """Whether a step can be captured; with CUDA_LAUNCH_BLOCKING, by which a faulty kernel is found, none can."""
+        """Whether every rank can capture a step; CUDA_LAUNCH_BLOCKING, which finds a faulty kernel, forbids it."""
         blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
-        return world.device.type == "cuda" and len(options.micro_batches) == 1 and not blocking
+        return all(world.gather(world.device.type == "cuda" and len(options.micro_batches) == 1 and not blocking))
 
     def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         super().__init__(model, world, options)
         make_capturable(self.optimizer, world.device)
         (first,) = options.micro_batches
         self._batch = Batch(first.idx.clone(), first.targets.clone(), first.step_tokens)
-        self._forward_backward = Replay(self._gradient)
-        self._update = Replay(self.optimizer.step)
+        self._figures = self._sums = world.on_device()  # where the graphs read and write, from the first step on
+        stream = torch.cuda.Stream(world.device)
+        self._gradient_graph = Replay(self._gradient, world, stream)
+        self._update_graph = Replay(self._update_of_sums, world, stream)
 
-    def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
+    @property
+    def cuda_graphs(self) -> bool:  # type: ignore[override]  # read-only there too
+        return self._gradient_graph.is_graph
+
+    def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         self._batch.idx.copy_(batch.idx)
         self._batch.targets.copy_(batch.targets)
-        loss_sum, self._norm = self._forward_backward()
-        return loss_sum
 
-    def step(self, lr: float) -> float:
-        norm = self._norm.item()
-        if isfinite(norm):
-            set_learning_rate(self.optimizer, lr)
-            self._update()
-        return norm
+    def close(self) -> None:
+        del self._gradient_graph, self._update_graph
 
-    def _gradient(self) -> tuple[Tensor, Tensor]:
-        self.optimizer.zero_grad()  # the graph's own gradients are written over, not added to
-        loss_sum = super().forward_backward(self._batch, is_last=True)
-        return loss_sum, gradient_norm(self.model)
+    def _sum_up(self, figures: Tensor) -> Tensor:
+        if self._figures.shape != figures.shape:
+            self._figures = torch.empty_like(figures)
+        self._figures.copy_(figures)
+        self._sums = self._gradient_graph()
+        return self._sums
+
+    def _update(self, sums: Tensor) -> None:
+        self._update_graph()
+
+    def _gradient(self) -> Tensor:
+        super().forward_backward(self._batch, is_last=True)
+        return super()._sum_up(self._figures)
+
+    def _update_of_sums(self) -> None:
+        super()._update(self._sums)

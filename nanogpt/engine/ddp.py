@@ -26,17 +26,17 @@ class DDPEngine(SingleEngine):
 
     name = "ddp"
 
-    def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
+    def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         # no_sync must enclose the forward too: DDP decides there whether this backward communicates.
         with nullcontext() if is_last else self._ddp.no_sync():
-            return super().forward_backward(batch, is_last=is_last)
+            super().forward_backward(batch, is_last=is_last)
 
     def exposed_communication_s(self) -> float | None:
         assert self._ddp.logger is not None
         self._ddp.logger.set_runtime_stats_and_log()  # else DDP reads its clocks in the next forward
         figures: RuntimeStatistics = self._ddp._get_ddp_logging_data()
         communication_ns = figures.get("backward_comm_time", 0) - figures.get("backward_compute_comm_overlap_time", 0)
-        return max(0, communication_ns) / 1e9
+        return self._summing_s + max(0, communication_ns) / 1e9
 
     def _compile(self, options: EngineOptions) -> Compilation:
         """DDP is inside what is compiled: torch then cuts the graph at DDP's buckets, which leave one by one."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
+from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
 from nanogpt.engine.compile import compile_model
 from nanogpt.engine.deepspeed_config import LOGGING, import_deepspeed
 from nanogpt.engine.deepspeed_types import MappedParameter, MasterMapping, Runtime, ShardedParameter, ZeroOptimizer
@@ -66,23 +66,30 @@ class DeepSpeedEngine(Engine):
         elif self.stage == 3 and settings["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
             self.scores_precision = ScoresPrecision.BF16
         self._gathered = deepspeed.zero.GatheredParameters
+        self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
 
     @property
     def _zero(self) -> ZeroOptimizer:
         """What the optimizer is from stage 1 on."""
         return cast(ZeroOptimizer, self.optimizer)
 
-    def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
+    def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         loss_sum = self.deepspeed(batch.idx, batch.targets)
         # DeepSpeed averages over the ranks; that it shall not also divide by the accumulation steps must be said.
         self.deepspeed.backward(mean_share(loss_sum, batch, float(self.world.size)), scale_wrt_gas=False)
-        return loss_sum.detach()
+        self._loss_sum += loss_sum.detach()
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *figures: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)
+        loss_sum, *sums = self.world.sum(self._loss_sum.item(), *figures)
+        self._loss_sum.zero_()
+        return StepResult(loss_sum, self._update(), tuple(sums))
+
+    def _update(self) -> float:
+        """The gradient's norm, whose update is refused where it is not finite."""
         if self.stage > 0:
-            self.deepspeed.step()  # refuses a non-finite gradient itself, and calls its norm infinite
+            self.deepspeed.step()  # refuses by itself, and calls the norm infinite
             return float(self.deepspeed.get_global_grad_norm())
         norm = gradient_norm(self.model).item()
         if isfinite(norm):

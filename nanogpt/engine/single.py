@@ -1,16 +1,25 @@
 """One process, one device: the engine that every other is compared with."""
 
+import time
 from collections.abc import Iterator, Sequence
-from math import isfinite
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nanogpt.distributed.host_copy import HostCopy
 from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions
+from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
 from nanogpt.engine.compile import compile_model
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
+from nanogpt.optim.optimizer import (
+    MOMENTS,
+    build_optimizer,
+    gradient_norm,
+    refuse_update,
+    restored_state,
+    set_learning_rate,
+)
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
 
@@ -26,20 +35,43 @@ class SingleEngine(Engine):
         self.optimizer = build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype)
         self.compilation = self._compile(options)
         self.forward = self.compilation.forward
+        self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
+        self._summing_s = 0.0  # the newest step's figures, over the ranks
 
-    def forward_backward(self, batch: Batch, *, is_last: bool) -> Tensor:
+    def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         with self.world.autocast(self.dtype):
             loss_sum: Tensor = self.forward(batch.idx, batch.targets)
         mean_share(loss_sum, batch, self._gradient_scale()).backward()
-        return loss_sum.detach()
+        self._loss_sum += loss_sum.detach()
 
-    def step(self, lr: float) -> float:
-        norm = gradient_norm(self.model).item()  # waits for the device
-        if isfinite(norm):
-            set_learning_rate(self.optimizer, lr)
-            self.optimizer.step()
+    def step(self, lr: float, *figures: float) -> StepResult:
+        set_learning_rate(self.optimizer, lr)
+        sums = self._sum_up(self.world.on_device(*figures))
+        read = HostCopy(sums)
+        self._update(sums)
+        grad_norm, loss_sum, *summed = read.tolist()  # the one time that the host waits for the device
+        return StepResult(loss_sum, grad_norm, tuple(summed))
+
+    def _sum_up(self, figures: Tensor) -> Tensor:
+        """The step's gradient norm, loss sum and figures over all ranks, (2 + figures,), on the device."""
+        sums = self._all_reduce(torch.cat([self._loss_sum.to(figures.dtype)[None], figures]))
+        return torch.cat([gradient_norm(self.model).to(sums.dtype)[None], sums])
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        started = time.perf_counter()
+        self.world.sum_tensor(values)
+        self._summing_s = time.perf_counter() - started  # a CPU has waited for the others, a GPU for nobody
+        return values
+
+    def _update(self, sums: Tensor) -> None:
+        """Of the weights, if the norm in sums is finite, which the device sees; then the step is cleared."""
+        refuse_update(self.optimizer, ~sums[0].isfinite())
+        self.optimizer.step()
+        self._clear_gradient()
+        self._loss_sum.zero_()
+
+    def _clear_gradient(self) -> None:
         self.optimizer.zero_grad()
-        return norm
 
     def exposed_communication_s(self) -> float | None:
         return 0.0

@@ -56,7 +56,6 @@ SHARE_OF = {
     "batch": "data",
     "forward and backward": "compute",
     "update": "compute",
-    "sum over the ranks": "communication",
     "weight average": "compute",
     "completing a checkpoint": "checkpoint",
     "copying for a checkpoint": "checkpoint",

@@ -17,12 +17,11 @@ torch.optim.Muon multiplies the wide x twice in each of five iterations, one mat
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from nanogpt.distributed.world import World
@@ -76,14 +75,28 @@ class MuonAdamW(Optimizer):
         self._world = world
         self._dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self._shapes = [p.shape for p in self.matrices]  # a sharding engine may empty the matrices
-        self._whole = True
+        self._replicated = True
         self.find_stretches: Callable[[], Iterable[Stretch]] = lambda: [
             Stretch(i, 0, matrix, 0, matrix.numel()) for i, matrix in enumerate(self.matrices)
         ]
 
-    def shard(self, find_stretches: Callable[[], Iterable[Stretch]]) -> None:
-        """From now on the ranks hold stretches of the matrices, each value on one rank."""
-        self._whole, self.find_stretches = False, find_stretches
+    @property
+    def found_inf(self) -> Tensor | None:
+        """1, (), on the device, where the next step is to change nothing, as torch's gradient scaler says it."""
+        return getattr(self._adamw, "found_inf", None)
+
+    @found_inf.setter
+    def found_inf(self, refused: Tensor) -> None:
+        self._adamw.found_inf = refused  # type: ignore[attr-defined]
+
+    def shard(self, find_stretches: Callable[[], Iterable[Stretch]], *, whole: bool = False) -> None:
+        """From now on the ranks hold stretches of the matrices, each value on one rank.
+
+        whole: each stretch is a whole matrix, so that no rank needs another's.
+        """
+        self._replicated, self.find_stretches = False, find_stretches
+        if whole:
+            self._world = replace(self._world, rank=0, size=1)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here evaluates the loss anew
@@ -95,21 +108,26 @@ class MuonAdamW(Optimizer):
                 self._adamw.step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        if not (parameters := group["params"]):  # a model without blocks
+        stretches = list(self.find_stretches())
+        numbers = range(len(self._shapes)) if self._world.size > 1 else sorted({s.matrix for s in stretches})
+        if not (parameters := group["params"]) or not numbers:  # a model without blocks, or none for this rank
             return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter][BUFFER] = torch.zeros_like(parameter)
         gradients, momenta = [p.grad for p in parameters], [self.state[p][BUFFER] for p in parameters]
+        refused = None if self.found_inf is None else self.found_inf.bool()
+        if refused is not None:  # a momentum that moves towards itself stays as it is, bit for bit
+            gradients = [torch.where(refused, m, g) for g, m in zip(gradients, momenta, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         directions = dict(zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True))  # Nesterov's
-        stretches = list(self.find_stretches())
-        shapes = list(dict.fromkeys(self._shapes))  # in the same order on every rank
-        members = [[i for i, other in enumerate(self._shapes) if other == shape] for shape in shapes]
+        shapes = list(dict.fromkeys(self._shapes[i] for i in numbers))  # in the same order on every rank
+        members = [[i for i in numbers if self._shapes[i] == shape] for shape in shapes]
         mine = [[s for s in stretches if s.matrix in of_shape] for of_shape in members]
         stacks = [self._stacked(m, s, directions) for m, s in zip(members, mine, strict=True)]
         for shape, m, s, updates in zip(shapes, members, mine, self._orthogonal(stacks), strict=True):
-            updates.mul_(-RMS * sqrt(max(shape)) * group["lr"])
+            rate = -RMS * sqrt(max(shape)) * group["lr"]
+            updates.mul_(rate if refused is None else torch.where(refused, 0.0, rate))
             if s:  # a sharding engine may have left none
                 weights = [one.parameter.view(-1)[one.at : one.at + one.length] for one in s]
                 torch._foreach_add_(weights, [_stretch_of(updates, m, one) for one in s])
@@ -126,8 +144,8 @@ class MuonAdamW(Optimizer):
                 [_stretch_of(stack, members, s) for s in stretches],
                 [directions[s.parameter].view(-1)[s.at : s.at + s.length] for s in stretches],
             )
-        if not self._whole and self._world.size > 1:
-            dist.all_reduce(stack)  # exact: each value is zero on all ranks but one
+        if not self._replicated:
+            self._world.sum_tensor(stack)  # exact: each value is zero on all ranks but one
         return stack
 
     def _orthogonal(self, stacks: Sequence[Tensor]) -> list[Tensor]:
@@ -138,10 +156,12 @@ class MuonAdamW(Optimizer):
             return found
         for stack, rows, share in zip(stacks, mine, found, strict=True):
             if len(stack) % self._world.size == 0:
-                dist.all_gather_into_tensor(stack, share)
+                work = self._world.all_gather(share, stack)
+                assert work is not None, "there are other ranks"
+                work.wait()
             else:
                 stack.zero_()[rows] = share
-                dist.all_reduce(stack)  # exact: each value is zero on all ranks but one
+                self._world.sum_tensor(stack)  # exact: each value is zero on all ranks but one
         return list(stacks)
 
 
@@ -153,6 +173,11 @@ def stack_depth(members: int, world_size: int) -> int:
     """
     padded = -(-members // world_size) * world_size
     return padded if padded <= 2 * members else members
+
+
+def can_share_whole(members: int, world_size: int) -> bool:
+    """Whether so many matrices of one shape are shared out whole, in equal shares with at most as much padding."""
+    return stack_depth(members, world_size) % world_size == 0
 
 
 def _stretch_of(stack: Tensor, members: Sequence[int], stretch: Stretch) -> Tensor:

@@ -33,6 +33,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = own
 
 
+def refuse_update(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
+    """Let the next step leave weights and moments as they are where refused, (), is true on the device.
+
+    torch's fused AdamW looks for found_inf, which its gradient scaler sets, and MuonAdamW does so too.
+    """
+    optimizer.found_inf = refused.float()  # type: ignore[attr-defined]  # torch's scaler sets it in the same way
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Let a CUDA graph hold the update: what changes from step to step is read from the device."""
     for group in optimizer.param_groups:
@@ -50,7 +58,11 @@ def restored_state(weight: Tensor, updates: int, group: dict[str, Any]) -> dict[
 
 def gradient_norm(model: nn.Module) -> Tensor:
     """The L2 norm of the gradient over all parameters, (), in double precision, on the device."""
-    gradients = cast(list[Tensor], [p.grad for p in model.parameters()])  # the backward has made all of them
+    return l2_norm(cast(list[Tensor], [p.grad for p in model.parameters()]))  # the backward has made all of them
+
+
+def l2_norm(gradients: list[Tensor]) -> Tensor:
+    """The L2 norm of them all, (), in double precision, on the device."""
     if gradients[0].device.type == "cuda":  # a few kernels for all
         return _norm(torch.stack(torch._foreach_norm(gradients)))
     # Rows first: one fp32 sum over the 38 million squares of the token embedding loses 7e-4 of the norm on a CPU, and
@@ -61,5 +73,5 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 def _norm(norms: Tensor) -> Tensor:
     """Of the whole, by those of its parts, (N,) -> ()."""
-    whole: Tensor = norms.double().norm()
+    whole: Tensor = (norms if norms.device.type == "mps" else norms.double()).norm()  # MPS has no double precision
     return whole

@@ -7,8 +7,6 @@ import time
 from dataclasses import replace
 from math import isfinite
 
-import torch
-
 from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import Replicas
@@ -52,7 +50,10 @@ class Trainer:
 
     def run(self) -> Result:
         """The loop, then scores, files and recitation -> how it ended."""
-        result = self._run()
+        try:
+            result = self._run()
+        finally:
+            self.engine.close()
         if result.exit_reason != "lost" and self.stop.is_lost():
             return endings.lost(self.context)
         return result
@@ -92,23 +93,23 @@ class Trainer:
             state.lr = learning_rate(self.config, state.schedule.estimate)
             batches = micro_batches(self.config, self.windows, self.world, state.step)
         with phases("forward and backward", number):
-            loss_sum = self._forward_backward(batches)
+            for batch in batches:
+                self.engine.forward_backward(batch, is_last=batch is batches[-1])
         with phases("update", number):
-            state.grad_norm = self.engine.step(state.lr)
-        # Reduced every step: the loss steers the full passes, and all ranks must stop at the same step. It costs one
-        # small collective, after the device has been waited for anyway. The first rank's clock decides.
-        with phases("sum over the ranks", number):
-            loss_sum, late, overdue, writing, stop = self.world.sum(
-                loss_sum,
+            # Summed every step: the loss steers the full passes, and all ranks must stop at the same step. The first
+            # rank's clock decides.
+            result = self.engine.step(
+                state.lr,
                 float(self._is_late()),
                 float(self.world.is_first and self.checkpoints.overdue),
                 float(self.checkpoints.writing),
                 float(self.stop.requested),
             )
+        late, overdue, writing, stop = result.figures
         with phases("weight average", number):
-            state.step = number
+            state.step, state.grad_norm = number, result.grad_norm
             state.step_is_unfinished = True
-            self._count(loss_sum, started)
+            self._count(result.loss_sum, started)
         self.metrics.count_step()
         if not writing:
             with phases("completing a checkpoint", number, patient=True):
@@ -116,14 +117,6 @@ class Trainer:
         if stop:
             raise StopRequested
         return late > 0, overdue > 0
-
-    def _forward_backward(self, batches: list[Batch]) -> float:
-        """The gradient of this rank's rows -> their loss sum, nats."""
-        loss_sum = torch.zeros((), device=self.world.device)
-        for batch in batches:
-            loss_sum += self.engine.forward_backward(batch, is_last=batch is batches[-1])
-        # Waits for the device, and the update does not: a GPU makes it while this process counts and prepares.
-        return loss_sum.item()
 
     def _count(self, loss_sum: float, started: float) -> None:
         """Take a step, begun at started, into the average and the sums; loss_sum: over all ranks, in nats."""

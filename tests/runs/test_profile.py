@@ -11,7 +11,7 @@ from harness.forks import train
 from harness.runs import SHORT, TRAIN, environment, flags, metrics, report, torchrun, wait_for
 
 OPTIONS = SHORT | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
-PHASES = {"batch", "forward and backward", "update", "sum over the ranks", "weight average"}
+PHASES = {"batch", "forward and backward", "update", "weight average"}
 
 
 def phases(trace):

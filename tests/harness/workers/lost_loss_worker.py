@@ -46,7 +46,7 @@ def run() -> int:
         for lost in (0.0, float("inf"), float("nan"), 0.0):
             model.forward = partial(_add, forward, lost if world.rank else 0.0)
             engine.forward_backward(Batch(idx, idx + 1, step_tokens=16), is_last=True)
-            norms.append(engine.step(1e-3))
+            norms.append(engine.step(1e-3).grad_norm)
             states.append(deepcopy(engine.state_dict()))
         changed = [any(not torch.equal(after[n], before[n]) for n in before) for before, after in pairwise(states)]
     Path(f"rank{world.rank}.json").write_text(json.dumps([norms, changed]))

@@ -42,13 +42,12 @@ def train_step(plan: Plan, engine: Engine, step: int) -> tuple[float, float]:
     config, world = plan.config, engine.world
     mine = plan.dataset.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
     parts = mine.split(config.micro_batch_size)
-    step_tokens, loss = config.batch_size * config.context_length, 0.0
+    step_tokens = config.batch_size * config.context_length
     for i, starts in enumerate(parts):
         batch = Batch(*plan.dataset.windows.take(starts), step_tokens)
-        loss += engine.forward_backward(batch, is_last=i == len(parts) - 1).item()
-    norm = engine.step(config.learning_rate)
-    (loss,) = world.sum(loss)
-    return loss / step_tokens, norm
+        engine.forward_backward(batch, is_last=i == len(parts) - 1)
+    result = engine.step(config.learning_rate)
+    return result.loss_sum / step_tokens, result.grad_norm
 
 
 def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
