@@ -86,8 +86,8 @@ class TrainConfig(Options):
         "warn: print a line if the target is below the entropy floor or memory is short; strict: do not train then",
         shapes_curve=False,
     )
-    engine: Literal["auto", "single", "ddp", "deepspeed"] = machine_option(
-        "auto", "auto: ddp when there are several processes, else single"
+    engine: Literal["auto", "single", "ddp", "sharded", "deepspeed"] = machine_option(
+        "auto", "auto: single for one process; of several, sharded on GPUs and ddp on CPUs"
     )
     zero_stage: int | None = machine_option(
         None,
@@ -98,7 +98,7 @@ class TrainConfig(Options):
     )
     gradient_compression: Literal["none", "bf16"] = machine_option(
         "none",
-        "none: ddp sends gradients in fp32; bf16: in half the bytes, which changes the loss curve a little",
+        "none: ddp and sharded send gradients in fp32; bf16: in half the bytes, which changes the curve a little",
         may_change=False,
     )
     dtype: Literal["auto", "bf16", "fp32"] = machine_option(
@@ -202,6 +202,6 @@ class ResolvedConfig(TrainConfig):
     micro_batch_size: int = field()
     optimizer: Literal["adamw", "muon"] = field()
     learning_rate: float = field()
-    engine: Literal["single", "ddp", "deepspeed"] = field()
+    engine: Literal["single", "ddp", "sharded", "deepspeed"] = field()
     dtype: Literal["bf16", "fp32"] = field()
     compile: Literal["true", "false"] = field()

@@ -2,14 +2,15 @@
 
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Engine, EngineOptions
-from nanogpt.engine.cuda_graph import CudaGraphEngine
+from nanogpt.engine.cuda_graph import CudaGraphEngine, ShardedCudaGraphEngine
 from nanogpt.engine.ddp import DDPEngine
 from nanogpt.engine.deepspeed import DeepSpeedEngine
+from nanogpt.engine.sharded import ShardedEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT
 
-ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine, DeepSpeedEngine)}
-GRAPHED = {engine.name: engine for engine in (CudaGraphEngine,)}
+ENGINES = {engine.name: engine for engine in (SingleEngine, DDPEngine, ShardedEngine, DeepSpeedEngine)}
+GRAPHED = {engine.name: engine for engine in (CudaGraphEngine, ShardedCudaGraphEngine)}
 
 __all__ = ["Batch", "Engine", "EngineOptions", "build_engine"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from nanogpt.config.errors import one_line
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, EngineOptions
+from nanogpt.engine.sharded import ShardedEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.optimizer import make_capturable
@@ -124,3 +125,7 @@ class CudaGraphEngine(SingleEngine):
 
     def _update_of_sums(self) -> None:
         super()._update(self._sums)
+
+
+class ShardedCudaGraphEngine(CudaGraphEngine, ShardedEngine):
+    """The same of the sharded engine, whose collectives are in the graphs."""

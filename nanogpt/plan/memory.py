@@ -15,12 +15,13 @@ from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import World
 from nanogpt.model.gpt import GPTConfig
-from nanogpt.optim.muon import channels_together, stack_depth
+from nanogpt.optim.muon import can_share_whole, channels_together, stack_depth
 from nanogpt.optim.recipe import recipe_of
 from nanogpt.utils.format import gigabytes
 
 FP32, BF16 = 4, 2  # bytes
-RUNTIME = {"single": 420e6, "ddp": 470e6, "deepspeed": 480e6}  # measured: Python, torch, matplotlib, DeepSpeed on a CPU
+# Measured: Python, torch, matplotlib, DeepSpeed on a CPU.
+RUNTIME = {"single": 420e6, "ddp": 470e6, "sharded": 470e6, "deepspeed": 480e6}
 TOKENS_A_PART = 16_384  # of a full pass on a GPU, which waits for launches with fewer
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (model/gpt.py)
 
@@ -62,6 +63,8 @@ def predict_memory(
     size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
     stage = config.zero_stage or 0
     moments_over, gradients_over, weights_over = (world_size if stage >= n else 1 for n in (1, 2, 3))  # ranks
+    if sharded := config.engine == "sharded":  # as ZeRO 1 without masters: they are parts of the weights
+        moments_over = world_size
     masters = parameters * FP32 // world_size if stage else 0
     averaged = parameters * FP32 if config.ema else 0
 
@@ -71,13 +74,13 @@ def predict_memory(
     logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
     checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
 
-    buffers = _communication(config.engine, stage, parameters, size, deepspeed)
+    buffers = _communication(config, stage, parameters, size, deepspeed, on_cpu=on_cpu)
     if autocast and not in_bf16:
         buffers += parameters * BF16
     moments = 2 * FP32 * parameters
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
-        update = _muon_update(shape, world_size, moments_over, BF16 if autocast else FP32)
+        update = _muon_update(config, shape, world_size, moments_over)
         # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.
         buffers += max(0, update - activations - logits) if on_cpu else update
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
@@ -86,7 +89,7 @@ def predict_memory(
         weights=parameters * size // weights_over,
         gradients=parameters * size // gradients_over,
         optimizer=moments // moments_over + masters,
-        average=averaged // weights_over,
+        average=averaged // (world_size if sharded else weights_over),
         activations=activations,
         logits=logits,
         buffers=buffers,
@@ -119,23 +122,27 @@ def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:
     return config.n_layer * tokens * (channel * config.n_embd + scores * config.n_head * config.context_length)
 
 
-def _muon_update(shape: GPTConfig, world_size: int, moments_over: int, size: int) -> int:
-    """Bytes that a step of optim/muon.py holds for a moment: directions, the stack, and what is made of a share.
-
-    size: of a value in the stack, bytes.
-    """
+def _muon_update(config: ResolvedConfig, shape: GPTConfig, world_size: int, moments_over: int) -> int:
+    """Bytes that a step of optim/muon.py holds for a moment: directions, the stack, and what is made of a share."""
     directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
-    a_block = shape.block_matrices * size
+    a_block = shape.block_matrices * (BF16 if config.dtype == "bf16" else FP32)
     share = -(-shape.n_layer // world_size) * a_block
     # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
     # of which there are twice a third of channels / width.
     orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(shape.n_embd) / shape.n_embd)
-    return directions + stack_depth(shape.n_layer, world_size) * a_block + int(orthogonalised)
+    owns_whole = config.engine == "sharded" and can_share_whole(shape.n_layer, world_size)
+    stack = share if owns_whole else stack_depth(shape.n_layer, world_size) * a_block
+    return directions + stack + int(orthogonalised)
 
 
-def _communication(engine: str, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None) -> int:
+def _communication(
+    config: ResolvedConfig, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None, *, on_cpu: bool
+) -> int:
     """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
-    if engine == "ddp":
+    if config.engine == "sharded":
+        compressed = 2 * parameters * BF16 if config.gradient_compression == "bf16" else 0  # sent, and received
+        return compressed + parameters * FP32 * on_cpu  # gloo reduces a copy of the gradient
+    if config.engine == "ddp":
         return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
     if not (deepspeed and stage):
         return 0

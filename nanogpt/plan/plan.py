@@ -64,11 +64,11 @@ def _check_ranks(config: TrainConfig, world: World) -> None:
 
 def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig, dict[str, Any] | None]:
     """config with what it leaves to the machine filled in, and what deepspeed.initialize is given, if that trains."""
-    engine = ("ddp" if world.size > 1 else "single") if config.engine == "auto" else config.engine
-    if config.gradient_compression != "none" and engine != "ddp":
+    engine = _replicating_engine(world) if config.engine == "auto" else config.engine
+    if config.gradient_compression != "none" and engine not in ("ddp", "sharded"):
         raise ConfigError(
-            f"--gradient_compression={config.gradient_compression} works with --engine=ddp only, and this is {engine}: "
-            f"leave it out"
+            f"--gradient_compression={config.gradient_compression} works with --engine=ddp and sharded, and this is "
+            f"{engine}: leave it out"
         )
     share = -(-config.batch_size // world.size)
     micro_batch_size = min(config.micro_batch_size or config.batch_size, share)
@@ -85,6 +85,13 @@ def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig,
     if config.compile == "auto" and compiling_pays(resolved, world):
         resolved = replace(resolved, compile="true")
     return resolved, deepspeed
+
+
+def _replicating_engine(world: World) -> Literal["single", "ddp", "sharded"]:
+    """The one that needs no other library and is quickest: a CUDA graph holds a sharded step, but not DDP's."""
+    if world.size == 1:
+        return "single"
+    return "sharded" if world.device.type == "cuda" else "ddp"
 
 
 def compiling_pays(config: ResolvedConfig, world: World) -> bool:
@@ -108,9 +115,10 @@ def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
     def predict(config: ResolvedConfig, settings: dict[str, Any] | None) -> Memory:
         return predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
 
-    replicated: Literal["single", "ddp"] = "single" if world.size == 1 else "ddp"
+    engines: tuple[Literal["single", "ddp", "sharded"], ...] = ("single",) if world.size == 1 else ("ddp", "sharded")
     found: dict[str, Memory | str] = {
-        replicated: predict(replace(plan.config, engine=replicated, zero_stage=None, ds_config=None), None)
+        engine: predict(replace(plan.config, engine=engine, zero_stage=None, ds_config=None), None)
+        for engine in engines
     }
     for stage in range(4):
         config = replace(plan.config, engine="deepspeed", zero_stage=stage)

@@ -21,6 +21,8 @@ OPTIONS = TINY | {
 ENGINES = {
     "single": (1, {}),
     "ddp": (2, {}),
+    "sharded": (2, {"engine": "sharded"}),
+    "sharded on 3": (3, {"engine": "sharded"}),
     "zero 1": (2, {"engine": "deepspeed", "zero_stage": 1}),
     "zero 2": (2, {"engine": "deepspeed", "zero_stage": 2}),
     "zero 3": (2, {"engine": "deepspeed", "zero_stage": 3}),

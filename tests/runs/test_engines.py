@@ -65,7 +65,14 @@ def test_a_broken_model_stops_every_rank(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "zero_stage"),
-    [("ddp", None), slow("deepspeed", 0), slow("deepspeed", 1), slow("deepspeed", 2), ("deepspeed", 3)],
+    [
+        ("ddp", None),
+        ("sharded", None),
+        slow("deepspeed", 0),
+        slow("deepspeed", 1),
+        slow("deepspeed", 2),
+        ("deepspeed", 3),
+    ],
 )
 def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage, tmp_path):
     """Invariant: an infinite or NaN loss on rank 1 alone, with finite gradients, changes no weight; the next step does.

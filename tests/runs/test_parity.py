@@ -69,10 +69,20 @@ CELLS += [
     for engine in ("single" if ranks == 1 else "ddp", "zero 0", "zero 1", "zero 2")
 ]
 # More ranks than twice as many matrices of a shape.
-CELLS += [Cell(engine, 4, 1, "fp32", "muon", n_layer=1) for engine in ("ddp", "zero 1")]
+CELLS += [Cell(engine, 4, 1, "fp32", "muon", n_layer=1) for engine in ("ddp", "sharded", "zero 1")]
+# The sharded engine: one rank to four, with uneven rows on three, and both kinds of Muon's shares.
+CELLS += [
+    Cell("sharded", ranks, accumulation, precision)
+    for precision, ranks, accumulation in product(("fp32", "bf16"), (1, 2, 3, 4), (1, 4))
+]
+CELLS += [Cell("sharded", ranks, 1, "fp32", "muon") for ranks in (1, 2, 3, 4)]
 # Gradients sent in bf16: 1.4e-5 and 3.5e-4 when measured, and twice that allowed.
 SENT_IN_BF16 = (2.8e-5, 7e-4)
-CELLS += [Cell("ddp", 2, accumulation, "fp32", compression="bf16") for accumulation in (1, 4)]
+CELLS += [
+    Cell(engine, 2, accumulation, "fp32", compression="bf16")
+    for engine in ("ddp", "sharded")
+    for accumulation in (1, 4)
+]
 
 
 def curves(cells, directory):
@@ -89,7 +99,7 @@ def curves(cells, directory):
     (directory / "cells.json").write_text(json.dumps([cell.options(ds_config) for cell in cells]))
     words = (directory, WORKERS / "parity_worker.py", "cells.json", "curves.json")
     with_deepspeed = any(cell.engine in ZERO for cell in cells)
-    done = forked_ranks(ranks, *words) if with_deepspeed else forked(*words)
+    done = forked_ranks(ranks, *words) if with_deepspeed or ranks > 1 else forked(*words)
     assert done.returncode == 0, done.stderr
     return dict(zip(cells, json.loads((directory / "curves.json").read_text()), strict=True))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import nanogpt.distributed.buckets
 import nanogpt.optim.muon
 from nanogpt.config.cli import main
 from nanogpt.config.train_config import TrainConfig
@@ -19,6 +20,7 @@ from nanogpt.engine.base import EngineOptions
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan.plan import Plan, make_plan
 
+nanogpt.distributed.buckets.BUCKET_BYTES = 12_000  # so that this model too is cut into many
 nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
 

@@ -1,0 +1,156 @@
+"""The sharded engine as ranks of 128, and whether a GPU could capture its step.
+
+torch's "fake" backend gives a rank its place in a large world; its collectives exchange nothing.
+"""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanogpt.config.train_config import TrainConfig
+from nanogpt.distributed import buckets
+from nanogpt.distributed.world import World
+from nanogpt.engine import Batch, EngineOptions
+from nanogpt.engine.sharded import ShardedEngine
+from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.optim.optimizer import make_capturable
+from nanogpt.plan.memory import predict_memory
+from nanogpt.plan.plan import make_plan
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32}
+RANKS = 128
+
+
+@pytest.fixture(autouse=True)
+def many_buckets(monkeypatch):
+    """So that this small model is cut into many."""
+    monkeypatch.setattr(buckets, "BUCKET_BYTES", 12_000)
+
+
+class Recorder(TorchDispatchMode):
+    """Every operation with the shapes and types of what it was given; of a collective's group nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.collectives = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = [
+            (each.dtype, tuple(each.shape)) for each in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(each)
+        ]
+        if function.namespace == "c10d":
+            self.collectives.append((str(function), given))
+        elif "wait" not in str(function):
+            self.all.append((str(function), given))
+        return function(*args, **(kwargs or {}))
+
+
+def built(world, optimizer, precision="fp32", compression="none"):
+    """An engine around a small model, and a batch of its rows."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=211, block_size=16, **SHAPE))
+    ids = torch.zeros(1, 17, dtype=torch.long, device=world.device)
+    batch = Batch(ids[:, :-1], ids[:, 1:], 16 * world.size)
+    options = EngineOptions(precision, optimizer, False, [], gradient_compression=compression)
+    return ShardedEngine(model, world, options), batch
+
+
+@pytest.fixture
+def as_rank():
+    """as_rank(r): the world of rank r of 128."""
+
+    def of(rank):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        dist.init_process_group("fake", rank=rank, world_size=RANKS, store=FakeStore())
+        return World(rank=rank, local_rank=0, size=RANKS, device=torch.device("cpu"))
+
+    yield of
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("compression", ["none", "bf16"])
+def test_all_ranks_call_the_same_collectives(optimizer, compression, as_rank):
+    """Invariant: the first, the second and the last rank of 128: the same sequence of the same sizes, step by step."""
+    found = []
+    for rank in (0, 1, RANKS - 1):
+        engine, batch = built(as_rank(rank), optimizer, compression=compression)
+        with Recorder() as recorded:
+            for _ in range(2):
+                before = len(recorded.collectives)
+                engine.forward_backward(batch, is_last=False)
+                assert len(recorded.collectives) == before, "this one communicates nothing"
+                engine.forward_backward(batch, is_last=True)
+                engine.step(1e-3, 0.0, 1.0)
+        found.append(recorded.collectives)
+    assert found[0] == found[1] == found[2]
+    half = len(found[0]) // 2
+    assert found[0][:half] == found[0][half:], "each step calls the same"
+    sent = torch.bfloat16 if compression == "bf16" else torch.float32
+    reduced = [given for name, given in found[0] if "reduce_scatter" in name]
+    assert len(reduced) > 2 * 6, "in many buckets"
+    assert all(kind == sent for given in reduced for kind, _ in given)
+
+
+def test_a_rank_holds_its_share(as_rank):
+    """Reference: memory.py's formula, but for the padding that gives all ranks whole rows: at most 1,023 a bucket."""
+    world = as_rank(RANKS - 1)
+    engine, batch = built(world, "adamw")
+    engine.forward_backward(batch, is_last=True)
+    engine.step(1e-3)
+    config = make_plan(TrainConfig(**SHAPE, batch_size=RANKS, engine="sharded", dtype="fp32"), world).config
+    predicted = predict_memory(config, world_size=RANKS, device_type="cuda", deepspeed=None)
+    real = GPTConfig(**SHAPE).num_parameters
+    small = engine.model.num_parameters()
+    held = {
+        "weights": sum(bucket.weights.nbytes for bucket in engine._buckets),
+        "gradients": sum(bucket.gradients.nbytes for bucket in engine._buckets),
+        "optimizer": sum(
+            state[moment].nbytes for state in engine.optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq")
+        ),
+    }
+    padding = 4 * 1023 * RANKS * len(engine._buckets)  # bytes of a whole tensor
+    for name, share in (("weights", 1), ("gradients", 1), ("optimizer", 2 / RANKS)):
+        expected = getattr(predicted, name) / real * small
+        assert expected <= held[name] <= expected + padding * share, name
+
+
+class NoHost(Recorder):
+    """Refuses whatever would make the host wait for a device's value."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(function), "the host reads a value"
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_captured_neither_waits_nor_differs(optimizer, precision, as_rank, monkeypatch):
+    """Invariant: gradient, sums and update need no value on the host, and every step does the same to the same shapes.
+
+    On a CPU, whose kernels are others; a GPU's are watched by the capture itself.
+    """
+    engine, batch = built(as_rank(1), optimizer, precision)
+    make_capturable(engine.optimizer, engine.world.device)
+    figures = engine.world.on_device(0.0, 1.0)
+    for reading in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, reading, refused)
+    steps = []
+    for _ in range(3):
+        with NoHost() as recorded:
+            engine.forward_backward(batch, is_last=True)
+            engine._update(engine._sum_up(figures))
+        steps.append((recorded.all, recorded.collectives))
+    assert steps[1] == steps[2], "the first one makes the optimizer's state"
+    assert len(steps[1][0]) > 100
+    monkeypatch.undo()
+    with NoHost(), pytest.raises(AssertionError, match="the host reads a value"):
+        engine._loss_sum.item()
+
+
+def refused(*_):
+    """Instead of a method that brings a value to the host."""
+    raise AssertionError("the host reads a value")
