@@ -219,10 +219,13 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_compiled_run_follows_the_same_curve(ranks, tmp_path):
-    """Reference: the eager run; 1e-4 relative, as fused kernels round in another order. Two ranks: DDP is inside."""
-    options = SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32"}
+@pytest.mark.parametrize("engine", ["single", "ddp", "sharded"])
+def test_a_compiled_run_follows_the_same_curve(engine, tmp_path):
+    """Reference: the eager run; 1e-4 relative, as fused kernels round in another order. DDP is inside what compiles."""
+    options, ranks = (
+        SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32", "engine": engine},
+        1 + (engine != "single"),
+    )
     done, env = {}, runs.compiling_alone(tmp_path)
     for name in ("true", "false"):
         words = flags(**options, compile=name, out_dir=name)
