@@ -71,7 +71,7 @@ class Bucket:
         sent, received = self.gradients, self.chunk_gradient
         if self._compressed:
             sent, received = sent.bfloat16(), torch.empty_like(received, dtype=torch.bfloat16)
-        self._work, self._in_flight = self._world.reduce_scatter(sent, received), (sent, received)
+        self._work, self._in_flight = self._world.begin_reduce_scatter(sent, received), (sent, received)
 
     def reduced(self) -> None:
         """Until the chunk's gradient is the sum: on a GPU the next kernels wait, not the host."""
@@ -82,7 +82,7 @@ class Bucket:
 
     def gather(self) -> None:
         """Begin to give every rank's chunk of the weights to all."""
-        self._work = self._world.all_gather(self.chunk.detach(), self.weights)
+        self._work = self._world.begin_all_gather(self.chunk.detach(), self.weights)
 
     def gathered(self) -> None:
         """Until the weights are whole, in the same sense."""

@@ -30,7 +30,7 @@ from nanogpt.distributed.rendezvous import meet
 
 Gathered = TypeVar("Gathered")
 
-# Their names up to torch 2.12, and since.
+# Their names since torch 2.13, where the old ones warn, and before.
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -157,7 +157,7 @@ class World:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
+    def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
         """Begin to sum values over the ranks, in equal shares in order of rank, this rank's into share.
 
         share may be its own part of values. None: nothing is to be waited for.
@@ -165,7 +165,7 @@ class World:
         work: dist.Work | None = _reduce_scatter(share, values, async_op=True) if self.size > 1 else None
         return work
 
-    def all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
+    def begin_all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
         """Begin to put every rank's share, of one size, into values in order of rank, on every rank.
 
         share may be its own part of values. None: nothing is to be waited for.
@@ -173,12 +173,29 @@ class World:
         work: dist.Work | None = _all_gather(values, share, async_op=True) if self.size > 1 else None
         return work
 
+    def all_gather(self, share: Tensor, values: Tensor) -> None:
+        """The same, done when this returns: on a GPU what it is given next waits, not the host."""
+        if (work := self.begin_all_gather(share, values)) is not None:
+            work.wait()
+
     def gather(self, value: Gathered) -> list[Gathered]:
         """value of every rank, in order of rank, on every rank."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def fill(self, values: Tensor, read: Callable[[int, int], Tensor]) -> None:
+        """Fill values, (n,), on every rank with read(0, n), of which each rank reads a part: (start, stop) of it.
+
+        The parts are equal, as gloo wants them; the rest, fewer values than there are ranks, each rank reads itself.
+        """
+        part = len(values) // self.size if self.size > 1 else 0
+        if part:
+            mine = read(part * self.rank, part * (self.rank + 1)).to(values.device, values.dtype)
+            self.all_gather(mine, values[: part * self.size])
+        if (rest := part * self.size) < len(values):
+            values[rest:].copy_(read(rest, len(values)))
 
     def rows(self, count: int) -> slice:
         """This rank's contiguous share of count rows; shares differ by one row at most."""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,12 +125,13 @@ class Engine(ABC):
                 yield Piece(f"{kind}/{name}", share.start, tensor.reshape(-1)[share])
 
     def read_like_weights(self, kind: str, tensors: Sequence[Tensor | None], checkpoint: CheckpointReader) -> None:
-        """Fill tensors that are laid out as local_weights is from what pieces_like_weights wrote."""
+        """Fill tensors that are laid out as local_weights is from what pieces_like_weights wrote.
+
+        Every rank must call it: each reads its part of a tensor, and they exchange the parts.
+        """
         for (name, _), tensor in zip(self.model.named_parameters(), tensors, strict=True):
-            if tensor is None:
-                continue
-            with torch.no_grad():
-                tensor.view(-1).copy_(checkpoint.read(f"{kind}/{name}", 0, tensor.numel()))
+            if tensor is not None:
+                self.world.fill(tensor.detach().view(-1), partial(checkpoint.read, f"{kind}/{name}"))
 
     @abstractmethod
     def replicas(self) -> Iterator[tuple[str, Tensor]]:

@@ -156,9 +156,7 @@ class MuonAdamW(Optimizer):
             return found
         for stack, rows, share in zip(stacks, mine, found, strict=True):
             if len(stack) % self._world.size == 0:
-                work = self._world.all_gather(share, stack)
-                assert work is not None, "there are other ranks"
-                work.wait()
+                self._world.all_gather(share, stack)
             else:
                 stack.zero_()[rows] = share
                 self._world.sum_tensor(stack)  # exact: each value is zero on all ranks but one
