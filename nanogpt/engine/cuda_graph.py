@@ -57,7 +57,7 @@ class Replay(Generic[Result]):
         """Record the work, and run nothing."""
         graph, failure = torch.cuda.CUDAGraph(), ""
         try:
-            # Other threads, NCCL's and a checkpoint's, may ask for their own events meanwhile.
+            # Of this thread alone: NCCL's and a checkpoint's wait for events of theirs, and pin memory, meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._result = self._work()
         except Exception as error:  # of whatever type: each library has its own for what a capture refuses
