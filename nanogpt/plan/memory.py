@@ -23,6 +23,7 @@ FP32, BF16 = 4, 2  # bytes
 # Measured: Python, torch, matplotlib, DeepSpeed on a CPU.
 RUNTIME = {"single": 420e6, "ddp": 470e6, "sharded": 470e6, "deepspeed": 480e6}
 TOKENS_A_PART = 16_384  # of a full pass on a GPU, which waits for launches with fewer
+BEYOND = 1.1  # an H200 gave out 1.03 to 1.09 of what was predicted (benchmarks/LOG.md)
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (model/gpt.py)
 
 
@@ -37,7 +38,7 @@ class Memory:
     activations: int  # of one micro-batch, kept for its backward
     logits: int  # of one micro-batch, and what losses and scores make of them
     buffers: int  # weights cast to bf16, and what engines communicate through
-    checkpoint: int  # the copy that is written in the background; on a GPU it is the host's and not counted
+    checkpoint: int  # the copy that is written in the background; 0: a GPU has no room for it, and the host keeps it
     runtime: int  # Python, torch and other libraries; not on a GPU
 
     @property
@@ -66,13 +67,13 @@ def predict_memory(
     if sharded := config.engine == "sharded":  # as ZeRO 1 without masters: they are parts of the weights
         moments_over = world_size
     masters = parameters * FP32 // world_size if stage else 0
-    averaged = parameters * FP32 if config.ema else 0
+    averaged = _averaged(config, parameters)
 
     autocast = config.dtype == "bf16"
     tokens = min(config.micro_batch_size, -(-config.batch_size // world_size)) * config.context_length
     activations = _activations(config, tokens, on_cpu=on_cpu)
     logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
-    checkpoint = (3 * FP32 * parameters + averaged) // world_size if on_cpu else 0
+    checkpoint = _copy(config, parameters, world_size) if on_cpu else 0
 
     buffers = _communication(config, stage, parameters, size, deepspeed, on_cpu=on_cpu)
     if autocast and not in_bf16:
@@ -107,9 +108,33 @@ def evaluation_rows(config: ResolvedConfig, memory: Memory, world: World) -> int
     if world.device.type != "cuda" or (free := free_bytes(world)) is None:
         return rows
     wide = max(rows, TOKENS_A_PART // config.context_length)
-    trained = min(rows, -(-config.batch_size // world.size))
-    more = memory.logits * wide // trained
-    return wide if memory.total + more <= free else rows
+    return wide if memory.total + _logits(config, memory, wide, world) <= free else rows
+
+
+def with_copy_on_gpu(config: ResolvedConfig, memory: Memory, world: World) -> Memory:
+    """memory with the copy for a checkpoint, where a GPU has room for it beside a full pass; on a CPU it is in there.
+
+    memory: what the run is predicted to need. A copy that did not fit would end a run that can do without it.
+    """
+    if world.device.type != "cuda" or (free := free_bytes(world)) is None:
+        return memory
+    need = memory.total + _logits(config, memory, evaluation_rows(config, memory, world), world)
+    copy = _copy(config, GPTConfig.from_options(config).num_parameters, world.size)
+    return replace(memory, checkpoint=copy) if BEYOND * need + copy <= free else memory
+
+
+def _logits(config: ResolvedConfig, memory: Memory, rows: int, world: World) -> int:
+    """Bytes that a full pass of so many windows needs beside what a step keeps."""
+    return memory.logits * rows // min(config.micro_batch_size, -(-config.batch_size // world.size))
+
+
+def _averaged(config: ResolvedConfig, parameters: int) -> int:
+    return parameters * FP32 if config.ema else 0
+
+
+def _copy(config: ResolvedConfig, parameters: int, world_size: int) -> int:
+    """Bytes of a rank's share of a checkpoint: weights, two moments and the average, in fp32."""
+    return (3 * FP32 * parameters + _averaged(config, parameters)) // world_size
 
 
 def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:

@@ -16,7 +16,7 @@ from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
 from nanogpt.model.gpt import GPTConfig, flops_per_token
 from nanogpt.optim.recipe import recipe_of, resolve_recipe
-from nanogpt.plan.memory import Memory, evaluation_rows, predict_memory, shortage
+from nanogpt.plan.memory import Memory, evaluation_rows, predict_memory, shortage, with_copy_on_gpu
 from nanogpt.plan.reference_runs import most_steps
 from nanogpt.storage.hf import read_hf_shape
 
@@ -47,7 +47,8 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     if warnings and config.preflight == "strict":
         raise ConfigError(f"--preflight=strict: {' | '.join(warnings)}")
     memory = predict_memory(resolved, world_size=world.size, device_type=world.device.type, deepspeed=deepspeed)
-    return Plan(resolved, dataset, deepspeed, memory, evaluation_rows(resolved, memory, world), warnings)
+    rows = evaluation_rows(resolved, memory, world)
+    return Plan(resolved, dataset, deepspeed, with_copy_on_gpu(resolved, memory, world), rows, warnings)
 
 
 def _check_ranks(config: TrainConfig, world: World) -> None:
@@ -113,7 +114,8 @@ def memory_of_engines(plan: Plan, world: World) -> dict[str, Memory | str]:
     """What a rank would need with each engine that world's size allows, or why that engine cannot train this batch."""
 
     def predict(config: ResolvedConfig, settings: dict[str, Any] | None) -> Memory:
-        return predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+        need = predict_memory(config, world_size=world.size, device_type=world.device.type, deepspeed=settings)
+        return with_copy_on_gpu(config, need, world)
 
     engines: tuple[Literal["single", "ddp", "sharded"], ...] = ("single",) if world.size == 1 else ("ddp", "sharded")
     found: dict[str, Memory | str] = {

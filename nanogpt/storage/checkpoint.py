@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import read_file, whole
+from nanogpt.distributed.snapshot import snapshot
 from nanogpt.distributed.world import World
 from nanogpt.storage.json_file import finite, parse_json, write_json
 from nanogpt.storage.tensor_file import file_sha256, save_tensors
@@ -66,9 +67,12 @@ class _Written:
 class CheckpointWriter:
     """One rank's part in writing checkpoints: never two at once, and none that stops the run."""
 
-    def __init__(self, out_dir: Path, world: World, *, keep: int, attempt: str = "") -> None:
-        """attempt: a name that no other process has which may still be writing a checkpoint of the same run."""
-        self._directory, self._world, self._keep = out_dir / CHECKPOINTS, world, keep
+    def __init__(self, out_dir: Path, world: World, *, keep: int, attempt: str = "", on_device: bool = False) -> None:
+        """attempt: a name that no other process has which may still be writing a checkpoint of the same run.
+
+        on_device: the device has room for a copy of this rank's pieces.
+        """
+        self._directory, self._world, self._keep, self._on_device = out_dir / CHECKPOINTS, world, keep, on_device
         self._suffix = f"{attempt and '.'}{attempt}.tmp"
         for abandoned in self._directory.glob(".step_*.tmp"):  # of a kill, on this rank's disk
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -93,9 +97,9 @@ class CheckpointWriter:
         progress: what else the run needs to go on, as JSON; the first rank's counts. Copied too: the run counts on.
         """
         assert not self.begun
-        copy = {f"{p.name}@{p.start}": p.values.detach().to("cpu", torch.float32, copy=True) for p in pieces}
+        on_host = snapshot({f"{p.name}@{p.start}": p.values for p in pieces}, on_device=self._on_device)
         self._step, self._progress, self._result = step, finite(progress), _Written("its writer ended early")
-        self._thread = Thread(target=self._write, args=(copy,), daemon=True)
+        self._thread = Thread(target=self._write, args=(on_host,), daemon=True)
         self._thread.start()
 
     def commit(self) -> str:
@@ -119,13 +123,13 @@ class CheckpointWriter:
     def _temporary(self) -> Path:
         return self._directory / f".step_{self._step:08d}{self._suffix}"
 
-    def _write(self, copy: dict[str, Tensor]) -> None:
+    def _write(self, on_host: Callable[[], dict[str, Tensor]]) -> None:
         """In the thread: this rank's file, onto the disk."""
         name = f"rank_{self._world.rank:05d}.safetensors"
         path = self._temporary / name
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
-            save_tensors(copy, path)
+            save_tensors(on_host(), path)
             _sync(path)
             self._result = _Written(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
         except Exception as error:  # a full disk, above all; nothing that happens here may end the run

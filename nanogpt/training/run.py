@@ -169,7 +169,10 @@ def _build_trainer(
     average = EMA(engine.local_weights(), config.ema)
     replicas = _watch_replicas(context, engine, average, step=checkpoint.step if checkpoint else 0)
     state = TrainState.of(config, judged_windows=len(plan.dataset.judged), launched_at=launched_at)
-    writer = CheckpointWriter(start.out_dir, world, keep=config.keep_checkpoints, attempt=str(Attempt.from_env()))
+    writer = CheckpointWriter(
+        start.out_dir, world, keep=config.keep_checkpoints, attempt=str(Attempt.from_env()),
+        on_device=plan.memory.checkpoint > 0,
+    )  # fmt: skip
     checkpoints = CheckpointManager(context, writer, engine, average, state, replicas, wandb_run_id=start.wandb_run_id)
     profiler = open_profiler(config.profiled_steps, world, start.out_dir, logger, context.phases)
     if checkpoint is not None:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from harness.runs import TINY, flags, metrics, report, torchrun, train
+from nanogpt.distributed.snapshot import DeviceCopies
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
 from nanogpt.engine.cuda_graph import CudaGraphEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.storage.checkpoint import CheckpointWriter, Piece, newest_intact
 
 ALL_GPUS = ",".join(map(str, range(torch.cuda.device_count())))
 GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)}
@@ -76,6 +78,57 @@ def _engine(kind, optimizer):
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
     ids = torch.zeros(4, 16, dtype=torch.long, device="cuda")
     return kind(model, world, EngineOptions("fp32", optimizer, compile=False, micro_batches=[Batch(ids, ids, 64)]))
+
+
+def _large(values):
+    """So many, exact in fp32, whose period is not that of the parts in which they are taken to the host."""
+    period = torch.arange(2**24 - 1, dtype=torch.float32)
+    return period.repeat(values // len(period) + 1)[:values]
+
+
+@pytest.mark.parametrize(("on_device", "steps_before"), [(True, 0), (True, 1), (True, 5), (False, 1)])
+def test_a_save_is_of_its_moment_while_training_goes_on(on_device, steps_before, tmp_path):
+    """Reference: weights and moments cloned when the save began; the steps beside it capture graphs and replay them.
+
+    What is saved first is 2 GB beside them, so that the thread is still at work when the steps are.
+    """
+    engine = _engine(CudaGraphEngine, "adamw")
+    ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(0)).cuda()
+    batch = Batch(ids[:, :-1], ids[:, 1:], 64)
+
+    def steps(count):
+        for _ in range(count):
+            engine.forward_backward(batch, is_last=True)
+            assert math.isfinite(engine.step(1e-3))
+
+    steps(steps_before)
+    large = _large(2**29).cuda()
+    pieces = [Piece("mean/large", 0, large), *engine.pieces()]
+    expected = {piece.name: piece.values.detach().clone() for piece in pieces[1:]}
+    assert len(expected) == len(pieces) - 1, "one rank's pieces are whole"
+    writer = CheckpointWriter(tmp_path, engine.world, keep=1, on_device=on_device)
+    writer.begin(1, pieces, {})
+    large.zero_()
+    steps(6)
+    torch.cuda.synchronize()
+    assert writer.writing, "the steps are over before the save: it shows nothing"
+    assert writer.commit() == ""
+    checkpoint = newest_intact(tmp_path)[0]
+    assert torch.equal(checkpoint.read("mean/large", 0, 2**29), _large(2**29))
+    for name, values in expected.items():
+        assert torch.equal(checkpoint.read(name, 0, len(values)), values.cpu()), name
+
+
+def test_a_copy_leaves_the_gpu_when_it_has_arrived():
+    """Invariant: after the copies have arrived the allocator has given out what it had before them."""
+    large = _large(2**26).cuda()
+    before = torch.cuda.memory_allocated()
+    copies = DeviceCopies({"a": large, "b": large})
+    assert torch.cuda.memory_allocated() == before + 2 * large.nbytes
+    large.zero_()
+    arrived = copies.on_host()
+    assert torch.cuda.memory_allocated() == before
+    assert all(torch.equal(values, _large(2**26)) for values in arrived.values())
 
 
 @pytest.mark.parametrize("recipe", ["reference", "fast"])

@@ -15,7 +15,7 @@ from nanogpt.distributed.hardware import free_bytes
 from nanogpt.distributed.world import PROCESS_STATUS, World
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan import memory
-from nanogpt.plan.memory import evaluation_rows, predict_memory, shortage
+from nanogpt.plan.memory import evaluation_rows, predict_memory, shortage, with_copy_on_gpu
 from nanogpt.plan.plan import make_plan
 
 
@@ -125,3 +125,29 @@ def test_a_gpu_evaluates_as_many_windows_as_fit(monkeypatch):
         assert evaluation_rows(config, need, ALONE) == 16
     longer = make_plan(TrainConfig(dtype="fp32", context_length=1024, subset_tokens=None), ALONE).config
     assert evaluation_rows(longer, need, gpu) == 16
+
+
+def test_a_gpu_holds_a_checkpoint_s_copy_where_it_fits(monkeypatch):
+    """Reference: by hand, 16 bytes a parameter over the ranks; beside the rest, a tenth more of it and a full pass."""
+    config = make_plan(TrainConfig(dtype="fp32"), ALONE).config
+    need = predict_memory(config, world_size=1, device_type="cuda", deepspeed=None)
+    assert need.checkpoint == 0
+    gpu, two = World(0, 0, 1, torch.device("cuda", 0)), World(0, 0, 2, torch.device("cuda", 0))
+    copy = 16 * 152_791_296
+    wide, narrow = (windows * 64 * 3 * 4 * 50_257 for windows in (256, 16))
+    enough = int(1.1 * (need.total + wide)) + copy + 1
+    for free, rows, held in (
+        (enough, 256, copy),
+        (enough - 2, 256, 0),  # a full pass of as many windows as fit comes first
+        (int(1.1 * (need.total + narrow)) + copy + 1, 16, copy),
+        (None, 16, 0),
+    ):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert evaluation_rows(config, need, gpu) == rows
+        found = with_copy_on_gpu(config, need, gpu)
+        assert (found.checkpoint, found.total) == (held, need.total + held)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: enough)
+    assert with_copy_on_gpu(config, need, two).checkpoint == copy // 2
+    on_cpu = predict_memory(config, world_size=1, device_type="cpu", deepspeed=None)
+    assert with_copy_on_gpu(config, on_cpu, ALONE) == on_cpu
+    assert on_cpu.checkpoint == copy
