@@ -7,7 +7,6 @@
 Everything that differs between CUDA, MPS and CPU is here; at world size 1 every collective is the identity.
 """
 
-import ctypes
 import os
 import re
 import resource
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from nanogpt.config.errors import ConfigError, RunError, one_line
 from nanogpt.distributed.rendezvous import meet
+from nanogpt.utils.malloc import keep_freed_memory
 
 Gathered = TypeVar("Gathered")
 
@@ -105,7 +105,7 @@ class World:
         """
         cuda = self.device.type == "cuda"
         if self.device.type == "cpu" and not sharded:
-            _keep_freed_memory()
+            keep_freed_memory()
         if cuda:
             torch.cuda.set_device(self.device)  # before anything allocates, or every rank would use GPU 0
         if self.size == 1 and not sharded:
@@ -274,22 +274,6 @@ def _pick_device(local_rank: int, local_size: int, size: int) -> torch.device:
     if size == 1 and torch.backends.mps.is_available():  # gloo cannot reduce MPS tensors
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones instead of giving it back to the kernel.
-
-    A step on a CPU allocates and frees gigabytes; having the kernel map and clear those pages again each time cost as
-    much as the matrix products (benchmarks/LOG.md). Where there is no glibc nothing changes.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-    libc.mallopt(m_top_pad, 256 * 2**20)
 
 
 def _cpu_name() -> str:
