@@ -36,7 +36,9 @@ class Row:
     tokens_per_s: float = key("throughput of all ranks; full passes, saves and logging excluded, tokens/s")
     step_s: float = key("median duration of a step; full passes, saves and logging excluded, seconds")
     mfu: float | None = key("model FLOPs utilisation, tokens_per_s x FLOP a token / peak; null: the peak is unknown")
-    eta_s: float | None = key("until the target is verified, without the full passes and saves until then, seconds")
+    eta_s: float | None = key(
+        "until the target is verified, without the full passes and saves until then, seconds; 0: it is verified"
+    )
     eta_low_s: float | None = key("low end of the interval that should hold the truth 4 times in 5, seconds")
     eta_high_s: float | None = key("its high end, seconds")
     eta_note: str | None = key("why there is no ETA, or that reference runs give it; null: the run's own losses do")
@@ -174,12 +176,15 @@ class Loggers(Logger):
 def describe(row: Row) -> str:
     """A row as a person reads it."""
     mfu = "" if row.mfu is None or math.isnan(row.mfu) else f"  MFU {row.mfu:.0%}"
+    eta = f"  {told}" if (told := describe_eta(row)) else ""
     full = "" if row.full_pass_loss is None else f"  full pass {row.full_pass_loss:.4f}"
-    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s{mfu}  {describe_eta(row)}{full}"
+    return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s{mfu}{eta}{full}"
 
 
 def describe_eta(row: Row) -> str:
-    """When the target will be reached, with the interval, or that nobody can tell."""
+    """When the target will be reached, with the interval, or that nobody can tell; '' where it is reached."""
+    if row.eta_s == 0:
+        return ""
     if row.eta_s is None:
         return row.eta_note or "no ETA yet"
     if math.isnan(row.eta_s):  # a row without a step has no step time

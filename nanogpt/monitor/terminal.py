@@ -60,7 +60,9 @@ class TerminalLogger(Logger):
         figures = [f"{row.tokens_per_s:,.0f} tokens/s", f"{row.step_s:.3g} s a step"]
         if row.mfu is not None and math.isfinite(row.mfu):
             figures.append(f"MFU {row.mfu:.0%}")
-        figures += [f"{row.memory_bytes / 1e9:.1f} GB", describe_eta(row)]
+        figures.append(f"{row.memory_bytes / 1e9:.1f} GB")
+        if eta := describe_eta(row):
+            figures.append(eta)
         if row.full_pass_loss is not None:
             figures.append(f"full pass {row.full_pass_loss:.4f}")
         return Group(first, second, Text(" · ".join(figures)))

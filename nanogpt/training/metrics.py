@@ -85,9 +85,11 @@ class _EtaColumns(TypedDict):
 
 
 def _eta_columns(eta: Eta | NoEta, step_s: float) -> _EtaColumns:
-    """The columns of a row that say when the run ends, or why nobody knows."""
+    """The columns of a row that say when the run ends, or why nobody knows; all 0 where it has."""
     if isinstance(eta, NoEta):
         return {"eta_s": None, "eta_low_s": None, "eta_high_s": None, "eta_note": eta.value}
+    if eta.steps == 0:  # the pass that verifies may follow a row without a step, whose step_s is NaN
+        step_s = 0.0
     return {
         "eta_s": eta.steps * step_s,
         "eta_low_s": eta.low * step_s,

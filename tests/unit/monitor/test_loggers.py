@@ -63,4 +63,6 @@ def test_a_row_for_a_person():
     assert describe(by_reference).endswith("ETA 10 min (5 min to 2.0 h, by reference runs)")
     assert describe(replace(by_reference, mfu=math.nan, eta_s=math.nan)).endswith("tokens/s  no ETA yet")
     assert "full pass 0.0985" in describe(replace(ROW, full_pass_loss=0.0985))
+    verified = replace(ROW, full_pass_loss=0.0985, eta_s=0.0, eta_low_s=0.0, eta_high_s=0.0)
+    assert describe(verified) == "step    10  loss 1.5000  650 tokens/s  MFU 41%  full pass 0.0985"
     assert [duration(s) for s in (None, 45, 600, 86_400)] == ["?", "45 s", "10 min", "24.0 h"]

@@ -35,6 +35,8 @@ def test_every_figure_is_shown():
         assert part in shown
     for part in ("MFU 41%", "4.0 GB", "ETA 10 min (5 min to 2.0 h)", "full pass 0.1000"):
         assert part in shown
+    verified = replace(ROW, full_pass_loss=0.0985, eta_s=0.0, eta_low_s=0.0, eta_high_s=0.0)
+    assert "4.0 GB · full pass 0.0985" in drawn(100, verified)
 
 
 def test_only_a_full_pass_has_arrived():
