@@ -5,6 +5,7 @@ python -m nanogpt verify out
 
 import sys
 from dataclasses import MISSING, dataclass
+from itertools import groupby
 
 from nanogpt.config.options import Options, option
 from nanogpt.data.corpus import read_corpus
@@ -23,11 +24,15 @@ def verify(options: VerifyOptions) -> int:
     """Compute every score of report.json again from the weights and the text; status 1 where one differs."""
     run = load_scored_run(options.run_dir)
     differing = []
-    for check in verify_run(run, run_directory(options.run_dir), read_corpus(run.config.data)):
-        verdict = "fits   " if check.fits else "DIFFERS"
-        print(f"{verdict} {check.name}: stated {check.stated}, found {check.found}", flush=True)
-        if not check.fits:
-            differing.append(check.name)
+    checks = verify_run(run, run_directory(options.run_dir), read_corpus(run.config.data))
+    for group, members in groupby(checks, key=lambda check: check.group):
+        fitting = total = 0
+        for check in members:
+            total, fitting = total + 1, fitting + check.fits
+            if not check.fits:
+                print(f"DIFFERS {check.name}: stated {check.stated}, found {check.found}", flush=True)
+                differing.append(check.name)
+        print(f"{group}: {fitting} of {total} fit", flush=True)
     if differing:
         print(f"NOT verified: {', '.join(differing)}", file=sys.stderr)
         return 1

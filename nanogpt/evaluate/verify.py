@@ -4,7 +4,7 @@ differing = [check.name for check in verify("out") if not check.fits]
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward
 from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard
-from nanogpt.storage.report import ScoresPrecision
+from nanogpt.storage.report import ScoresPrecision, TextScores
 from nanogpt.storage.run_dir import Run, load_run, run_directory, weights_sha256
 
 # Relative: `loss` of a run that gave up is of its dtype and of torch's own cross-entropy, 2e-4 from the exact one on a
 # CPU in fp32. One that verified its target is the recomputable figure itself.
 LOSS_SLACK = {"fp32": 1e-3, "bf16": 5e-2}
+
+# By the first part of a check's name; the others are of what the run was given.
+LOSSES = ("loss", "target_verified", "floor", "full_pass", *(f.name for f in fields(TextScores) if f.name != "recall"))
+GROUPS = {**dict.fromkeys(LOSSES, "losses and bits"), "recall": "recall", "control": "control text"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Check:
     stated: Any
     found: Any
     fits: bool
+
+    @property
+    def group(self) -> str:
+        """What it is about: the checks of a group follow one another."""
+        return GROUPS.get(self.name.partition(".")[0], "text, weights and options")
 
 
 def score_run(run: Run, dataset: Dataset, world: World) -> Scorecard:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from harness.forks import forked
 from harness.runs import REPOSITORY, report, run
 from nanogpt.data.corpus import read_corpus
-from nanogpt.evaluate.verify import verify_run
+from nanogpt.evaluate.verify import verify, verify_run
 from nanogpt.storage.run_dir import load_run
 
 TEXT = REPOSITORY / "nanogpt" / "assets" / "coriolanus.txt"
@@ -51,14 +52,18 @@ def edit_report(run_dir, place, value):
 
 
 def test_a_run_is_verified(copy):
-    """Invariant: status 0, a line for every figure of the report that is a score, each found as it is stated."""
-    done = forked(copy, "nanogpt", "verify", copy)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line.split(":")[0].split() for line in done.stdout.splitlines() if ": stated " in line]
-    assert {verdict for verdict, _ in lines} == {"fits"}
+    """Invariant: a check for every figure of the report that is a score; status 0, and each counts as one that fits."""
+    checks = verify(str(copy))
     scores = {name for name, _ in flat({k: report(copy)[k] for k in ("full_pass", "recall", "control")})}
     named = {"floor", "loss", "strided_loss", "random_offset_loss", "memorised_bits", "bits_per_parameter", "reached"}
-    assert scores | named <= {name for _, name in lines}
+    assert scores | named <= {check.name for check in checks}
+    done = forked(copy, "nanogpt", "verify", copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *lines, last = done.stdout.splitlines()
+    counts = Counter(check.group for check in checks)
+    assert lines == [f"{group}: {count} of {count} fit" for group, count in counts.items()]
+    assert list(counts) == ["text, weights and options", "losses and bits", "recall", "control text"]
+    assert last.startswith("verified in fp32: ")
 
 
 def flat(tree, prefix=""):
@@ -85,6 +90,11 @@ def test_every_edited_figure_is_found(copy):
     assert done.returncode == 1
     assert done.stderr.startswith("NOT verified: ")
     assert set(done.stderr.removeprefix("NOT verified: ").strip().split(", ")) == set(edits)
+    shown = re.findall(r"^DIFFERS (\S+): stated .+, found .+$", done.stdout, flags=re.MULTILINE)
+    counts = re.findall(r"^\D+: (\d+) of (\d+) fit$", done.stdout, flags=re.MULTILINE)
+    assert set(shown) == set(edits)
+    assert sum(int(total) - int(fitting) for fitting, total in counts) == len(shown) == len(edits)
+    assert len(done.stdout.splitlines()) == len(shown) + len(counts)
 
 
 def test_a_looser_precision_cannot_be_claimed(copy):
