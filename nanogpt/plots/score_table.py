@@ -5,8 +5,10 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from nanogpt.storage.report import Report, TextScores
+from nanogpt.storage.report import FullPass, Report, TextScores
 from nanogpt.utils.format import percent
+
+Rows = list[tuple[str, str]]  # what a figure is, with its unit, and the figure; a heading has none
 
 
 def score_table(report: Report) -> str:
@@ -14,16 +16,12 @@ def score_table(report: Report) -> str:
     scores = report.scores
     if scores is None:
         raise ValueError("a report without scores")
-    full_pass, recall = scores.full_pass, scores.memorised.recall
-    table = Table("", "memorised", "control", title=f"{report.subset_tokens} tokens of {report.data}")
-    half = f"{recall.prefix_tokens}/{recall.continuation_tokens}"
-    table.add_row(f"loss, every position of {full_pass.windows} windows", _loss(full_pass.loss))
-    table.add_row("  above the entropy floor", _loss(full_pass.loss_above_floor))
-    table.add_row("  token accuracy", percent(full_pass.token_accuracy))
-    table.add_row(f"  {half} exact recall", percent(full_pass.exact_recall))
+    table = Table("", "memorised text", "control text", title=f"{report.subset_tokens:,} tokens of {report.data}")
+    for row in _of_full_pass(scores.full_pass):
+        table.add_row(*row)
     columns = [_of_text(text) for text in (scores.memorised, scores.control) if text]
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
+    for rows in zip(*columns, strict=True):
+        table.add_row(rows[0][0], *(figure for _, figure in rows))
     for column in table.columns[1:]:
         column.justify = "right"
     text = StringIO()
@@ -34,36 +32,55 @@ def score_table(report: Report) -> str:
     return text.getvalue()
 
 
-def _of_text(scores: TextScores) -> dict[str, str]:
+def _of_full_pass(full_pass: FullPass) -> Rows:
+    return [
+        (f"full pass: every position of {full_pass.windows:,} windows", ""),
+        ("  loss, nats/token", _rounded(full_pass.loss)),
+        ("  loss above the entropy floor, nats/token", _rounded(full_pass.loss_above_floor)),
+        ("  tokens predicted right", percent(full_pass.token_accuracy)),
+        ("  windows whose second half comes back exactly", percent(full_pass.exact_recall)),
+    ]
+
+
+def _of_text(scores: TextScores) -> Rows:
     recall = scores.recall
-    half = f"{recall.prefix_tokens}/{recall.continuation_tokens}"
+    prompt, answer = recall.prefix_tokens, recall.continuation_tokens
     run, hops, log_p = recall.verbatim_run, recall.hop_recitation, recall.log_p
     even, sure = recall.log10_draws_for_50, recall.log10_draws_for_99
-    return {
-        "strided loss, each token once": _loss(scores.strided_loss),
-        "  token accuracy": percent(recall.token_accuracy),
-        "loss at random offsets": _loss(scores.random_offset_loss),
-        f"  {half} exact recall": f"{percent(recall.exact_recall)} of {recall.exact_recall_prompts}",
-        "  ln p of the continuation, median": _nats(log_p.median),
-        "  draws for a 50 %, 99 % chance of it, median": f"{_draws(even.median_prompt)}, {_draws(sure.median_prompt)}",
-        "  the same, hardest prompt": f"{_draws(even.hardest_prompt)}, {_draws(sure.hardest_prompt)}",
-        "verbatim run, tokens: shortest, median, longest": (
-            f"{run.min_tokens}, {run.median_tokens:g}, {run.max_tokens} of {run.starts} starts"
+    return [
+        ("each token once, after half a window or more", ""),
+        ("  loss, nats/token", _rounded(scores.strided_loss)),
+        ("  tokens predicted right", percent(recall.token_accuracy)),
+        (f"random prompts of {prompt} tokens, and the {answer} tokens after each", ""),
+        ("  loss of both, nats/token", _rounded(scores.random_offset_loss)),
+        ("  prompts that bring those tokens back exactly", _share(recall.exact_recall, recall.exact_recall_prompts)),
+        ("  log-probability of those tokens, median, nats", _rounded(log_p.median)),
+        (
+            "  samples for a 50%, 99% chance of them, median prompt",
+            f"{_draws(even.median_prompt)}, {_draws(sure.median_prompt)}",
         ),
-        "  to the end of the text": percent(run.to_the_end),
-        "recited by hops of half a window": f"{percent(hops.recited)} of {hops.tokens}",
-        "  edit distance": percent(hops.edit_distance),
-        "memorised, bits": "?" if scores.memorised_bits is None else f"{scores.memorised_bits:,.0f}",
-        "  bits a parameter": "?" if scores.bits_per_parameter is None else f"{scores.bits_per_parameter:.2g}",
-    }
+        ("  the same, hardest prompt", f"{_draws(even.hardest_prompt)}, {_draws(sure.hardest_prompt)}"),
+        (f"recited without help, from a start every {prompt} tokens", ""),
+        (
+            "  tokens right in a row: shortest, median, longest",
+            f"{run.min_tokens}, {run.median_tokens:g}, {run.max_tokens}",
+        ),
+        ("  starts that come to the end of the text", _share(run.to_the_end, run.starts)),
+        (f"recited {prompt} tokens at a time, after the true {prompt} before", ""),
+        ("  tokens right", _share(hops.recited, hops.tokens)),
+        ("  edit distance to the text, share of the tokens", percent(hops.edit_distance)),
+        ("memorised beyond how often each token occurs", ""),
+        ("  in all, bits", "?" if scores.memorised_bits is None else f"{scores.memorised_bits:,.0f}"),
+        ("  a parameter, bits", "?" if scores.bits_per_parameter is None else f"{scores.bits_per_parameter:.2g}"),
+    ]
 
 
-def _loss(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4f} nats/token"
+def _rounded(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f}"
 
 
-def _nats(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4f} nats"
+def _share(share: float, number: int) -> str:
+    return f"{percent(share)} of {number:,}"
 
 
 def _draws(log10: float | None) -> str:

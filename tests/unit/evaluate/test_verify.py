@@ -112,7 +112,11 @@ def test_score_shows_what_the_report_states(copy, forked):
     score = (sys.executable, "-m", "nanogpt", "score", copy)
     shown = run(*score, cwd=copy).stdout
     for figure in (told["full_pass"]["loss"], told["strided_loss"], told["control"]["strided_loss"]):
-        assert f" {figure:.4f} nats/token " in shown
+        assert f" {figure:.4f} " in shown
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in shown.splitlines() if line.startswith("│")]
+    assert all(name for name, *_ in rows), "no name goes on in a second line"
+    assert sum(not any(figures) for _, *figures in rows) == 6, "headings"
+    assert ["loss, nats/token", f"{told['full_pass']['loss']:.4f}", ""] in rows
     assert f"{told['recall']['exact_recall']:.1%} of {told['recall']['exact_recall_prompts']}" in shown
     done = run(*score, "--line=We know't, we know't.", cwd=copy)
     count, prompt = re.fullmatch(r"shortest prompt that brings it back, (\d+) tokens?: (.*)\n", done.stdout).groups()
