@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -23,9 +24,10 @@ from fire.decorators import SetParseFn
 
 from nanogpt.config.errors import ConfigError, ReplicaError, RunError
 from nanogpt.config.options import describe_type, option_types
-from nanogpt.utils.console import OutputLost, standard_streams
+from nanogpt.utils.console import OutputLost, ReaderLeft, standard_streams
 
 Options = TypeVar("Options")
+READER_LEFT = 128 + signal.SIGPIPE  # what a shell shows of a program that SIGPIPE ended, which Python ignores
 SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
 
 
@@ -105,7 +107,7 @@ def help_text(cls: type, *, program: str, about: str | None) -> str:
 def main(command: Callable[[], int]) -> None:
     """Run command and leave with its status: 2 and one line for a ConfigError, 1 for Ctrl-C or an output that is lost.
 
-    Whatever an error's message quotes, it is one line.
+    Whatever an error's message quotes, it is one line. A reader who leaves is none: 141, in silence.
     """
     with standard_streams():
         status = _status(command)
@@ -151,6 +153,8 @@ def _status(command: Callable[[], int]) -> int:
         if rank == "0":
             print("interrupted", file=sys.stderr)
         os._exit(1)  # at once: libraries would wait for their servers and threads
+    except ReaderLeft:
+        return READER_LEFT
     except OutputLost as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -30,6 +30,10 @@ class OutputLost(Exception):  # noqa: N818, as StopRequested
     """Standard output cannot be written; the message is one line. It is raised once, and then all goes nowhere."""
 
 
+class ReaderLeft(OutputLost):
+    """The same because whoever read it has left, as `| head` does with all that it wants: no error."""
+
+
 class Output(io.RawIOBase):
     """The bytes of a standard stream. What is not taken waits, and is written before what follows it."""
 
@@ -60,7 +64,7 @@ class Output(io.RawIOBase):
                 is_lost = bool(self._waiting.strip())
                 if is_lost and isinstance(error, self.fatal) and current_thread() is main_thread():
                     self.let_go()
-                    raise OutputLost(_reason(error)) from None
+                    raise _lost(error) from None
                 del self._waiting[:-KEPT_BYTES]
         return memoryview(data).nbytes
 
@@ -139,7 +143,7 @@ def _stream(before: TextIO | None, output: Output) -> TextIO:
     )  # fmt: skip
 
 
-def _reason(error: OSError) -> str:
+def _lost(error: OSError) -> OutputLost:
     if isinstance(error, BrokenPipeError):
-        return "nobody reads the output any more"
-    return f"the output cannot be written: {error.strerror}"
+        return ReaderLeft("nobody reads the output any more")
+    return OutputLost(f"the output cannot be written: {error.strerror}")

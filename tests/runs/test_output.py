@@ -160,6 +160,17 @@ def test_the_end_finds_what_could_not_be_written(ranks):
     assert (done.returncode, done.stderr) == (1, NO_SPACE)
 
 
+@pytest.mark.parametrize("words", [["train", "--help"], ["--help"]], ids=" ".join)
+def test_a_command_whose_reader_leaves(words):
+    """Invariant: as a program that SIGPIPE ends, it says nothing, and its status in a shell is 128 + 13."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "nanogpt", *words]
+    done = subprocess.run(program, cwd=REPOSITORY, env=environment(), stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_a_full_answer_is_no_error():
     """Invariant: a reader that leaves with all but the last line's end, as head and grep -q may, is no error."""
     program = """
