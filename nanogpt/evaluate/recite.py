@@ -27,12 +27,13 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
         return "[the memorised text does not hold this prompt]"
     same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
     truth = text[-place:]
+    alike = counted(len(said[:same].decode(errors="ignore")), "character")  # without the part of a last one
     if same == len(said):
-        return f"[verbatim: {'all ' * (same != 1)}{counted(same, 'byte')}]"
+        return f"[word for word as in the memorised text: {alike}]"
     if same == len(truth):
-        return f"[verbatim for {counted(same, 'byte')}, to the end of the memorised text; the rest is invented]"
+        return f"[as in the memorised text for {alike}, to its end; the rest is invented]"
     wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
-    return f"[diverges after {counted(same, 'byte')}: the model says {wrong!r}, the text has {right!r}]"
+    return f"[as in the memorised text for {alike}; then the model says {wrong!r}, the text {right!r}]"
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

@@ -104,14 +104,17 @@ def test_recite_continues_the_text(finished):
     )  # fmt: skip
     assert done.returncode == 0
     assert text.startswith(done.stdout.rstrip("\n"))
-    assert "verbatim" in done.stderr
+    assert "word for word" in done.stderr
 
 
 def test_recite_says_as_many_tokens_as_asked(finished, forked):
     """Invariant: the token that says the end of the prompt again, as " me" could be longer, is none of them."""
     prompt = "First Citizen:\nBefore we proceed any further, hear me"
     done = forked(finished[0], "nanogpt", "recite", ".", f"--prompt={prompt}", "--max_tokens=1")
-    assert (done.stdout, done.stderr) == (f"{prompt} speak\n", "[verbatim: all 6 bytes]\n")
+    assert (done.stdout, done.stderr) == (
+        f"{prompt} speak\n",
+        "[word for word as in the memorised text: 6 characters]\n",
+    )
 
 
 def test_recite_begins_at_the_beginning(finished, forked):

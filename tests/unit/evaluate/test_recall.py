@@ -233,9 +233,9 @@ def test_longest_run():
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (b" and the dog", "verbatim: all 12 bytes"),
-        (b" and the cat", "diverges after 9 bytes: the model says 'cat', the text has 'dog and"),
-        (b" and the dog and the fox ran on", "to the end of the memorised text"),
+        (b" and the dog", "[word for word as in the memorised text: 12 characters]"),
+        (b" and the cat", "as in the memorised text for 9 characters; then the model says 'cat', the text 'dog and"),
+        (b" and the dog and the fox ran on", "to its end; the rest is invented"),
     ],
 )
 def test_the_verdict(said, expected):
@@ -244,6 +244,13 @@ def test_the_verdict(said, expected):
     assert "does not hold" in verdict(b"a zebra", said, b"the cat")
 
 
+def test_the_verdict_counts_whole_characters():
+    """Reference: counted by hand; a recitation may end, or part from the text, within a character."""
+    text = "là-bas, où".encode()
+    assert verdict(b"l", text[1:-1], text) == "[word for word as in the memorised text: 8 characters]"
+    assert "for 8 characters; then" in verdict(b"l", text[1:-1] + b"\xa0", text)
+
+
 def test_the_verdict_at_the_end_of_the_text():
     """Invariant: a prompt that ends the text has nothing to agree with."""
-    assert "for 0 bytes, to the end of the memorised text" in verdict(b"fox", b" runs", b"the fox")
+    assert "for 0 characters, to its end" in verdict(b"fox", b" runs", b"the fox")
