@@ -2,14 +2,7 @@
 
 python -m nanogpt train --out_dir=out
 python -m nanogpt recite out --prompt="Let us kill him, " --max_tokens=100
-python -m nanogpt score out --line="Let us kill him"
-python -m nanogpt score out --html=recall.html
 python -m nanogpt verify out
-python -m nanogpt checkpoint verify out
-python -m nanogpt export out exported
-python -m nanogpt plot runs/a runs/b --out=loss.png
-python -m nanogpt preflight --ranks=8 --subset_tokens=4096
-python -m nanogpt repeat --seeds=10 --out_dir=runs/repeat
 """
 
 import time
@@ -23,14 +16,29 @@ from typing import get_type_hints  # noqa: E402
 from nanogpt.config import cli  # noqa: E402
 from nanogpt.config.errors import ConfigError  # noqa: E402
 
-COMMANDS = ("train", "recite", "score", "verify", "checkpoint", "export", "plot", "preflight", "repeat")
+# Each with what it does; here, as a command's module imports torch, for which nobody waits who asks for help.
+COMMANDS = {
+    "train": "Train until the target loss is verified.",
+    "recite": "Continue a prompt from memory, and compare with the text.",
+    "score": "Show what a run memorised, beside a text that it never saw.",
+    "verify": "Compute every score of a run again, and name what differs.",
+    "checkpoint": "Check which checkpoints of a run are intact.",
+    "export": "Write a run's model for transformers.",
+    "plot": "Draw the losses of one run or several in one picture.",
+    "preflight": "Estimate whether a text can be memorised, the memory and the time.",
+    "repeat": "Measure the time to target over several seeds.",
+}
 
 
 def run() -> int:
     """The command that the first word names, with the options that follow; its module alone is imported."""
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(f"{__doc__ or ''}\ncommands: {', '.join(COMMANDS)}; python -m nanogpt COMMAND --help")
+        listed = "\n".join(f"  {command:<12}{about}" for command, about in COMMANDS.items())
+        print(
+            f"{__doc__ or ''}\nusage: python -m nanogpt COMMAND [--option=value ...]\n\ncommands:\n{listed}\n\n"
+            f"python -m nanogpt COMMAND --help lists the options of a command."
+        )
         return 0
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}: one of {', '.join(COMMANDS)}")

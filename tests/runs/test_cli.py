@@ -183,6 +183,15 @@ def test_help_documents_every_option(tmp_path):
         assert f.metadata["doc"]
 
 
+def test_help_says_what_each_command_does(room, forked):
+    """Invariant: a line of at most 80 columns for each command, which has its name and a sentence."""
+    done = forked(room, "nanogpt", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    described = dict(re.findall(r"^  (\w+) +(\S.*\.)$", done.stdout, flags=re.MULTILINE))
+    assert list(described) == list(COMMANDS)
+    assert max(len(line) for line in done.stdout.splitlines() if line.startswith("  ")) <= 80
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_its_options_in_groups(room, forked, command):
     """Invariant: each command's help says its options once, and each heading has a name and comes once."""
@@ -232,7 +241,7 @@ def test_ranks_that_differ_are_refused(room):
     assert "other.txt, rank 0 builtin: make them the same" in said
 
 
-COMMANDS = [
+MISTAKES = [
     (["recite"], "error: RUN_DIR is missing"),
     (["recite", "nowhere"], "error: nowhere: no such run directory"),
     (["recite", "."], "error: config.json: no such file"),
@@ -253,7 +262,7 @@ COMMANDS = [
 
 def test_commands_refuse_in_one_line(room, forked):
     """Invariant: the same for python -m nanogpt."""
-    for words, line in COMMANDS:
+    for words, line in MISTAKES:
         assert_refused(forked(room, "nanogpt", *words), line)
 
 
