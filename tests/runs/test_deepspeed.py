@@ -33,7 +33,7 @@ OPTIONS = TINY | {
     "subset_tokens": 40, "batch_size": 4, "learning_rate": 6e-3, "dtype": "fp32", "max_steps": 26, "log_every": 1,
     "on_plateau": "none", "ema": 0.5, "target_loss": 0.15,
 }  # fmt: skip
-ZERO = {"zero 0": "--zero_stage=0", "zero 1": "--zero_stage=1", "zero 2": "--zero_stage=2", "zero 3": "--zero_stage=3"}
+ZERO = {"zero 2": "--zero_stage=2", "zero 3": "--zero_stage=3"}
 
 
 def write(path, settings):
@@ -78,9 +78,12 @@ def assert_same_run(run_dir, ddp):
         torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", [slow("zero 0"), slow("zero 1"), "zero 2", slow("zero 3")])
-def test_every_stage_is_the_ddp_run(stage, ddp, tmp_path):
-    """Reference: two DDP ranks: curve, full pass of averaged weights, recall, and every saved weight, whole."""
+@pytest.mark.parametrize("stage", ["zero 2", slow("zero 3")])
+def test_a_stage_is_the_ddp_run(stage, ddp, tmp_path):
+    """Reference: two DDP ranks: curve, full pass of averaged weights, recall, and every saved weight, whole.
+
+    The engine averages, gathers and saves at stages 0 and 1 by the code of stage 2; their curves are in test_parity.
+    """
     done = forked_ranks(2, tmp_path, TRAIN, "--engine=deepspeed", ZERO[stage], *flags(**OPTIONS, out_dir="out"))
     assert (tmp_path / "out" / "report.json").exists(), done.stderr
     assert_same_run(tmp_path / "out", ddp)
