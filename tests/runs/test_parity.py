@@ -61,6 +61,7 @@ CELLS = [
     if not (engine == "single" and ranks > 1)
     and not (engine == "ddp" and ranks == 1)
     and not (precision == "bf16 weights" and engine not in ZERO[1:])  # refused at stage 0
+    and not (precision != "fp32" and accumulation > 1 and ranks != 2)  # of two ranks; and of 1 and 4 in fp32, to 1e-6
 ]
 # Muon where its own work differs: matrices whole or in stretches, shared out over 2 ranks, or over 4 with some idle.
 CELLS += [
