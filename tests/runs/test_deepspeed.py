@@ -203,18 +203,6 @@ def test_options_that_cannot_work_are_one_line(words, said, tmp_path, forked):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.slow
-def test_dtype_goes_before_the_file(tmp_path):
-    """Invariant: the file says how bf16 is done, --dtype=fp32 that it is not; config.json holds what came of it."""
-    settings = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
-    words = ("--engine=deepspeed", write(tmp_path / "ds.json", settings))
-    done = train(*words, *flags(**(OPTIONS | {"max_steps": 1}), out_dir="out"), cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    resolved = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert resolved["config"]["dtype"] == "fp32"
-    assert resolved["deepspeed"]["bf16"]["enabled"] is resolved["deepspeed"]["torch_autocast"]["enabled"] is False
-
-
 @pytest.mark.parametrize(
     ("shadow", "said"),
     [

@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from harness.runs import (
-    ALONE,
-)
+from harness.runs import ALONE, SHORT
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
@@ -111,6 +109,14 @@ def test_what_a_files_values_mean(tmp_path):
     assert dtype_of(settle(native, dtype="fp32")) == "fp32"
     usual = {"gradient_clipping": 0.0, "fp16": {"enabled": False}, "steps_per_print": 100, "wall_clock_breakdown": True}
     assert settle(usual)["steps_per_print"] == 100
+
+
+def test_dtype_goes_before_the_file(tmp_path):
+    """Invariant: the file says how bf16 is done, --dtype=fp32 that it is not; so the plan has it."""
+    write(tmp_path / "ds.json", {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}})
+    plan = make_plan(TrainConfig(engine="deepspeed", ds_config=str(tmp_path / "ds.json"), dtype="fp32", **SHORT), ALONE)
+    assert plan.config.dtype == "fp32"
+    assert plan.deepspeed["bf16"]["enabled"] is plan.deepspeed["torch_autocast"]["enabled"] is False
 
 
 def test_the_projects_own_file_is_valid():
