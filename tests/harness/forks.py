@@ -59,12 +59,12 @@ def train(*words, cwd):
     return forked(cwd, TRAIN, *words)
 
 
-def forked_ranks(ranks, cwd, *words):
+def forked_ranks(ranks, cwd, *words, **env):
     """The same as ranks of one world, as srun starts them -> CompletedProcess: all that they say, and their status.
 
     They have one status or the test fails.
     """
-    done = _run(_imported(words), cwd, words, _world(ranks))
+    done = _run(_imported(words), cwd, words, [rank | env for rank in _world(ranks)])
     said, errors = "".join(one.stdout for one in done), "".join(one.stderr for one in done)
     statuses = [one.returncode for one in done]
     assert len(set(statuses)) == 1, (statuses, said, errors)

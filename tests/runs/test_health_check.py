@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from harness.runs import SHORT, flags, torchrun
+from harness.forks import forked_ranks
+from harness.runs import SHORT, TRAIN, flags
 
 
 @pytest.mark.slow
 def test_healthy_ranks_are_found_right(tmp_path):
     """Invariant: real products and sums of two ranks are exact, and the check takes less than 10 s."""
-    done = torchrun(2, *flags(**SHORT, health="warn", max_steps=1), cwd=tmp_path)
+    done = forked_ranks(2, tmp_path, TRAIN, *flags(**SHORT, health="warn", max_steps=1))
     found = re.search(r"health: 2 ranks on 1 node, .* TFLOP/s, all-reduce .* GB/s, .*; (.+) s\n", done.stdout)
     assert float(found[1]) < 10
     assert "wrong numbers" not in done.stdout
@@ -21,7 +22,7 @@ def test_healthy_ranks_are_found_right(tmp_path):
 def test_strict_does_not_train(tmp_path):
     """Invariant: a rank without the GPU that Slurm gave it ends the run in one line before a file is written."""
     options = flags(**SHORT, health="strict", max_steps=1)
-    done = torchrun(2, *options, cwd=tmp_path, env={"SLURM_GPUS_ON_NODE": "2"})
+    done = forked_ranks(2, tmp_path, TRAIN, *options, SLURM_GPUS_ON_NODE="2")
     assert done.returncode != 0
     (line,) = re.findall(r"^error: --health=strict: .*$", done.stderr, re.MULTILINE)
     for rank in (0, 1):
