@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from harness.forks import train
+from harness.forks import forked_ranks, train
 from harness.lanes import slow
-from harness.runs import SHORT, flags, metrics, report, torchrun
+from harness.runs import SHORT, TRAIN, flags, metrics, report
 from nanogpt.monitor.meters import SHARES
 
 
@@ -14,7 +14,7 @@ from nanogpt.monitor.meters import SHARES
 def test_a_row_says_where_the_time_went(ranks, tmp_path):
     """Invariant: shares of one wall clock, ranks in order, and MFU from the figures beside it."""
     options = flags(**SHORT, dtype="fp32", max_steps=20, log_every=5, out_dir="out")
-    done = train(*options, cwd=tmp_path) if ranks == 1 else torchrun(ranks, *options, cwd=tmp_path)
+    done = train(*options, cwd=tmp_path) if ranks == 1 else forked_ranks(ranks, tmp_path, TRAIN, *options)
     told = report(tmp_path / "out")
     for row in metrics(tmp_path / "out"):
         assert set(row["time_share"]) == set(SHARES)
