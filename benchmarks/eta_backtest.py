@@ -24,7 +24,7 @@ from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Eta
 from nanogpt.monitor.loggers import BY_REFERENCE
 from nanogpt.optim.recipe import resolve_recipe
-from nanogpt.plan.reference_runs import runs_with_a_curve
+from nanogpt.plan.reference_runs import comparable_runs
 from nanogpt.training.state import TrainState
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the steps that the run took
@@ -54,7 +54,7 @@ def measure(options: BacktestOptions, out: Path) -> list[dict[str, Any]]:
 def forecasts(name: str, about: dict[str, Any], rows: list[dict[str, Any]], log_every: int) -> Iterator[dict[str, Any]]:
     """What each method said at the last row within each share of the run, which is not a reference run of its own."""
     config = resolve_recipe(TrainConfig(**about["options"]))
-    others = tuple(run for run in runs_with_a_curve(config, about["floor"]) if Path(run.source).stem != name)
+    others = tuple(run for run in comparable_runs(config, about["floor"]) if Path(run.source).stem != name)
     logged = list(take_together(rows, log_every))
     for share in SHARES:
         progress = TrainState.of(config, judged_windows=about["judged_windows"], launched_at=0.0)

@@ -2,9 +2,9 @@
 
 python benchmarks/record_reference_runs.py
 
-It reads what is kept of finished runs: the curves that benchmarks/record_curve.py made of run directories, and the
-reports of the default command, whose options are the program's defaults. On record are those that reached the usual
-target as the program trains by default, on random phases. Each run says from which file its figures are.
+It reads what is kept of finished runs, the curves that benchmarks/record_curve.py made of run directories. On record are
+those that reached the usual target as the program trains by default, on random phases. Each run says from which file
+its figures are.
 """
 
 import json
@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 from parts import REPOSITORY
-from parts.options import RESULTS, run_script
+from parts.options import run_script
 from record_curve import rounded
 
 from nanogpt.config.options import Options, option
-from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import FITTED_BELOW, SHORTEST
 from nanogpt.plan.reference_runs import ASSET, ReferenceRun
-from nanogpt.storage.json_file import read_json, write_json
+from nanogpt.storage.json_file import write_json
 
 CURVES = REPOSITORY / "benchmarks" / "curves"
 NAMES = (*(f.name for f in fields(ReferenceRun) if f.name != "curve"), "steps_below")  # of a run in the record
@@ -42,7 +41,7 @@ def record(options: RecordOptions) -> int:
     """Write the record."""
     runs = [
         {name: run[name] for name in NAMES}
-        for run in (*from_curves(), *from_reports())
+        for run in from_curves()
         if {name: run.get(name) for name in USUAL} == USUAL and "optimizer" in run  # else it was a patch
     ]
     runs.sort(key=lambda run: (run["optimizer"], run["source"]))
@@ -57,7 +56,11 @@ def from_curves() -> Iterator[dict[str, Any]]:
         about, *rows = map(json.loads, path.read_text().splitlines())
         epoch_steps = about["windows_per_epoch"] / about["options"]["batch_size"]
         figures = {name: about[name] for name in ("floor", "steps", "exit_reason")}
-        yield about["options"] | figures | {"source": _name(path), "steps_below": descent(rows, epoch_steps)}
+        yield (
+            about["options"]
+            | figures
+            | {"source": str(path.relative_to(REPOSITORY)), "steps_below": descent(rows, epoch_steps)}
+        )
 
 
 def descent(rows: list[dict[str, Any]], epoch_steps: float) -> list[int]:
@@ -70,18 +73,6 @@ def descent(rows: list[dict[str, Any]], epoch_steps: float) -> list[int]:
     means = [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]
     above = [np.flatnonzero(np.array(means) > loss) for loss in LOSSES]
     return [int(steps[-1]) + 2 if len(steps) else 1 for steps in above]
-
-
-def from_reports() -> Iterator[dict[str, Any]]:
-    """The same for each report of the default command, without a curve; what it does not say are the defaults."""
-    defaults = {f.name: f.default for f in fields(TrainConfig)}
-    for path in RESULTS.glob("default_run.*.json"):
-        report = read_json(path, of="the results")
-        yield defaults | report | {"floor": rounded(report["floor"]), "source": _name(path), "steps_below": None}
-
-
-def _name(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The runs that are on record, and how many steps they let one expect of another.
 
 steps = steps_on_record(plan.config, plan.dataset.floor)        # (low, high), or why nobody knows
-runs = runs_with_a_curve(plan.config, plan.dataset.floor)       # whose losses an ETA is read off
+runs = comparable_runs(plan.config, plan.dataset.floor)       # whose losses an ETA is read off
 
 benchmarks/record_reference_runs.py writes the record, assets/reference_runs.json.
 """
@@ -34,8 +34,7 @@ class ReferenceRun:
     floor: float  # nats/token
     steps: int
     source: str  # the file that these figures are from
-    # (loss, step) from which on the mean loss stayed below it, losses descending; None: its losses were not kept
-    curve: tuple[tuple[float, int], ...] | None
+    curve: tuple[tuple[float, int], ...]  # (loss, step) from which on the mean loss stayed below it, losses descending
 
     @property
     def passes(self) -> float:
@@ -44,8 +43,6 @@ class ReferenceRun:
 
     def step_below(self, loss: float) -> float | None:
         """The step from which on its mean loss was below this one, nats/token; None outside its curve."""
-        if not self.curve:
-            return None
         losses, steps = zip(*self.curve, strict=True)
         if not losses[-1] <= loss <= losses[0]:
             return None
@@ -69,7 +66,7 @@ def read_record() -> Record:
     runs = tuple(
         ReferenceRun(
             **{name: run[name] for name in names},
-            curve=run["steps_below"] and tuple(zip(content["losses"], run["steps_below"], strict=True)),
+            curve=tuple(zip(content["losses"], run["steps_below"], strict=True)),
         )
         for run in content["runs"]
     )
@@ -86,9 +83,9 @@ def steps_on_record(config: ResolvedConfig, floor: float) -> tuple[int, int] | s
     return _steps(min(run.passes for run in runs_on_record(config)), config), most_steps(config)
 
 
-def runs_with_a_curve(config: ResolvedConfig, floor: float) -> tuple[ReferenceRun, ...]:
+def comparable_runs(config: ResolvedConfig, floor: float) -> tuple[ReferenceRun, ...]:
     """The runs on record whose losses those of a run with this resolved config are compared with."""
-    return () if unlike(config, floor) else tuple(run for run in runs_on_record(config) if run.curve)
+    return () if unlike(config, floor) else tuple(runs_on_record(config))
 
 
 def unlike(config: ResolvedConfig, floor: float) -> str:

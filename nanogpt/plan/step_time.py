@@ -33,7 +33,7 @@ def step_seconds(config: ResolvedConfig, world: World) -> float:
     micro_batches = -(-share // config.micro_batch_size)
     layers = min(LAYERS, config.n_layer)
     with alone.process_group():
-        graphed = config.engine in ("single", "sharded") and micro_batches == 1
+        graphed = config.engine == ("single" if world.size == 1 else "sharded") and micro_batches == 1
         without = _timed(config, 0, alone, graphed=graphed)
         with_some = _timed(config, layers, alone, graphed=graphed)
     torch.set_num_threads(threads)

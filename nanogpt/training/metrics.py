@@ -14,7 +14,7 @@ from nanogpt.monitor.eta import Eta, NoEta
 from nanogpt.monitor.loggers import BY_REFERENCE, Row
 from nanogpt.monitor.meters import PhaseClock
 from nanogpt.plan.plan import Plan
-from nanogpt.plan.reference_runs import runs_with_a_curve
+from nanogpt.plan.reference_runs import comparable_runs
 from nanogpt.storage.report import MfuTerms
 from nanogpt.training.state import TrainState
 from nanogpt.utils.phases import Phases
@@ -27,7 +27,7 @@ class MetricsProcessor:
         self._plan, self._engine, self._world = plan, engine, engine.world
         self._flops_per_token = flops_per_token(engine.model.config, context_length=plan.config.context_length)
         self._peak_flops_per_s = peak_flops_per_s
-        self._references = runs_with_a_curve(plan.config, plan.dataset.floor)
+        self._references = comparable_runs(plan.config, plan.dataset.floor)
         self._clock = PhaseClock()
         phases.listen(self._clock)
 
