@@ -2,9 +2,9 @@
 
 python benchmarks/record_reference_runs.py
 
-It reads what is kept of finished runs, the curves that benchmarks/record_curve.py made of run directories. On record are
-those that reached the usual target as the program trains by default, on random phases. Each run says from which file
-its figures are.
+It reads what is kept of finished runs: the curves that benchmarks/record_curve.py made of run directories. On record
+are those that reached the usual target as the program trains by default, on random phases. Each run says from which
+file its figures are.
 """
 
 import json

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from harness.forks import train
-from harness.runs import SHORT, TRAIN, environment, flags, metrics, report, torchrun, wait_for
+from harness.forks import forked_ranks, train
+from harness.runs import SHORT, TRAIN, environment, flags, metrics, report, wait_for
 
 OPTIONS = SHORT | {"dtype": "fp32", "log_every": 1, "out_dir": "out"}
 PHASES = {"batch", "forward and backward", "update", "weight average"}
@@ -31,7 +31,7 @@ def test_each_rank_has_a_trace_and_the_curve_is_the_same(tmp_path):
     """Reference: the same two ranks without a profile, bit for bit; each phase is there once in each of 3 steps."""
     for name, options in (("with", {"profile_steps": "4:7"}), ("without", {})):
         (tmp_path / name).mkdir()
-        done = torchrun(2, *flags(**OPTIONS, max_steps=8, **options), cwd=tmp_path / name)
+        done = forked_ranks(2, tmp_path / name, TRAIN, *flags(**OPTIONS, max_steps=8, **options))
         assert "after 8 steps" in done.stdout, done.stderr
         if options:
             profiled = done

@@ -70,7 +70,7 @@ def test_muon_goes_on_in_another_shape(tmp_path):
     """Reference: one process throughout, Muon's momentum cut and joined on the way, to 1e-5 as above."""
     (tmp_path / "whole").mkdir()
     assert go(tmp_path / "whole", recipe="fast", max_steps=9).returncode == 3
-    for engine, max_steps in (("single", 3), ("zero 2", 5), ("ddp", 7), ("single", 9)):
+    for engine, max_steps in (("single", 3), ("zero 2", 5), ("ddp", 9)):
         go(tmp_path, engine, recipe="fast", max_steps=max_steps)
     rows, expected = metrics(tmp_path / "out"), metrics(tmp_path / "whole" / "out")
     assert [row["step"] for row in rows] == [row["step"] for row in expected] == [3, 6, 9]
@@ -153,8 +153,9 @@ def test_another_run_is_refused(stopped, tmp_path, refused, options, said):
 @pytest.mark.parametrize("dtype", [slow("bf16"), "fp32"])
 def test_another_machine_goes_on_in_the_runs_own_dtype(dtype, tmp_path):
     """Invariant: whichever of the two is faster here, --dtype=auto is that of the run in out_dir."""
-    assert go(tmp_path, dtype=dtype, max_steps=2).returncode == 3
-    assert go(tmp_path, dtype="auto", max_steps=4).returncode == 3
+    small = {"n_layer": 1, "n_embd": 16}  # a CPU with AVX2 alone emulates bf16
+    assert go(tmp_path, **small, dtype=dtype, max_steps=2).returncode == 3
+    assert go(tmp_path, **small, dtype="auto", max_steps=4).returncode == 3
     told = report(tmp_path / "out")
     assert (told["dtype"], told["steps"]) == (dtype, 4)
 
