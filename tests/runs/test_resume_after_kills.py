@@ -27,7 +27,7 @@ from harness.runs import TRAIN, WORKERS, environment, flags, metrics, report, ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero 2", "zero 3"])
+@pytest.mark.parametrize("engine", ["ddp", "zero 3"])
 def test_all_ranks_save_together(engine, tmp_path, uninterrupted):
     """Reference: the same engine undisturbed, bit for bit.
 

@@ -226,7 +226,7 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
 def test_a_compiled_run_follows_the_same_curve(engine, tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order. DDP is inside what compiles."""
     options, ranks = (
-        SHORT | {"max_steps": 8, "log_every": 1, "dtype": "fp32", "engine": engine},
+        SHORT | {"n_layer": 1, "max_steps": 8, "log_every": 1, "dtype": "fp32", "engine": engine},
         1 + (engine != "single"),
     )
     done, env = {}, runs.compiling_alone(tmp_path)
