@@ -7,11 +7,11 @@ the sums between the graphs, when both are launched: so it prepares the next ste
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanogpt.config.errors import one_line
 from nanogpt.distributed.world import World
@@ -32,9 +32,19 @@ class Replay(Generic[Result]):
     next call. Where a rank cannot capture the work, all go on as the first time. Every rank must call.
     """
 
-    def __init__(self, work: Callable[[], Result], world: World, stream: torch.cuda.Stream) -> None:
-        """stream: to run and to capture on, never the default one. Autograd remembers where it ran."""
+    def __init__(
+        self,
+        work: Callable[[], Result],
+        world: World,
+        stream: torch.cuda.Stream,
+        parameters: Iterable[nn.Parameter] = (),
+    ) -> None:
+        """stream: to run and to capture on, never the default one. Autograd remembers where it ran.
+
+        parameters: whose gradients the work makes or clears.
+        """
         self._work, self._world, self._stream = work, world, stream
+        self._parameters = list(parameters)
         self._has_run = False
         self._has_failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -53,9 +63,19 @@ class Replay(Generic[Result]):
         """Whether the next call replays."""
         return self._graph is not None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the work cannot be captured."""
+        return self._has_failed
+
+    def give_up(self) -> None:
+        """Go on as the first time."""
+        self._has_failed, self._graph = True, None
+
     def _capture(self) -> None:
         """Record the work, and run nothing."""
         graph, failure = torch.cuda.CUDAGraph(), ""
+        gradients = [parameter.grad for parameter in self._parameters]
         try:
             # Of this thread alone: NCCL's and a checkpoint's wait for events of theirs, and pin memory, meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -66,7 +86,10 @@ class Replay(Generic[Result]):
         self._has_failed = bool(failure)
         if not failure:
             self._graph = graph
-        elif self._world.is_first:
+            return
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient  # what was recorded has not been computed, nor what is gone been used
+        if self._world.is_first:
             say(f"warning: no CUDA graph can be captured ({failure}); going on kernel by kernel, which is slower")
 
     def _aside(self) -> Result:
@@ -95,8 +118,9 @@ class CudaGraphEngine(SingleEngine):
         self._batch = Batch(first.idx.clone(), first.targets.clone(), first.step_tokens)
         self._figures = self._sums = world.on_device()  # where the graphs read and write, from the first step on
         stream = torch.cuda.Stream(world.device)
-        self._gradient_graph = Replay(self._gradient, world, stream)
-        self._update_graph = Replay(self._update_of_sums, world, stream)
+        parameters = list(self.model.parameters())
+        self._gradient_graph = Replay(self._gradient, world, stream, parameters)
+        self._update_graph = Replay(self._update_of_sums, world, stream, parameters)
 
     @property
     def cuda_graphs(self) -> bool:  # type: ignore[override]  # read-only there too
@@ -118,6 +142,8 @@ class CudaGraphEngine(SingleEngine):
 
     def _update(self, sums: Tensor) -> None:
         self._update_graph()
+        if self._update_graph.has_failed:  # it has cleared the gradients that a graph would go on writing to
+            self._gradient_graph.give_up()
 
     def _gradient(self) -> Tensor:
         super().forward_backward(self._batch, is_last=True)
