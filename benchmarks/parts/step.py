@@ -5,7 +5,11 @@ loss = step(0, learning_rate=6e-4)
 step.average.update()
 """
 
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
@@ -17,22 +21,27 @@ from nanogpt.plan.plan import Plan
 class TrainStep:
     """What train_overfit.py does at each step of one process: batch, forward and backward, update.
 
-    It logs nothing, and waits for the update, which train_overfit.py lets a GPU make while it goes on. What is done
-    after it, the average of the weights, is the caller's: average.update().
+    It logs nothing, and lets a GPU make the update while the host goes on, as train_overfit.py does. What is done after
+    it, the average of the weights, is the caller's: average.update().
     """
 
-    def __init__(self, plan: Plan, world: World, *, compiled: bool = False, graphs: bool = True) -> None:
-        """A new model in world's process group, its weights seeded by plan's.
+    def __init__(
+        self, plan: Plan, world: World, *, model: GPT | None = None, compiled: bool = False, graphs: bool = True
+    ) -> None:
+        """In plan's engine, in world's process group.
 
-        graphs: whether a GPU may launch the step as a few graphs. They keep the optimizer as it is now.
+        model: to train; None: a new one, its weights seeded by plan's. graphs: whether a GPU may launch the step as a
+        few graphs. They keep the optimizer as it is now.
         """
         config = plan.config
         self.windows = plan.dataset.windows.on(world.device)
         self._batch_size = config.batch_size
-        torch.manual_seed(config.seed)
+        if model is None:
+            torch.manual_seed(config.seed)
+            model = GPT(GPTConfig.from_options(config))
         micro_batches = [self._batch(0)] if compiled or graphs else []
         built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=micro_batches)
-        self.engine = build_engine("single", GPT(GPTConfig.from_options(config)), world, built)
+        self.engine = build_engine(config.engine, model, world, built)
         self.average = EMA(self.engine.local_weights(), config.ema)
 
     def __call__(self, step: int, learning_rate: float) -> float:
@@ -44,3 +53,22 @@ class TrainStep:
     def _batch(self, step: int) -> Batch:
         idx, targets = self.windows.take(self.windows.global_batch(step, self._batch_size))
         return Batch(idx, targets, targets.numel())
+
+
+@dataclass(frozen=True)
+class CollectingWorld(World):
+    """A world of one that makes the collectives of a step nevertheless, on its process group of one."""
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        return self._of_several.sum_tensor(values)
+
+    def reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
+        return self._of_several.reduce_scatter(values, share)
+
+    def all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
+        return self._of_several.all_gather(share, values)
+
+    @property
+    def _of_several(self) -> World:
+        """One that leaves no collective out; what it sends is the group's to know."""
+        return World(self.rank, self.local_rank, 2, self.device)
