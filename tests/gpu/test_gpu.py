@@ -2,19 +2,25 @@
 
 import math
 import os
+import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
 
-from harness.runs import TINY, flags, metrics, report, torchrun, train
+from harness.runs import REPOSITORY, TINY, flags, metrics, report, torchrun, train
 from nanogpt.distributed.snapshot import DeviceCopies
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
-from nanogpt.engine.cuda_graph import CudaGraphEngine
+from nanogpt.engine.cuda_graph import CudaGraphEngine, ShardedCudaGraphEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.storage.checkpoint import CheckpointWriter, Piece, newest_intact
 
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from parts.step import CollectingWorld
+
+GRAPHED = [CudaGraphEngine, ShardedCudaGraphEngine]
 ALL_GPUS = ",".join(map(str, range(torch.cuda.device_count())))
 GPUS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ALL_GPUS)}
 pytestmark = [
@@ -33,27 +39,43 @@ def test_a_gpu_follows_the_cpus_curve(tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-2)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_graphs_change_nothing(optimizer, monkeypatch):
-    """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
+@pytest.fixture
+def built(monkeypatch):
+    """built(KIND, OPTIMIZER) is an engine in an NCCL world of one that makes every collective of its step.
+
+    Graphs are gone before the process group is: a collective in one needs it.
+    """
     monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", 32)  # half the width
-    plain, graphed = _engine(SingleEngine, optimizer), _engine(CudaGraphEngine, optimizer)
-    for step in range(8):
-        ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()
-        batch = Batch(ids[:, :-1], ids[:, 1:], 64)
-        expected, found = (_step(engine, batch) for engine in (plain, graphed))
-        assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5), step
-        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5), step
-        assert found.figures == expected.figures == (1.0, 2.0)
+    monkeypatch.setattr("nanogpt.distributed.buckets.BUCKET_BYTES", 12_000)  # so that this model too has many
+    world = CollectingWorld(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
+
+    def of(kind, optimizer):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=64))
+        options = EngineOptions("fp32", optimizer, compile=False, micro_batches=[_batch(0)])
+        engine = kind(model, world, options)
+        stack.callback(engine.close)
+        return engine
+
+    with ExitStack() as stack:
+        stack.enter_context(world.process_group(sharded=True))
+        yield of
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_graphs_change_nothing(kind, optimizer, built):
+    """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
+    plain, graphed = built(SingleEngine, optimizer), built(kind, optimizer)
+    _assert_same_steps(graphed, plain)
     assert graphed.cuda_graphs
-    graphed.close()
 
 
-def test_a_graph_refuses_a_non_finite_gradient():
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_a_graph_refuses_a_non_finite_gradient(kind, built):
     """Invariant: weights and moments stay as they were, at the first step and when it is a graph's."""
-    engine = _engine(CudaGraphEngine, "muon")
-    ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(0)).cuda()
-    batch, position = Batch(ids[:, :-1], ids[:, 1:], 64), engine.model.transformer.wpe.weight
+    engine, batch = built(kind, "muon"), _batch(0)
+    position = engine.model.transformer.wpe.weight
     for step in range(4):
         before = [p.detach().clone() for p in engine.model.parameters()]
         kept = position[0, 0].item()
@@ -67,17 +89,40 @@ def test_a_graph_refuses_a_non_finite_gradient():
         assert not torch.equal(before[2], list(engine.model.parameters())[2]), "it goes on"
 
 
+@pytest.mark.parametrize("part", ["_gradient", "_update_of_sums"])
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_a_capture_that_fails_goes_on_kernel_by_kernel(kind, part, built, monkeypatch, capsys):
+    """Reference: the single engine; no graph can hold a part that waits for the device. One line says so."""
+    work = getattr(kind, part)
+
+    def waiting(self):
+        result = work(self)
+        self._loss_sum.item()
+        return result
+
+    monkeypatch.setattr(kind, part, waiting)
+    plain, graphed = built(SingleEngine, "adamw"), built(kind, "adamw")
+    _assert_same_steps(graphed, plain)
+    assert not graphed.cuda_graphs
+    assert capsys.readouterr().out.count("no CUDA graph can be captured") == 1
+
+
+def _assert_same_steps(found, expected):
+    for step in range(8):
+        a, b = (_step(engine, _batch(step)) for engine in (found, expected))
+        assert a.loss_sum == pytest.approx(b.loss_sum, rel=1e-5), step
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5), step
+        assert a.figures == b.figures == (1.0, 2.0)
+
+
 def _step(engine, batch):
     engine.forward_backward(batch, is_last=True)
     return engine.step(1e-3, 1.0, 2.0)
 
 
-def _engine(kind, optimizer):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=64))
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
-    ids = torch.zeros(4, 16, dtype=torch.long, device="cuda")
-    return kind(model, world, EngineOptions("fp32", optimizer, compile=False, micro_batches=[Batch(ids, ids, 64)]))
+def _batch(step):
+    ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()
+    return Batch(ids[:, :-1], ids[:, 1:], 64)
 
 
 def _large(values):
@@ -87,19 +132,16 @@ def _large(values):
 
 
 @pytest.mark.parametrize(("on_device", "steps_before"), [(True, 0), (True, 1), (True, 5), (False, 1)])
-def test_a_save_is_of_its_moment_while_training_goes_on(on_device, steps_before, tmp_path):
+def test_a_save_is_of_its_moment_while_training_goes_on(on_device, steps_before, built, tmp_path):
     """Reference: weights and moments cloned when the save began; the steps beside it capture graphs and replay them.
 
     What is saved first is 2 GB beside them, so that the thread is still at work when the steps are.
     """
-    engine = _engine(CudaGraphEngine, "adamw")
-    ids = torch.randint(50257, (4, 17), generator=torch.Generator().manual_seed(0)).cuda()
-    batch = Batch(ids[:, :-1], ids[:, 1:], 64)
+    engine = built(CudaGraphEngine, "adamw")
 
     def steps(count):
         for _ in range(count):
-            engine.forward_backward(batch, is_last=True)
-            assert math.isfinite(engine.step(1e-3))
+            assert math.isfinite(_step(engine, _batch(0)).grad_norm)
 
     steps(steps_before)
     large = _large(2**29).cuda()
@@ -151,15 +193,18 @@ def test_a_gpu_reaches_the_target(tmp_path):
     assert [told[key] for key in ("reached", "dtype", "compiled", "cuda_graphs")] == [True, "bf16", True, True]
 
 
-def test_nccl_ranks_follow_one_process(tmp_path):
-    """Reference: one GPU; as many ranks as there are GPUs."""
+@pytest.mark.parametrize("engine", ["ddp", "sharded"])
+def test_nccl_ranks_follow_one_process(engine, tmp_path):
+    """Reference: one GPU; as many ranks as there are GPUs. A sharded step is CUDA graphs, collectives and all."""
     if (ranks := torch.cuda.device_count()) < 2:
         pytest.skip("needs two GPUs")
     options = TINY | {"max_steps": 20, "log_every": 1, "dtype": "fp32", "compile": "false"}
     assert train(*flags(**options, out_dir="one"), cwd=tmp_path, env=GPUS).returncode == 3
-    torchrun(ranks, *flags(**options, out_dir="all"), cwd=tmp_path, env=GPUS)
+    torchrun(ranks, *flags(**options, engine=engine, out_dir="all"), cwd=tmp_path, env=GPUS)
     for a, b in zip(metrics(tmp_path / "all"), metrics(tmp_path / "one"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    assert report(tmp_path / "all")["cuda_graphs"] == (engine == "sharded")
 
 
 @pytest.mark.parametrize("stage", range(4))

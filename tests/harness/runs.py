@@ -34,8 +34,9 @@ def environment(**more):
     """This process's, without what launchers leave there."""
     launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
     inherited = {name: value for name, value in os.environ.items() if name not in launchers}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     # The suite compares CPU runs, on a machine with GPUs too; tests/gpu shows them.
-    return inherited | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | more
+    return inherited | {"PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""} | more
 
 
 def run(*words, cwd, timeout=300, env=None):
