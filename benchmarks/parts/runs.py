@@ -76,3 +76,16 @@ def train_in(out_dir: Path, *words: str, ranks: int = 1, threads: int | None = N
     if run is None or done.returncode not in statuses.get(run.report["exit_reason"], ()):
         raise SystemExit(f"{' '.join(words)} left with status {done.returncode}:\n{done.stderr}")
     return run
+
+
+def all_reduces(ranks: int, times: int) -> dict[str, float]:
+    """Median seconds of all-reduces between as many ranks, by their bytes. Raises SystemExit where they fail."""
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory, "all_reduce.json")
+        worker = [REPOSITORY / "benchmarks" / "all_reduce_worker.py", f"--times={times}", f"--out={out}"]
+        done = subprocess.run(
+            [*launcher(ranks), *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        if not out.exists():
+            raise SystemExit(f"all-reduces of {ranks} ranks failed:\n{done.stderr}")
+        return json.loads(out.read_text())

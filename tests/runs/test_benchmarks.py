@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from harness.runs import REPOSITORY, environment, flags, report, run, wait_for
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import on_gpu
 import plain_loop
 import time_to_target
 from eta_backtest import take_together
@@ -107,7 +109,75 @@ def test_a_predicted_step_hides_what_it_can():
     assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3
     # 31 buckets of 25 MiB or less and the last one, each two latencies to the root of a tree of 4 and two back
     slow = alpha_beta.Link(alpha_s=1.0, bytes_per_s=1e30)
-    assert step_s("DDP", 0.0, slow) == pytest.approx(32 * 4)
+    assert step_s("DDP", 0.0, slow) == pytest.approx(33 * 4)
+    # 16 buckets of 48 MiB or less and the last one, three latencies round a ring of 4 each, twice; and the sums
+    assert step_s("sharded", 0.0, slow) == pytest.approx(2 * 17 * 3 + 4)
+
+
+def test_what_a_gpu_told_is_printed(tmp_path, forked):
+    """Invariant: a table for each section that came to something, and why another did not; no GPU, no measurement."""
+    tiny = {"windows": 2, "context_length": 8, "recipe": "fast", "collectives": True, "compiled": False}
+    measured = {
+        "mfu": 0.5, "allocated_bytes": 2e9, "ready_s": 1.0, "cuda_graphs": False, "not_compiled": "",
+        "alone_s": [2e-3], "in_a_row_s": [1e-3],
+    }  # fmt: skip
+    rows = [
+        tiny | measured | {"engine": "single", "graphs": False, "losses": [2.0]},
+        tiny | measured | {"engine": "sharded", "graphs": True, "losses": [2.02]},
+        tiny | {"engine": "sharded", "graphs": True, "failure": "RuntimeError: a | b"},
+    ]
+    phases_s = dict.fromkeys(("data", "compute", "communication", "checkpoint", "full_pass", "rest"), 0.5)
+    row = {"step": 10, "wall_s": 3.0, "step_s": 9e-3, "full_pass_loss": 0.09, "phases_s": phases_s}
+    run = {"steps": 10, "reached": True, "train_s": 4.0, "launch_s": 9.0, "rows": [row]}
+    sections = {
+        "gpu_tests": {"status": "skipped", "why": "5 s are left, it needs 60"},
+        "steps": {
+            "status": "timed out after 9 s",
+            "seconds": 9.0,
+            "last_lines": ["stuck", ""],
+            "result": {"steps": rows},
+        },
+        "default_run": {"status": "done", "seconds": 8.0, "result": run},
+    }
+    result = {
+        "gpus": ["NVIDIA H200"], "cuda": "13.0", "nccl": "2.28", "cores": 2, "began": "2026-11-30", "seconds": 17.0,
+        "code": {"versions": {"torch": "2.11.0"}}, "options": {"rehearse": "false"}, "sections": sections,
+    }  # fmt: skip
+    (tmp_path / "on_gpu.json").write_text(json.dumps(result))
+    script = REPOSITORY / "benchmarks" / "on_gpu.py"
+    done = forked(tmp_path, script, "--table=on_gpu.json")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "| gpu_tests | skipped: 5 s are left, it needs 60 | 0 |" in said
+    assert "| steps | timed out after 9 s: stuck | 9 |" in said
+    how = "sharded with collectives, graphs"
+    assert f"| 2 x 8 | Muon | {how} (not captured) | 2 ms | 1 ms | 50% | 2.0 GB | 1.0 s | 0.01 |" in said
+    assert f"| 2 x 8 | Muon | {how} | RuntimeError: a / b |  |  |  |  |  |" in said
+    assert "| 0.50 s | 0.50 s | 0.50 s | 0.50 s | 0.50 s | 0.50 s |" in said
+    done = forked(tmp_path, script, "--out=other.json", CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2, "error: there is no GPU here: --rehearse=true tries the program without one",
+    )  # fmt: skip
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_a_section_that_hangs_ends_with_what_it_has_started(tmp_path, monkeypatch):
+    """Invariant: its time is up, the status says so, its children are gone, and what it wrote until then is kept."""
+    worker = tmp_path / "benchmarks" / "on_gpu_worker.py"
+    worker.parent.mkdir()
+    worker.write_text(
+        "import json, pathlib, subprocess, sys\n"
+        "out = next(word for word in sys.argv if word.startswith('--out='))[6:]\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "pathlib.Path(out).write_text(json.dumps({'child': child.pid}))\n"
+        "print('waiting', flush=True)\n"
+        "child.wait()\n"
+    )
+    monkeypatch.setattr(on_gpu, "REPOSITORY", tmp_path)
+    told = on_gpu.run_section(on_gpu.Section("steps", 1, 2), 2.0, tmp_path / "on_gpu.log", "true")
+    assert (told["status"], told["last_lines"]) == ("timed out after 2 s", ["waiting"])
+    stat = Path(f"/proc/{told['result']['child']}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
 
 
 @pytest.mark.slow
