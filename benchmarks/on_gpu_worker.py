@@ -157,10 +157,10 @@ def _changes(size: Variant) -> Iterator[Variant]:
 
 
 def compiled_steps(world: World, scale: Scale, keep: Keep) -> None:
-    """The same, compiled: single, sharded, and the smaller one."""
+    """The same, compiled: single, sharded, the smaller one, and with Muon."""
     default = Variant(16, scale.context_length, graphs=world.device.type == "cuda", compiled=True)
-    variants = [default, replace(default, engine="sharded", collectives=True), replace(default, windows=2)]
-    _measure_all(variants, world, scale, keep)
+    others = ({"engine": "sharded", "collectives": True}, {"windows": 2}, {"recipe": "fast"})
+    _measure_all([default, *(replace(default, **other) for other in others)], world, scale, keep)
 
 
 def long_steps(world: World, scale: Scale, keep: Keep) -> None:
@@ -177,7 +177,7 @@ def _measure_all(variants: list[Variant], world: World, scale: Scale, keep: Keep
     """Every variant; one that fails is written down, and the next one's turn comes."""
     rows: list[dict[str, Any]] = []
     with world.process_group(sharded=True):
-        model = GPT(GPTConfig.from_options(TrainConfig(**scale.options))).to(world.device)  # drawing it takes seconds
+        model = GPT(GPTConfig.from_options(TrainConfig(**scale.options)))  # drawing it takes seconds
         for variant in variants:
             print(variant, flush=True)
             try:
@@ -200,6 +200,7 @@ def _measure(variant: Variant, model: GPT, world: World, scale: Scale) -> dict[s
         return {"failure": NO_GRAPHS}
     own = {"batch_size": variant.windows, "context_length": variant.context_length, "recipe": variant.recipe}
     plan = make_plan(TrainConfig(**scale.options | own, engine=variant.engine), world)
+    held_bytes = torch.cuda.memory_allocated() if cuda else None
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -226,6 +227,7 @@ def _measure(variant: Variant, model: GPT, world: World, scale: Scale) -> dict[s
         "dtype": plan.config.dtype, "cuda_graphs": step.engine.cuda_graphs, "ready_s": ready_s, "losses": losses,
         "alone_s": alone, "in_a_row_s": rows,
         "mfu": flops * variant.windows * variant.context_length / median(rows) / peak if peak else None,
+        "held_before_bytes": held_bytes,
         "allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "compile_s": step.engine.compilation.seconds, "not_compiled": step.engine.compilation.failure,
