@@ -10,7 +10,6 @@ import torch
 
 from harness.runs import REPOSITORY, TINY, flags, metrics, report, torchrun, train
 from nanogpt.distributed.snapshot import DeviceCopies
-from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
 from nanogpt.engine.cuda_graph import CudaGraphEngine, ShardedCudaGraphEngine
 from nanogpt.engine.single import SingleEngine
