@@ -11,9 +11,14 @@ from math import ceil, log2
 
 import numpy as np
 
+from nanogpt.distributed.buckets import BUCKET_BYTES
+
 FP32 = 4  # bytes; the engines communicate gradients and weights in fp32
 DDP_BUCKET_BYTES = 25 * 2**20  # its default
 ZERO_BUCKET_BYTES = int(5e7) * FP32  # as ds_config.json has it
+SHARDED, DDP = "sharded", "DDP"
+BUCKET_OF = {DDP: DDP_BUCKET_BYTES, SHARDED: BUCKET_BYTES}  # bytes; of ZeRO else
+SUMS_BYTES = 5 * 8  # of the norm, the loss and three figures, in double precision
 BACKWARD_SHARE = 2 / 3  # of a step's computing: two of three products of every weight
 
 
@@ -48,29 +53,39 @@ def fit_link(measured: dict[int, dict[int, float]]) -> Link:
 
 
 def step_s(
-    strategy: str, *, parameters: int, largest_parameter: int, compute_s: float, ranks: int, link: Link
+    strategy: str,
+    *,
+    parameters: int,
+    largest_parameter: int,
+    compute_s: float,
+    ranks: int,
+    link: Link,
+    update_s: float = 0.0,
 ) -> float:
-    """Seconds of a step of 'DDP', 'ZeRO 1', 'ZeRO 2' or 'ZeRO 3', of which a rank alone would compute for compute_s.
+    """Seconds of a step of 'DDP', 'sharded', 'ZeRO 1', 'ZeRO 2' or 'ZeRO 3', of which one rank computes for compute_s.
 
     Gradients travel in buckets, each with its latencies, while the backward goes on, all but the last: the tied token
     embedding, the largest parameter, has its gradient only when the backward is over, and no bucket is less than a
-    parameter. ZeRO 1 and 2 send the new weights after the update, with nothing to hide behind; ZeRO 3 gathers them in
-    the forward and again in the backward, hidden as far as those last (Rajbhandari et al., arXiv 1910.02054).
+    parameter. Then a few figures are summed. sharded, ZeRO 1 and 2 send the new weights after the update, with nothing
+    to hide behind; ZeRO 3 gathers them in the forward and again in the backward, hidden as far as those last
+    (Rajbhandari et al., arXiv 1910.02054). update_s: of compute_s, what sharded shares out over the ranks.
     """
     if ranks == 1:
         return compute_s
-    bucket_bytes = DDP_BUCKET_BYTES if strategy == "DDP" else ZERO_BUCKET_BYTES
+    bucket_bytes = BUCKET_OF.get(strategy, ZERO_BUCKET_BYTES)
     last_bytes = max(FP32 * largest_parameter, bucket_bytes)
     rest_bytes = max(0, FP32 * parameters - last_bytes)
     buckets = ceil(rest_bytes / bucket_bytes)
     each_bytes = rest_bytes / max(1, buckets)
-    backward_s = BACKWARD_SHARE * compute_s
-    if strategy == "DDP":
+    computing_s = compute_s + link.all_reduce_s(SUMS_BYTES, ranks)
+    backward_s = BACKWARD_SHARE * (compute_s - update_s)
+    if strategy == DDP:
         rest_s = buckets * link.all_reduce_s(each_bytes, ranks)
-        return compute_s + max(0.0, rest_s - backward_s) + link.all_reduce_s(last_bytes, ranks)
+        return computing_s + max(0.0, rest_s - backward_s) + link.all_reduce_s(last_bytes, ranks)
     rest_s, last_s = buckets * link.ring_s(each_bytes, ranks) / 2, link.ring_s(last_bytes, ranks) / 2
-    if strategy in ("ZeRO 1", "ZeRO 2"):
-        return compute_s + max(0.0, rest_s - backward_s) + last_s + (rest_s + last_s)
-    forward_s = compute_s - backward_s
     gather_s = rest_s + last_s
-    return compute_s + max(0.0, gather_s - forward_s) + max(0.0, gather_s + rest_s - backward_s) + last_s
+    if strategy in (SHARDED, "ZeRO 1", "ZeRO 2"):
+        saved_s = update_s * (1 - 1 / ranks) if strategy == SHARDED else 0.0
+        return computing_s - saved_s + max(0.0, rest_s - backward_s) + last_s + gather_s
+    forward_s = compute_s - backward_s
+    return computing_s + max(0.0, gather_s - forward_s) + max(0.0, gather_s + rest_s - backward_s) + last_s

@@ -73,11 +73,14 @@ def test_step_profile(benchmark):
 
 @pytest.mark.slow
 def test_scaling(benchmark):
-    """Invariant: ranks 1 and 2 take all their steps, and every size of all-reduce is timed."""
+    """Invariant: ranks 1 and 2 take all their steps on both engines, and every size of all-reduce is timed."""
     shape = {name: value for name, value in TINY_SHAPE.items() if name.startswith("n_")}
     result = benchmark("scaling.py", **shape, ranks="1,2", rounds=1, steps=3, times=2)
-    assert [len(times) for times in result["step_s"].values()] == [2, 2]
-    assert [len(shares) for shares in result["communication_share"].values()] == [2, 2]
+    for found in (result["step_s"], result["communication_share"]):
+        assert {name: [len(figures) for figures in of.values()] for name, of in found.items()} == {
+            "DDP": [2, 2],
+            "sharded": [2, 2],
+        }
     assert list(result["all_reduce_s"]) == ["2"]
     assert min(result["all_reduce_s"]["2"].values()) > 0
 
@@ -95,19 +98,22 @@ def test_a_predicted_step_hides_what_it_can():
     """Reference: by hand, 4 ranks, 1 GB of weights at 1 GB/s without latency, 0.2 GB of it in one parameter.
 
     A ring sends 1.5 bytes a byte: the last bucket takes 0.3 s, the others 1.2 s, a gather of all half of both, 0.75 s.
+    The sums before an update are too few bytes to be seen.
     """
     link, parameters = alpha_beta.Link(alpha_s=0.0, bytes_per_s=1e9), {"parameters": 250_000_000}
 
-    def step_s(strategy, compute_s, link=link, ranks=4):
+    def step_s(strategy, compute_s, link=link, ranks=4, **more):
         sizes = parameters | {"largest_parameter": 50_000_000}
-        return alpha_beta.step_s(strategy, **sizes, compute_s=compute_s, ranks=ranks, link=link)
+        return alpha_beta.step_s(strategy, **sizes, compute_s=compute_s, ranks=ranks, link=link, **more)
 
     assert step_s("DDP", 100.0) == pytest.approx(100 + 0.3)  # all hidden but the last bucket
     assert step_s("DDP", 0.3) == pytest.approx(0.3 + (1.2 - 0.2) + 0.3)
     assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + 0.15 + 0.75)
+    assert step_s("sharded", 100.0, update_s=8.0) == pytest.approx(92 + 8 / 4 + 0.15 + 0.75)
+    assert step_s("sharded", 0.6, update_s=0.3) == pytest.approx(0.3 + 0.3 / 4 + (0.6 - 0.2) + 0.15 + 0.75)
     assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (0.75 + 0.6 - 0.2) + 0.15)
     assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3
-    # 31 buckets of 25 MiB or less and the last one, each two latencies to the root of a tree of 4 and two back
+    # 31 buckets of 25 MiB or less, the last one and the sums, each two latencies up a tree of 4 and two back
     slow = alpha_beta.Link(alpha_s=1.0, bytes_per_s=1e30)
     assert step_s("DDP", 0.0, slow) == pytest.approx(33 * 4)
     # 16 buckets of 48 MiB or less and the last one, three latencies round a ring of 4 each, twice; and the sums
