@@ -28,7 +28,7 @@ from parts.step import CollectingWorld, TrainStep
 from nanogpt.config.errors import one_line
 from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.distributed.buckets import BUCKET_BYTES
+from nanogpt.distributed.buckets import CHUNK_BYTES
 from nanogpt.distributed.hardware import table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.cuda_graph import Replay
@@ -56,7 +56,7 @@ class Scale:
     most_steps: int  # of a run to the target
 
 
-REAL = Scale({}, 64, (32, 1024), BUCKET_BYTES, 8, 5, 20, (4, 16, 64, 256), 1000)
+REAL = Scale({}, 64, (32, 1024), 8 * CHUNK_BYTES, 8, 5, 20, (4, 16, 64, 256), 1000)
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
 TINY = Scale(SHAPE | {"subset_tokens": 130, "learning_rate": 3e-3}, 16, (2, 64), 2**16, 4, 2, 2, (4, 16), 30)
 
@@ -107,14 +107,14 @@ def _told(case: ElementTree.Element) -> dict[str, Any]:
 def collectives(world: World, scale: Scale, keep: Keep) -> None:
     """Each collective of the engines, captured and replayed in a world of one; then the group is taken down."""
     found: dict[str, Any] = {"message_bytes": scale.message_bytes, "collectives": []}
-    with world.process_group(sharded=True):
+    with world.process_group(even_alone=True):
         collecting = _collecting(world)
         sent = torch.randn(scale.message_bytes // 4, device=world.device)
         received = torch.zeros_like(sent)
         works: dict[str, Callable[[], object]] = {
             "all_reduce": lambda: collecting.sum_tensor(received.copy_(sent)),
-            "reduce_scatter": lambda: _wait(collecting.reduce_scatter(sent, received)),
-            "all_gather": lambda: _wait(collecting.all_gather(sent, received)),
+            "reduce_scatter": lambda: _wait(collecting.begin_reduce_scatter(sent, received)),
+            "all_gather": lambda: _wait(collecting.begin_all_gather(sent, received)),
         }
         for name, work in works.items():
             captured: Any = work
@@ -176,7 +176,7 @@ def long_compiled(world: World, scale: Scale, keep: Keep) -> None:
 def _measure_all(variants: list[Variant], world: World, scale: Scale, keep: Keep) -> None:
     """Every variant; one that fails is written down, and the next one's turn comes."""
     rows: list[dict[str, Any]] = []
-    with world.process_group(sharded=True):
+    with world.process_group(even_alone=True):
         model = GPT(GPTConfig.from_options(TrainConfig(**scale.options)))  # drawing it takes seconds
         for variant in variants:
             print(variant, flush=True)

@@ -11,13 +11,12 @@ from math import ceil, log2
 
 import numpy as np
 
-from nanogpt.distributed.buckets import BUCKET_BYTES
+from nanogpt.distributed.buckets import CHUNK_BYTES
 
 FP32 = 4  # bytes; the engines communicate gradients and weights in fp32
 DDP_BUCKET_BYTES = 25 * 2**20  # its default
 ZERO_BUCKET_BYTES = int(5e7) * FP32  # as ds_config.json has it
 SHARDED, DDP = "sharded", "DDP"
-BUCKET_OF = {DDP: DDP_BUCKET_BYTES, SHARDED: BUCKET_BYTES}  # bytes; of ZeRO else
 SUMS_BYTES = 5 * 8  # of the norm, the loss and three figures, in double precision
 BACKWARD_SHARE = 2 / 3  # of a step's computing: two of three products of every weight
 
@@ -72,7 +71,7 @@ def step_s(
     """
     if ranks == 1:
         return compute_s
-    bucket_bytes = BUCKET_OF.get(strategy, ZERO_BUCKET_BYTES)
+    bucket_bytes = {DDP: DDP_BUCKET_BYTES, SHARDED: ranks * CHUNK_BYTES}.get(strategy, ZERO_BUCKET_BYTES)
     last_bytes = max(FP32 * largest_parameter, bucket_bytes)
     rest_bytes = max(0, FP32 * parameters - last_bytes)
     buckets = ceil(rest_bytes / bucket_bytes)

@@ -62,11 +62,11 @@ class CollectingWorld(World):
     def sum_tensor(self, values: Tensor) -> Tensor:
         return self._of_several.sum_tensor(values)
 
-    def reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
-        return self._of_several.reduce_scatter(values, share)
+    def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
+        return self._of_several.begin_reduce_scatter(values, share)
 
-    def all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
-        return self._of_several.all_gather(share, values)
+    def begin_all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
+        return self._of_several.begin_all_gather(share, values)
 
     @property
     def _of_several(self) -> World:

@@ -1,6 +1,6 @@
 """Parameters side by side in flat tensors, of which each rank owns one chunk.
 
-buckets = [Bucket(named, world) for named in in_buckets(model.named_parameters())]
+buckets = [Bucket(named, world) for named in in_buckets(model.named_parameters(), world)]
 bucket.reduce(), bucket.reduced()       # its gradient, once it is complete: this rank's chunk is the sum over the ranks
 bucket.gather(), bucket.gathered()      # its weights, once every rank has written its chunk: all ranks have the whole
 """
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from nanogpt.distributed.world import World
 
 ROW = 1024  # values that a chunk is a multiple of: 4 kB of fp32, which suits all collectives and kernels
-BUCKET_BYTES = 48 * 2**20  # large enough for a network's full speed, small enough to go while the backward goes on
+# Of a chunk, about. A collective sends one chunk after another, as many as there are ranks: each large beside the
+# latency of a link, 15 us at 320 GB/s say, and of few ranks so small that it goes while the backward goes on.
+CHUNK_BYTES = 6 * 2**20
 
 Named = tuple[str, nn.Parameter]
 
@@ -94,12 +96,12 @@ class Bucket:
         self._work = None
 
 
-def in_buckets(parameters: Iterable[Named]) -> Iterator[list[Named]]:
-    """The parameters, in their order, as many together as make BUCKET_BYTES or more."""
+def in_buckets(parameters: Iterable[Named], world: World) -> Iterator[list[Named]]:
+    """The parameters, in their order, as many together as make chunks of CHUNK_BYTES or more."""
     held: list[Named] = []
     for each in parameters:
         held.append(each)
-        if sum(p.nbytes for _, p in held) >= BUCKET_BYTES:
+        if sum(p.nbytes for _, p in held) >= world.size * CHUNK_BYTES:
             yield held
             held = []
     if held:
@@ -107,12 +109,12 @@ def in_buckets(parameters: Iterable[Named]) -> Iterator[list[Named]]:
 
 
 def in_equal_buckets(parameters: Iterable[Named], world: World) -> Iterator[list[Named]]:
-    """The same, each of one shape and as many for every rank: with a parameter as unit, chunks hold whole ones."""
+    """The same, each of one shape: with a parameter as unit, chunks hold whole ones, the last bucket's maybe none."""
     of_shape: dict[torch.Size, list[Named]] = {}
     for each in parameters:
         of_shape.setdefault(each[1].shape, []).append(each)
     for alike in of_shape.values():
-        many = world.size * max(1, BUCKET_BYTES // (world.size * alike[0][1].nbytes))
+        many = world.size * max(1, CHUNK_BYTES // alike[0][1].nbytes)
         for start in range(0, len(alike), many):
             yield alike[start : start + many]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class HostCopy:
-    """What is in a small tensor now, for the host to read once."""
+    """What is in a small tensor now."""
 
     def __init__(self, values: Tensor) -> None:
-        self._host, self._arrived = values, None
+        self._host, self._arrived = values.clone(), None
         if values.device.type == "cuda":
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)

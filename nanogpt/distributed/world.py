@@ -94,21 +94,21 @@ class World:
 
     @contextmanager
     def process_group(
-        self, store: dist.Store | None = None, *, timeout_s: float = 600.0, sharded: bool = False
+        self, store: dist.Store | None = None, *, timeout_s: float = 600.0, even_alone: bool = False
     ) -> Iterator[None]:
         """The default process group around a run: NCCL between GPUs, gloo between CPUs.
 
         store: of meet(), which is called where there is none yet.
         timeout_s: how long the program means to wait for a rank; a collective, which cannot say why, waits longer.
-        sharded: for an engine that shares its state out. It needs a group even alone, and it is there to save memory,
-        so what is freed on a CPU goes back to the kernel.
+        even_alone: for DeepSpeed, which needs a group there too. It is there to save memory, so what is freed on a CPU
+        goes back to the kernel.
         """
         cuda = self.device.type == "cuda"
-        if self.device.type == "cpu" and not sharded:
+        if self.device.type == "cpu" and not even_alone:
             keep_freed_memory()
         if cuda:
             torch.cuda.set_device(self.device)  # before anything allocates, or every rank would use GPU 0
-        if self.size == 1 and not sharded:
+        if self.size == 1 and not even_alone:
             yield
             return
         timeout = max(timedelta(seconds=timeout_s), COLLECTIVE_TIMEOUT) + MARGIN

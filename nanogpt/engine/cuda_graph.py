@@ -131,7 +131,8 @@ class CudaGraphEngine(SingleEngine):
         self._batch.targets.copy_(batch.targets)
 
     def close(self) -> None:
-        del self._gradient_graph, self._update_graph
+        self._gradient_graph.give_up()
+        self._update_graph.give_up()
 
     def _sum_up(self, figures: Tensor) -> Tensor:
         if self._figures.shape != figures.shape:
@@ -141,6 +142,8 @@ class CudaGraphEngine(SingleEngine):
         return self._sums
 
     def _update(self, sums: Tensor) -> None:
+        if self._gradient_graph.has_failed:  # what it makes is elsewhere each time
+            self._update_graph.give_up()
         self._update_graph()
         if self._update_graph.has_failed:  # it has cleared the gradients that a graph would go on writing to
             self._gradient_graph.give_up()

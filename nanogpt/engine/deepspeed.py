@@ -21,7 +21,7 @@ from nanogpt.engine.deepspeed_config import LOGGING, import_deepspeed
 from nanogpt.engine.deepspeed_types import MappedParameter, MasterMapping, Runtime, ShardedParameter, ZeroOptimizer
 from nanogpt.engine.single import mean_share, replicated, replicated_pieces, restore_replicated
 from nanogpt.model.gpt import GPT
-from nanogpt.optim.muon import MuonAdamW, Stretch
+from nanogpt.optim.muon import MatrixStretch, MuonAdamW
 from nanogpt.optim.optimizer import MOMENTS, build_optimizer, gradient_norm, restored_state, set_learning_rate
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
 from nanogpt.storage.report import ScoresPrecision
@@ -180,11 +180,11 @@ class DeepSpeedEngine(Engine):
             if length:
                 yield name, start, flat.detach()[at : at + length]
 
-    def _matrix_stretches(self, muon: MuonAdamW) -> Iterator[Stretch]:
+    def _matrix_stretches(self, muon: MuonAdamW) -> Iterator[MatrixStretch]:
         """Of its matrices, what this rank's flat fp32 masters hold, at stages 1 and 2."""
         for number, parameter in enumerate(muon.matrices):
             if mapping := _mapping(parameter):
-                yield Stretch(
+                yield MatrixStretch(
                     number, mapping.lp_fragment_address.start, self._flat_masters()[mapping.param_group_index],
                     mapping.hp_fragment_address.start, mapping.lp_fragment_address.numel,
                 )  # fmt: skip

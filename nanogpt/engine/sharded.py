@@ -1,9 +1,10 @@
 """Several processes that share out the update: each makes it for a part of the weights, and all get the result.
 
 The gradient is reduce-scattered bucket by bucket while the backward goes on; each rank's optimizer, and the average of
-the weights, see its chunks alone; then the new weights are all-gathered. That sends what DDP's all-reduce sends, and
-divides the work and memory of the update by the number of ranks (ZeRO's stage 1, Rajbhandari et al., arXiv 1910.02054).
-Nothing in a step waits on the host, so a GPU can record it, collectives included (cuda_graph.py).
+the weights, see its chunks alone; then the new weights are all-gathered. That sends what DDP's all-reduce sends, but
+for padding, and divides the work and memory of the update by the number of ranks (ZeRO's stage 1, Rajbhandari et al.,
+arXiv 1910.02054). Nothing in a step waits on the host, so a GPU can record it, collectives included (cuda_graph.py).
+Compiled, the backward gives all gradients at its end, and no exchange is hidden.
 """
 
 import time
@@ -17,8 +18,7 @@ from torch import Tensor
 from nanogpt.distributed.buckets import Bucket, flat_rows, in_buckets, in_equal_buckets
 from nanogpt.engine.base import Batch, Compilation, EngineOptions
 from nanogpt.engine.single import SingleEngine
-from nanogpt.optim.muon import MuonAdamW, can_share_whole
-from nanogpt.optim.muon import Stretch as MatrixStretch
+from nanogpt.optim.muon import MatrixStretch, MuonAdamW, can_share_whole
 from nanogpt.optim.optimizer import l2_norm
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
@@ -29,7 +29,7 @@ class ShardedEngine(SingleEngine):
     name = "sharded"
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
-        self._to_reduce = list(self._buckets) if is_last else []
+        self._next = 0 if is_last else len(self._buckets)  # the bucket that is reduced next
         self._incomplete = [len(bucket.parameters) for bucket in self._buckets]
         super().forward_backward(batch, is_last=is_last)
 
@@ -90,7 +90,7 @@ class ShardedEngine(SingleEngine):
                     for each in in_equal_buckets(of_group, self.world)
                 ]
             else:
-                made = [Bucket(each, self.world, compressed=compressed) for each in in_buckets(of_group)]
+                made = [Bucket(each, self.world, compressed=compressed) for each in in_buckets(of_group, self.world)]
             group["params"] = [bucket.chunk for bucket in made]
             buckets += made
         if muon is not None:
@@ -119,8 +119,9 @@ class ShardedEngine(SingleEngine):
     def _complete(self, bucket: int, _: Tensor) -> None:
         """A gradient is: reduce its bucket once all of them are, in the same order on every rank."""
         self._incomplete[bucket] -= 1
-        while self._to_reduce and not self._incomplete[-len(self._to_reduce)]:
-            self._to_reduce.pop(0).reduce()
+        while self._next < len(self._buckets) and not self._incomplete[self._next]:
+            self._buckets[self._next].reduce()
+            self._next += 1
 
     def _sum_up(self, figures: Tensor) -> Tensor:
         started = time.perf_counter()

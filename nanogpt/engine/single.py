@@ -66,7 +66,8 @@ class SingleEngine(Engine):
     def _update(self, sums: Tensor) -> None:
         """Of the weights, if the norm in sums is finite, which the device sees; then the step is cleared."""
         refuse_update(self.optimizer, ~sums[0].isfinite())
-        self.optimizer.step()
+        if self.world.device.type != "mps" or sums[0].isfinite():  # whose fused AdamW may not look
+            self.optimizer.step()
         self._clear_gradient()
         self._loss_sum.zero_()
 

@@ -42,7 +42,7 @@ SMALLEST_NORM = 1e-7  # of a gradient that is told from none
 
 
 @dataclass(frozen=True)
-class Stretch:
+class MatrixStretch:
     """Values of a matrix that this rank updates: all of it, or what a sharding engine has left here."""
 
     matrix: int  # which of MuonAdamW's matrices
@@ -76,8 +76,8 @@ class MuonAdamW(Optimizer):
         self._dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self._shapes = [p.shape for p in self.matrices]  # a sharding engine may empty the matrices
         self._replicated = True
-        self.find_stretches: Callable[[], Iterable[Stretch]] = lambda: [
-            Stretch(i, 0, matrix, 0, matrix.numel()) for i, matrix in enumerate(self.matrices)
+        self.find_stretches: Callable[[], Iterable[MatrixStretch]] = lambda: [
+            MatrixStretch(i, 0, matrix, 0, matrix.numel()) for i, matrix in enumerate(self.matrices)
         ]
 
     @property
@@ -89,7 +89,7 @@ class MuonAdamW(Optimizer):
     def found_inf(self, refused: Tensor) -> None:
         self._adamw.found_inf = refused  # type: ignore[attr-defined]
 
-    def shard(self, find_stretches: Callable[[], Iterable[Stretch]], *, whole: bool = False) -> None:
+    def shard(self, find_stretches: Callable[[], Iterable[MatrixStretch]], *, whole: bool = False) -> None:
         """From now on the ranks hold stretches of the matrices, each value on one rank.
 
         whole: each stretch is a whole matrix, so that no rank needs another's.
@@ -133,7 +133,7 @@ class MuonAdamW(Optimizer):
                 torch._foreach_add_(weights, [_stretch_of(updates, m, one) for one in s])
 
     def _stacked(
-        self, members: Sequence[int], stretches: Sequence[Stretch], directions: dict[Tensor, Tensor]
+        self, members: Sequence[int], stretches: Sequence[MatrixStretch], directions: dict[Tensor, Tensor]
     ) -> Tensor:
         """The directions of the matrices of one shape, (len(members) or more, rows, columns), on every rank."""
         device = next(iter(directions.values())).device
@@ -178,7 +178,7 @@ def can_share_whole(members: int, world_size: int) -> bool:
     return stack_depth(members, world_size) % world_size == 0
 
 
-def _stretch_of(stack: Tensor, members: Sequence[int], stretch: Stretch) -> Tensor:
+def _stretch_of(stack: Tensor, members: Sequence[int], stretch: MatrixStretch) -> Tensor:
     """Where a stretch's values are in the stack of the matrices called members."""
     return stack[members.index(stretch.matrix)].view(-1)[stretch.start : stretch.start + stretch.length]
 

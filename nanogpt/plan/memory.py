@@ -63,11 +63,12 @@ def predict_memory(
     in_bf16 = bool(deepspeed and deepspeed["bf16"]["enabled"])
     size = BF16 if in_bf16 else FP32  # of a weight and of its gradient
     stage = config.zero_stage or 0
-    moments_over, gradients_over, weights_over = (world_size if stage >= n else 1 for n in (1, 2, 3))  # ranks
-    if sharded := config.engine == "sharded":  # as ZeRO 1 without masters: they are parts of the weights
-        moments_over = world_size
+    gradients_over, weights_over = (world_size if stage >= n else 1 for n in (2, 3))  # ranks
+    sharded = config.engine == "sharded"  # as ZeRO 1 without masters: they are parts of the weights
+    moments_over = world_size if stage or sharded else 1
+    padding = _padding(config, shape, world_size) if sharded else 0
     masters = parameters * FP32 // world_size if stage else 0
-    averaged = _averaged(config, parameters)
+    averaged = _averaged(config, parameters + padding)
 
     autocast = config.dtype == "bf16"
     tokens = min(config.micro_batch_size, -(-config.batch_size // world_size)) * config.context_length
@@ -76,9 +77,8 @@ def predict_memory(
     checkpoint = _copy(config, parameters, world_size) if on_cpu else 0
 
     buffers = _communication(config, stage, parameters, size, deepspeed, on_cpu=on_cpu)
-    if autocast and not in_bf16:
-        buffers += parameters * BF16
-    moments = 2 * FP32 * parameters
+    buffers += parameters * BF16 if autocast and not in_bf16 else 0
+    moments = FP32 * (2 * parameters + padding)
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
         update = _muon_update(config, shape, world_size, moments_over)
@@ -87,8 +87,8 @@ def predict_memory(
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
         buffers += max(0, parameters * FP32 - activations - logits - checkpoint)
     return Memory(
-        weights=parameters * size // weights_over,
-        gradients=parameters * size // gradients_over,
+        weights=(parameters + padding) * size // weights_over,
+        gradients=(parameters + padding) * size // gradients_over,
         optimizer=moments // moments_over + masters,
         average=averaged // (world_size if sharded else weights_over),
         activations=activations,
@@ -147,6 +147,13 @@ def _activations(config: ResolvedConfig, tokens: int, *, on_cpu: bool) -> int:
     return config.n_layer * tokens * (channel * config.n_embd + scores * config.n_head * config.context_length)
 
 
+def _padding(config: ResolvedConfig, shape: GPTConfig, world_size: int) -> int:
+    """Values that the sharded engine adds to the blocks' matrices: Muon's ranks own whole ones, of a shape as many."""
+    if not (recipe_of(config).orthogonalises and can_share_whole(shape.n_layer, world_size)):
+        return 0
+    return (stack_depth(shape.n_layer, world_size) - shape.n_layer) * shape.block_matrices
+
+
 def _muon_update(config: ResolvedConfig, shape: GPTConfig, world_size: int, moments_over: int) -> int:
     """Bytes that a step of optim/muon.py holds for a moment: directions, the stack, and what is made of a share."""
     directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
@@ -166,7 +173,8 @@ def _communication(
     """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
     if config.engine == "sharded":
         compressed = 2 * parameters * BF16 if config.gradient_compression == "bf16" else 0  # sent, and received
-        return compressed + parameters * FP32 * on_cpu  # gloo reduces a copy of the gradient
+        # gloo reduces a copy of the gradient; a compiled backward has made all of it before any is put in a bucket.
+        return compressed + parameters * FP32 * (on_cpu + (config.compile == "true"))
     if config.engine == "ddp":
         return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
     if not (deepspeed and stage):

@@ -35,11 +35,17 @@ class Evaluator:
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """The average in the model inside."""
+        """The average in the model inside, the weights again after, also where all ranks are asked to stop."""
+        asked = None
         with self._average.applied():
             self._engine.weights_written()
-            yield
+            try:
+                yield
+            except StopRequested as stop:  # on every rank; after another error some rank may not come any more
+                asked = stop
         self._engine.weights_written()
+        if asked is not None:
+            raise asked
 
     def full_pass(self, *, step: int, is_last: bool) -> float:
         """The average's mean loss over all judged windows, nats/token, in the phase that is under way.

@@ -76,7 +76,7 @@ def _begin(config: TrainConfig, launched: float, stop: StopSignals) -> Result:
         return endings.stopped_while_ranks_were_missing(plan, world)
     with (
         Watchdog(world, store, timeout_s=timeout_s) as watchdog,
-        world.process_group(store, timeout_s=timeout_s, sharded=plan.deepspeed is not None),
+        world.process_group(store, timeout_s=timeout_s, even_alone=plan.deepspeed is not None),
     ):
         phases = Phases(watchdog)
         with phases("the beginning", patient=True):

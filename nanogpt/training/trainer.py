@@ -127,6 +127,8 @@ class Trainer:
             state.schedule.observe(loss_sum / step_tokens)
             if state.schedule.averaging:
                 self.average.update()
+            if state.step % self.config.log_every == 0 or state.schedule.due():
+                self.world.wait_for_device()  # else the update is done in the time of what follows, not of this step
             state.meter.add(loss_sum, step_tokens, time.perf_counter() - started)
         else:
             state.bad_steps += 1

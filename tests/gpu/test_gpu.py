@@ -45,7 +45,7 @@ def built(monkeypatch):
     Graphs are gone before the process group is: a collective in one needs it.
     """
     monkeypatch.setattr("nanogpt.optim.muon.CHANNELS", 32)  # half the width
-    monkeypatch.setattr("nanogpt.distributed.buckets.BUCKET_BYTES", 12_000)  # so that this model too has many
+    monkeypatch.setattr("nanogpt.distributed.buckets.CHUNK_BYTES", 12_000)  # so that this model too has many
     world = CollectingWorld(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
 
     def of(kind, optimizer):
@@ -57,7 +57,7 @@ def built(monkeypatch):
         return engine
 
     with ExitStack() as stack:
-        stack.enter_context(world.process_group(sharded=True))
+        stack.enter_context(world.process_group(even_alone=True))
         yield of
 
 

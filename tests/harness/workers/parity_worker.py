@@ -20,7 +20,7 @@ from nanogpt.engine.base import EngineOptions
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan.plan import Plan, make_plan
 
-nanogpt.distributed.buckets.BUCKET_BYTES = 12_000  # so that this model too is cut into many
+nanogpt.distributed.buckets.CHUNK_BYTES = 4_000  # so that this model too is cut into many
 nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
 
 
@@ -64,7 +64,7 @@ def run() -> int:
     """Train the cells of the file that the first word names, write their curves to the second."""
     cells = json.loads(Path(sys.argv[1]).read_text())
     world = World.from_env()
-    with world.process_group(sharded=True):
+    with world.process_group(even_alone=True):
         curves = [curve(TrainConfig(**cell), world) for cell in cells]
     if world.is_first:
         Path(sys.argv[2]).write_text(json.dumps(curves))

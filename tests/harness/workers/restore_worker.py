@@ -63,7 +63,7 @@ def found_in(cell: dict, out_dir: Path, world: World) -> dict:
 def run() -> int:
     """The cells of the file that the first word names, what was found to the second."""
     world = World.from_env()
-    with world.process_group(sharded=True):
+    with world.process_group(even_alone=True):
         cells = json.loads(Path(sys.argv[1]).read_text())
         found = [found_in(cell, Path(f"cell_{number}"), world) for number, cell in enumerate(cells)]
     if world.is_first:

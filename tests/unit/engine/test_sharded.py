@@ -15,6 +15,7 @@ from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions
 from nanogpt.engine.sharded import ShardedEngine
 from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.optim.muon import is_matrix
 from nanogpt.optim.optimizer import make_capturable
 from nanogpt.plan.memory import predict_memory
 from nanogpt.plan.plan import make_plan
@@ -26,7 +27,7 @@ RANKS = 128
 @pytest.fixture(autouse=True)
 def many_buckets(monkeypatch):
     """So that this small model is cut into many."""
-    monkeypatch.setattr(buckets, "BUCKET_BYTES", 12_000)
+    monkeypatch.setattr(buckets, "CHUNK_BYTES", 100)
 
 
 class Recorder(TorchDispatchMode):
@@ -59,13 +60,13 @@ def built(world, optimizer, precision="fp32", compression="none"):
 
 @pytest.fixture
 def as_rank():
-    """as_rank(r): the world of rank r of 128."""
+    """as_rank(r): the world of rank r of 128, or of so many."""
 
-    def of(rank):
+    def of(rank, ranks=RANKS):
         if dist.is_initialized():
             dist.destroy_process_group()
-        dist.init_process_group("fake", rank=rank, world_size=RANKS, store=FakeStore())
-        return World(rank=rank, local_rank=0, size=RANKS, device=torch.device("cpu"))
+        dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
+        return World(rank=rank, local_rank=0, size=ranks, device=torch.device("cpu"))
 
     yield of
     dist.destroy_process_group()
@@ -95,27 +96,32 @@ def test_all_ranks_call_the_same_collectives(optimizer, compression, as_rank):
     assert all(kind == sent for given in reduced for kind, _ in given)
 
 
-def test_a_rank_holds_its_share(as_rank):
-    """Reference: memory.py's formula, but for the padding that gives all ranks whole rows: at most 1,023 a bucket."""
-    world = as_rank(RANKS - 1)
-    engine, batch = built(world, "adamw")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_rank_holds_its_share(ranks, optimizer, as_rank):
+    """Reference: memory.py's formula, and the padding to whole rows of 1,024 values that it leaves out, exactly."""
+    world = as_rank(0, ranks)  # the last of three has no matrix, and no moments of the padding that stands for it
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32}
+    engine, batch = built(world, optimizer)
     engine.forward_backward(batch, is_last=True)
     engine.step(1e-3)
-    config = make_plan(TrainConfig(**SHAPE, batch_size=RANKS, engine="sharded", dtype="fp32"), world).config
-    predicted = predict_memory(config, world_size=RANKS, device_type="cuda", deepspeed=None)
-    real = GPTConfig(**SHAPE).num_parameters
-    small = engine.model.num_parameters()
-    held = {
-        "weights": sum(bucket.weights.nbytes for bucket in engine._buckets),
-        "gradients": sum(bucket.gradients.nbytes for bucket in engine._buckets),
-        "optimizer": sum(
-            state[moment].nbytes for state in engine.optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq")
-        ),
-    }
-    padding = 4 * 1023 * RANKS * len(engine._buckets)  # bytes of a whole tensor
-    for name, share in (("weights", 1), ("gradients", 1), ("optimizer", 2 / RANKS)):
-        expected = getattr(predicted, name) / real * small
-        assert expected <= held[name] <= expected + padding * share, name
+    config = make_plan(TrainConfig(**shape, engine="sharded", optimizer=optimizer, dtype="fp32"), world).config
+    predicted = predict_memory(config, world_size=ranks, device_type="cuda", deepspeed=None)
+    not_there = 4 * (GPTConfig(**shape).num_parameters - engine.model.num_parameters())  # bytes; vocabulary, positions
+    rows = 0  # values of padding in all, where chunks are rows
+    for bucket in engine._buckets:
+        if optimizer == "adamw" or not is_matrix(*bucket.parameters[0]):  # whole matrices' padding is foreseen
+            padding = bucket.weights.numel() - sum(p.numel() for _, p in bucket.parameters)
+            assert padding < ranks * buckets.ROW
+            rows += padding
+    moments = [m for state in engine.optimizer.state.values() for name, m in state.items() if name != "step"]
+    for name, held, copies in (
+        ("weights", [bucket.weights for bucket in engine._buckets], 1),
+        ("gradients", [bucket.gradients for bucket in engine._buckets], 1),
+        ("optimizer", moments, 2 / ranks),
+    ):
+        expected = getattr(predicted, name) - copies * (not_there - 4 * rows)
+        assert sum(tensor.nbytes for tensor in held) == pytest.approx(expected, abs=16), name
 
 
 class NoHost(Recorder):
