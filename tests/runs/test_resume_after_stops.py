@@ -14,6 +14,7 @@ import pytest
 
 from harness.lanes import slow
 from harness.resuming import (
+    ENGINES,
     OPTIONS,
     assert_same,
     catches,
@@ -25,7 +26,7 @@ from harness.resuming import (
     start,
     words,
 )
-from harness.runs import CLOCKS, TRAIN, environment, flags, report, wait_for
+from harness.runs import CLOCKS, TRAIN, environment, flags, report, torchrun, wait_for
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.plan.plan import make_plan
@@ -142,6 +143,28 @@ def test_an_average_ripens_over_a_stop(tmp_path):
     assert go(tmp_path, **options, max_steps=averaged[6]).returncode == 3
     assert go(tmp_path, **options).returncode == 0
     assert_same(tmp_path, expected)
+
+
+@pytest.mark.slow
+def test_a_stop_in_a_full_pass_of_the_average(tmp_path, uninterrupted):
+    """Reference: the undisturbed run, bit for bit: ranks that hold parts of the weights put the whole ones back."""
+    (tmp_path / "start.py").write_text(
+        "import os, signal\n"
+        "import train_overfit\n"
+        "from nanogpt.training.evaluator import Evaluator\n"
+        "before_part = Evaluator._before_part\n"
+        "def stopping(self):\n"
+        "    if self._average.mean: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    before_part(self)\n"
+        "Evaluator._before_part = stopping\n"
+        "train_overfit.main(train_overfit.run)\n"
+    )
+    options = flags(**(OPTIONS | ENGINES["sharded"][1]), out_dir="out")
+    done = torchrun(2, *options, cwd=tmp_path, script="start.py")
+    assert report(tmp_path / "out")["exit_reason"] == "stopped", done.stdout + done.stderr
+    assert re.search(r"asked to stop by SIGTERM at step (\d+): saving", done.stdout), done.stdout
+    assert go(tmp_path, "sharded").returncode == 0
+    assert_same(tmp_path, uninterrupted("sharded"))
 
 
 @pytest.mark.slow
