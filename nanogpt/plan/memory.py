@@ -21,7 +21,7 @@ from nanogpt.utils.format import gigabytes
 
 FP32, BF16 = 4, 2  # bytes
 # Measured: Python, torch, matplotlib, DeepSpeed on a CPU.
-RUNTIME = {"single": 420e6, "ddp": 470e6, "sharded": 470e6, "deepspeed": 480e6}
+RUNTIME = {"single": 350e6, "ddp": 400e6, "sharded": 400e6, "deepspeed": 480e6}
 TOKENS_A_PART = 16_384  # of a full pass on a GPU, which waits for launches with fewer
 BEYOND = 1.1  # an H200 gave out 1.03 to 1.09 of what was predicted (benchmarks/LOG.md)
 WRITTEN_OUT = 512  # positions up to which attention on a CPU keeps its square of scores (model/gpt.py)

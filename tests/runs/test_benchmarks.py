@@ -116,8 +116,8 @@ def test_a_predicted_step_hides_what_it_can():
     # 31 buckets of 25 MiB or less, the last one and the sums, each two latencies up a tree of 4 and two back
     slow = alpha_beta.Link(alpha_s=1.0, bytes_per_s=1e30)
     assert step_s("DDP", 0.0, slow) == pytest.approx(33 * 4)
-    # 16 buckets of 48 MiB or less and the last one, three latencies round a ring of 4 each, twice; and the sums
-    assert step_s("sharded", 0.0, slow) == pytest.approx(2 * 17 * 3 + 4)
+    # 32 buckets of 4 x 6 MiB or less and the last one, three latencies round a ring of 4 each, twice; and the sums
+    assert step_s("sharded", 0.0, slow) == pytest.approx(2 * 33 * 3 + 4)
 
 
 def test_what_a_gpu_told_is_printed(tmp_path, forked):

@@ -23,7 +23,6 @@ def test_a_row_says_where_the_time_went(ranks, tmp_path):
         assert row["fastest_rank_step_s"] <= row["slowest_rank_step_s"]
         expected = told["flops_per_token"] * row["tokens_per_s"] / told["peak_flops_per_s"]
         assert math.isclose(row["mfu"], expected)
-        assert row["time_share"]["communication"] > 0
+        assert (row["time_share"]["communication"] > 0) == (ranks > 1)
         if ranks == 1:
-            assert row["time_share"]["communication"] < 0.05
             assert row["fastest_rank_step_s"] == row["slowest_rank_step_s"]

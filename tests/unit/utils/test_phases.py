@@ -63,7 +63,7 @@ def test_the_clock_counts_each_second_once():
     clock.steps += 1
     shares, step_s = clock.take()
     wall_s = time.perf_counter() - began
-    assert set(SHARE_OF.values()) == set(shares) == set(SHARES)
+    assert set(shares) == set(SHARES)
     assert 0.04 <= shares["full_pass"] * wall_s < wall_s - 0.055
     assert 0.04 <= shares["checkpoint"] * wall_s < wall_s - 0.055
     assert (shares["data"], shares["compute"], step_s) == (0, 0, 0)
@@ -97,4 +97,4 @@ def test_every_share_has_its_phases():
         if call.args and isinstance(call.args[0], ast.Constant)
     }
     assert announced == {*SHARE_OF, "the beginning", "the end"}
-    assert set(SHARE_OF.values()) == set(SHARES)
+    assert {*SHARE_OF.values(), "communication"} == set(SHARES), "the engine tells what of a step it was"
