@@ -33,7 +33,7 @@ class EngineOptions:
     compile: bool
     micro_batches: Sequence[Batch]  # one step's worth, whose shapes a compiled model is warmed up with
     deepspeed: Mapping[str, Any] | None = None  # DeepSpeed's configuration, for the engine that wants one
-    gradient_compression: str = "none"  # or 'bf16': what DDP sends
+    gradient_compression: str = "none"  # or 'bf16': what gradients are sent in
 
 
 @dataclass(frozen=True)

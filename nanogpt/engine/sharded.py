@@ -93,10 +93,11 @@ class ShardedEngine(SingleEngine):
                 made = [Bucket(each, self.world, compressed=compressed) for each in in_buckets(of_group, self.world)]
             group["params"] = [bucket.chunk for bucket in made]
             buckets += made
-        if muon is not None:
-            muon.shard(partial(self._matrix_stretches, muon), whole=whole)
         place = {name: i for i, (name, _) in enumerate(named)}
         self._buckets = sorted(buckets, key=lambda bucket: -min(place[name] for name, _ in bucket.parameters))
+        if muon is not None:
+            stretches = list(self._matrix_stretches(muon))  # where they are for good, so not looked for at each step
+            muon.shard(lambda: stretches, whole=whole)
         self._waited_s = 0.0  # for other ranks, in the newest step
         for i, bucket in enumerate(self._buckets):
             for _, parameter in bucket.parameters:
