@@ -115,6 +115,7 @@ def collectives(world: World, scale: Scale, keep: Keep) -> None:
             "all_reduce": lambda: collecting.sum_tensor(received.copy_(sent)),
             "reduce_scatter": lambda: _wait(collecting.begin_reduce_scatter(sent, received)),
             "all_gather": lambda: _wait(collecting.begin_all_gather(sent, received)),
+            "all_to_all": lambda: _wait(collecting.begin_all_to_all(sent, received)),
         }
         for name, work in works.items():
             captured: Any = work

@@ -135,10 +135,11 @@ def _fit(measured: dict[int, dict[int, float]], links: dict[int, Link]) -> str:
 
 
 def _prediction() -> str:
-    sizes = _sizes({})
+    sizes, matrices = _sizes({}), GPTConfig().n_layer * GPTConfig().block_matrices
     lines = [
         f"Predicted for H100s; only one GPU was ever measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens "
-        f"on every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32; "
+        f"on every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32, "
+        f"by {SHARDED} the {matrices:,} of the blocks' matrices in bf16; "
         f"computing as one H200 takes: {_ms(GRAPHS_S)} for {SHARDED}, whose step is CUDA graphs, collectives and all, "
         f"{_ms(UPDATE_S)} of it shared out over the ranks, and {_ms(KERNEL_BY_KERNEL_S)} for the others, kernel by "
         f"kernel; none of it disturbed by communication; {GPUS_A_NODE} GPUs a node joined at "
@@ -154,7 +155,7 @@ def _prediction() -> str:
         link = WITHIN if ranks <= GPUS_A_NODE else BETWEEN
         cells = []
         for strategy in STRATEGIES:
-            computing = {"compute_s": GRAPHS_S, "update_s": UPDATE_S}
+            computing = {"compute_s": GRAPHS_S, "update_s": UPDATE_S, "in_bf16": matrices}
             if strategy != SHARDED:
                 computing = {"compute_s": KERNEL_BY_KERNEL_S}
             s = step_s(strategy, **sizes, **computing, ranks=ranks, link=link)

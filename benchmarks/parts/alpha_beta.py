@@ -13,7 +13,7 @@ import numpy as np
 
 from nanogpt.distributed.buckets import CHUNK_BYTES
 
-FP32 = 4  # bytes; the engines communicate gradients and weights in fp32
+FP32, BF16 = 4, 2  # bytes
 DDP_BUCKET_BYTES = 25 * 2**20  # its default
 ZERO_BUCKET_BYTES = int(5e7) * FP32  # as ds_config.json has it
 SHARDED, DDP = "sharded", "DDP"
@@ -60,6 +60,7 @@ def step_s(
     ranks: int,
     link: Link,
     update_s: float = 0.0,
+    in_bf16: int = 0,
 ) -> float:
     """Seconds of a step of 'DDP', 'sharded', 'ZeRO 1', 'ZeRO 2' or 'ZeRO 3', of which one rank computes for compute_s.
 
@@ -67,7 +68,9 @@ def step_s(
     embedding, the largest parameter, has its gradient only when the backward is over, and no bucket is less than a
     parameter. Then a few figures are summed. sharded, ZeRO 1 and 2 send the new weights after the update, with nothing
     to hide behind; ZeRO 3 gathers them in the forward and again in the backward, hidden as far as those last
-    (Rajbhandari et al., arXiv 1910.02054). update_s: of compute_s, what sharded shares out over the ranks.
+    (Rajbhandari et al., arXiv 1910.02054). Everything is sent in fp32. update_s: of compute_s, what sharded shares out
+    over the ranks; in_bf16: of the parameters, those that sharded sends in bf16, an all-to-all where others
+    reduce-scatter, which sends as much.
     """
     if ranks == 1:
         return compute_s
@@ -75,6 +78,8 @@ def step_s(
     last_bytes = max(FP32 * largest_parameter, bucket_bytes)
     rest_bytes = max(0, FP32 * parameters - last_bytes)
     buckets = ceil(rest_bytes / bucket_bytes)
+    if strategy == SHARDED:
+        rest_bytes -= in_bf16 * (FP32 - BF16)
     each_bytes = rest_bytes / max(1, buckets)
     computing_s = compute_s + link.all_reduce_s(SUMS_BYTES, ranks)
     backward_s = BACKWARD_SHARE * (compute_s - update_s)

@@ -8,8 +8,6 @@ step.average.update()
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
@@ -59,16 +57,6 @@ class TrainStep:
 class CollectingWorld(World):
     """A world of one that makes the collectives of a step nevertheless, on its process group of one."""
 
-    def sum_tensor(self, values: Tensor) -> Tensor:
-        return self._of_several.sum_tensor(values)
-
-    def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
-        return self._of_several.begin_reduce_scatter(values, share)
-
-    def begin_all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
-        return self._of_several.begin_all_gather(share, values)
-
     @property
-    def _of_several(self) -> World:
-        """One that leaves no collective out; what it sends is the group's to know."""
-        return World(self.rank, self.local_rank, 2, self.device)
+    def collects(self) -> bool:
+        return True

@@ -98,7 +98,7 @@ class TrainConfig(Options):
     )
     gradient_compression: Literal["none", "bf16"] = machine_option(
         "none",
-        "none: ddp and sharded send gradients in fp32; bf16: in half the bytes, which changes the curve a little",
+        "none: ddp and sharded send gradients unrounded; bf16: in half the bytes, which changes the curve a little",
         may_change=False,
     )
     dtype: Literal["auto", "bf16", "fp32"] = machine_option(

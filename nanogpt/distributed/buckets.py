@@ -3,6 +3,10 @@
 buckets = [Bucket(named, world) for named in in_buckets(model.named_parameters(), world)]
 bucket.reduce(), bucket.reduced()       # its gradient, once it is complete: this rank's chunk is the sum over the ranks
 bucket.gather(), bucket.gathered()      # its weights, once every rank has written its chunk: all ranks have the whole
+
+Both can go in bf16, in half the bytes. A weight that the forward casts to bf16 loses nothing by that, nor does its
+gradient in a step of one micro-batch, which is a bf16 number then: all of them are sent as they are, and summed in
+fp32 where they arrive. (A reduce-scatter of bf16 numbers would round each sum.)
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,21 +39,33 @@ class Stretch:
 class Bucket:
     """Some parameters and their gradients, in fp32. Every rank must call every method, of its buckets in one order."""
 
-    def __init__(self, parameters: Iterable[Named], world: World, *, unit: int = ROW, compressed: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Named],
+        world: World,
+        *,
+        unit: int = ROW,
+        gradient_dtype: torch.dtype = torch.float32,
+        weight_dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Moves the parameters into the bucket: a model computes with them as before.
 
-        unit: values that a chunk's length is a multiple of. compressed: whether gradients are sent in bf16.
+        unit: values that a chunk's length is a multiple of. gradient_dtype, weight_dtype: what they are sent in.
         """
-        self._world, self._compressed = world, compressed and world.size > 1
+        self._world = world
+        self._halves_gradients, self._halves_weights = (
+            dtype != torch.float32 and world.collects for dtype in (gradient_dtype, weight_dtype)
+        )
         self.parameters = list(parameters)
         length = -(-sum(p.numel() for _, p in self.parameters) // (world.size * unit)) * unit  # of a chunk
         self.weights = torch.zeros(world.size * length, device=self.parameters[0][1].device)
         self.gradients = torch.zeros_like(self.weights)
-        mine = slice(world.rank * length, (world.rank + 1) * length)
+        self._mine = mine = slice(world.rank * length, (world.rank + 1) * length)
         # What the optimizer sees. A part of the whole, so that nothing is copied before or after a collective.
         self.chunk = nn.Parameter(self.weights[mine])
         self.chunk.grad = self.chunk_gradient = self.gradients[mine]
         self._work: dist.Work | None = None
+        self._in_flight: tuple[Tensor, ...] = ()  # what is sent and what is received, where neither stays
         self._starts, at = [], 0
         for _, parameter in self.parameters:
             part = slice(at, at + parameter.numel())
@@ -61,8 +77,7 @@ class Bucket:
 
     def stretches(self) -> Iterator[Stretch]:
         """What this rank's chunk holds; no padding."""
-        low = self._world.rank * self.chunk.numel()
-        high = low + self.chunk.numel()
+        low, high = self._mine.start, self._mine.stop
         for (name, parameter), at in zip(self.parameters, self._starts, strict=True):
             start, stop = max(low, at), min(high, at + parameter.numel())
             if start < stop:
@@ -70,30 +85,47 @@ class Bucket:
 
     def reduce(self) -> None:
         """Begin to sum the gradient over the ranks, each its chunk."""
-        sent, received = self.gradients, self.chunk_gradient
-        if self._compressed:
-            sent, received = sent.bfloat16(), torch.empty_like(received, dtype=torch.bfloat16)
-        self._work, self._in_flight = self._world.begin_reduce_scatter(sent, received), (sent, received)
+        if not self._halves_gradients:
+            self._work = self._world.begin_reduce_scatter(self.gradients, self.chunk_gradient)
+            return
+        sent = self.gradients.bfloat16()
+        self._in_flight = sent, torch.empty_like(sent)
+        self._work = self._world.begin_all_to_all(*self._in_flight)
 
     def reduced(self) -> None:
         """Until the chunk's gradient is the sum: on a GPU the next kernels wait, not the host."""
-        self._wait()
-        if self._compressed:
-            self.chunk_gradient.copy_(self._in_flight[1])
-        del self._in_flight
+        for received in self._wait():
+            of_each_rank = received.view(self._world.size, -1)
+            torch.sum(of_each_rank, 0, dtype=torch.float32, out=self.chunk_gradient)
 
-    def gather(self) -> None:
-        """Begin to give every rank's chunk of the weights to all."""
-        self._work = self._world.begin_all_gather(self.chunk.detach(), self.weights)
+    def gather(self, *, exactly: bool) -> None:
+        """Begin to give every rank's chunk of the weights to all; exactly: in fp32, whatever they are sent in else."""
+        if exactly or not self._halves_weights:
+            self._work = self._world.begin_all_gather(self.chunk.detach(), self.weights)
+            return
+        sent = self.chunk.detach().bfloat16()
+        self._in_flight = sent, torch.empty_like(self.weights, dtype=sent.dtype)
+        self._work = self._world.begin_all_gather(*self._in_flight)
 
     def gathered(self) -> None:
         """Until the weights are whole, in the same sense."""
-        self._wait()
+        for received in self._wait():
+            for others in (slice(0, self._mine.start), slice(self._mine.stop, None)):  # this rank's stay exact
+                self.weights[others].copy_(received[others])
 
-    def _wait(self) -> None:
+    def _wait(self) -> tuple[Tensor, ...]:
+        """What was received, and is to be put in its place."""
         if self._work is not None:
             self._work.wait()
-        self._work = None
+        received, self._work, self._in_flight = self._in_flight[1:], None, ()
+        return received
+
+    @property
+    def seen_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, values) as a forward sees them, on every rank alike."""
+        for name, parameter in self.parameters:
+            values = parameter.detach()
+            yield name, values.bfloat16() if self._halves_weights else values
 
 
 def in_buckets(parameters: Iterable[Named], world: World) -> Iterator[list[Named]]:

@@ -128,6 +128,11 @@ class World:
         dist.destroy_process_group()
 
     @property
+    def collects(self) -> bool:
+        """Whether the collectives of a step are made: one rank needs none."""
+        return self.size > 1
+
+    @property
     def sum_dtype(self) -> torch.dtype:
         """What sums over many values are made in: double precision, where the device has it."""
         return torch.float32 if self.device.type == "mps" else torch.float64
@@ -147,34 +152,36 @@ class World:
 
     def sum_tensor(self, values: Tensor) -> Tensor:
         """values summed over the ranks, in place, on every rank."""
-        if self.size > 1:
+        if self.collects:
             dist.all_reduce(values)
         return values
 
     def max_tensor(self, values: Tensor) -> Tensor:
         """The element-wise maxima of values over the ranks, in place, on every rank."""
-        if self.size > 1:
+        if self.collects:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values
 
-    def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
-        """Begin to sum values over the ranks, in equal shares in order of rank, this rank's into share.
+    # Begun, and done when what they return has been waited for; None: there is nothing to wait for. A share may be this
+    # rank's part of the values themselves.
 
-        share may be its own part of values. None: nothing is to be waited for.
-        """
-        work: dist.Work | None = _reduce_scatter(share, values, async_op=True) if self.size > 1 else None
-        return work
+    def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
+        """Sum values over the ranks, in equal shares in order of rank, this rank's into share."""
+        return self._begin(_reduce_scatter, share, values)
 
     def begin_all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
-        """Begin to put every rank's share, of one size, into values in order of rank, on every rank.
+        """Put every rank's share, of one size, into values in order of rank, on every rank."""
+        return self._begin(_all_gather, values, share)
 
-        share may be its own part of values. None: nothing is to be waited for.
-        """
-        work: dist.Work | None = _all_gather(values, share, async_op=True) if self.size > 1 else None
-        return work
+    def begin_all_to_all(self, values: Tensor, shares: Tensor) -> dist.Work | None:
+        """Give each rank its equal share of values, in order of rank; shares: this rank's of every rank's values."""
+        return self._begin(dist.all_to_all_single, shares, values)
+
+    def _begin(self, collective: Callable[..., dist.Work | None], output: Tensor, given: Tensor) -> dist.Work | None:
+        return collective(output, given, async_op=True) if self.collects else None
 
     def all_gather(self, share: Tensor, values: Tensor) -> None:
-        """The same, done when this returns: on a GPU what it is given next waits, not the host."""
+        """begin_all_gather, done when this returns: on a GPU what it is given next waits, not the host."""
         if (work := self.begin_all_gather(share, values)) is not None:
             work.wait()
 

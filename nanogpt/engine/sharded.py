@@ -2,8 +2,9 @@
 
 The gradient is reduce-scattered bucket by bucket while the backward goes on; each rank's optimizer, and the average of
 the weights, see its chunks alone; then the new weights are all-gathered. That sends what DDP's all-reduce sends, but
-for padding, and divides the work and memory of the update by the number of ranks (ZeRO's stage 1, Rajbhandari et al.,
-arXiv 1910.02054). Nothing in a step waits on the host, so a GPU can record it, collectives included (cuda_graph.py).
+for padding, or in bf16 half of it (buckets.py), and divides the work and memory of the update by the number of ranks
+(ZeRO's stage 1, Rajbhandari et al., arXiv 1910.02054). Nothing in a step waits on the host, so a GPU can record it,
+collectives included (cuda_graph.py).
 Compiled, the backward gives all gradients at its end, and no exchange is hidden.
 """
 
@@ -15,16 +16,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nanogpt.distributed.buckets import Bucket, flat_rows, in_buckets, in_equal_buckets
+from nanogpt.distributed.buckets import ROW, Bucket, Named, flat_rows, in_buckets, in_equal_buckets
 from nanogpt.engine.base import Batch, Compilation, EngineOptions
 from nanogpt.engine.single import SingleEngine
-from nanogpt.optim.muon import MatrixStretch, MuonAdamW, can_share_whole
+from nanogpt.optim.muon import MatrixStretch, MuonAdamW, can_share_whole, is_matrix
 from nanogpt.optim.optimizer import l2_norm
 from nanogpt.storage.checkpoint import CheckpointReader, Piece
 
 
 class ShardedEngine(SingleEngine):
-    """Whole weights and gradients on each rank, in fp32; of the optimizer's state, and of any average, a part."""
+    """Whole weights and gradients on each rank, in fp32; of the optimizer's state, and of any average, a part.
+
+    After a step in bf16 the matrices of the blocks are exact in this rank's chunks alone. Elsewhere they are rounded to
+    bf16, which is how a forward sees all of them.
+    """
 
     name = "sharded"
 
@@ -40,8 +45,15 @@ class ShardedEngine(SingleEngine):
         return [bucket.chunk for bucket in self._buckets]
 
     def weights_written(self) -> None:
+        self._gather(exactly=True)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        self._gather(exactly=True)
+        return super().weights()
+
+    def _gather(self, *, exactly: bool) -> None:
         for bucket in self._buckets:
-            bucket.gather()
+            bucket.gather(exactly=exactly)
         for bucket in self._buckets:
             bucket.gathered()
 
@@ -65,32 +77,29 @@ class ShardedEngine(SingleEngine):
 
     def replicas(self) -> Iterator[tuple[str, Tensor]]:
         # Each rank holds a part of the rest; the weights that are gathered from the parts must be alike.
-        return ((f"weight/{name}", weight) for name, weight in self.weights())
+        return ((f"weight/{name}", values) for bucket in self._buckets for name, values in bucket.seen_weights)
 
     def replicas_like_weights(self, kind: str, tensors: Sequence[Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         return iter(())
 
     def _compile(self, options: EngineOptions) -> Compilation:
         compilation = super()._compile(options)  # which throws away the gradients that it makes
-        self._share_out(compressed=options.gradient_compression == "bf16")
+        self._share_out(options)
         return compilation
 
-    def _share_out(self, *, compressed: bool) -> None:
+    def _share_out(self, options: EngineOptions) -> None:
         """Move the parameters into buckets, and give the optimizer this rank's chunks in their place."""
         named = list(self.model.named_parameters())
         muon = self.optimizer if isinstance(self.optimizer, MuonAdamW) else None
         whole = muon is not None and self._has_whole_matrices(muon)
+        is_one = self.world.max(len(options.micro_batches)) == (1,)
+        gradient_dtype = torch.bfloat16 if options.gradient_compression == "bf16" else None if is_one else torch.float32
         buckets: list[Bucket] = []
         for group in self.optimizer.param_groups:
             members = set(group["params"])
             of_group = [each for each in reversed(named) if each[1] in members]  # as a backward completes them
-            if whole and group["orthogonal"]:
-                made = [
-                    Bucket(each, self.world, unit=each[0][1].numel(), compressed=compressed)
-                    for each in in_equal_buckets(of_group, self.world)
-                ]
-            else:
-                made = [Bucket(each, self.world, compressed=compressed) for each in in_buckets(of_group, self.world)]
+            as_matrices = whole and bool(group["orthogonal"])
+            made = [*self._buckets_of(of_group, options.dtype, gradient_dtype, as_matrices=as_matrices)]
             group["params"] = [bucket.chunk for bucket in made]
             buckets += made
         place = {name: i for i, (name, _) in enumerate(named)}
@@ -102,6 +111,18 @@ class ShardedEngine(SingleEngine):
         for i, bucket in enumerate(self._buckets):
             for _, parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(partial(self._complete, i))
+
+    def _buckets_of(
+        self, named: Sequence[Named], dtype: str, gradient_dtype: torch.dtype | None, *, as_matrices: bool
+    ) -> Iterator[Bucket]:
+        """gradient_dtype: None: what the backward makes. as_matrices: with whole ones in each rank's chunks."""
+        for seen_in in (torch.bfloat16, torch.float32):  # by the forward, and its gradient made by the backward
+            chosen = [each for each in named if (dtype == "bf16" and is_matrix(*each)) == (seen_in == torch.bfloat16)]
+            for each in (in_equal_buckets if as_matrices else in_buckets)(chosen, self.world):
+                yield Bucket(
+                    each, self.world, unit=each[0][1].numel() if as_matrices else ROW,
+                    gradient_dtype=gradient_dtype or seen_in, weight_dtype=seen_in,
+                )  # fmt: skip
 
     def _has_whole_matrices(self, muon: MuonAdamW) -> bool:
         """Whether each rank is given whole ones, of every shape."""
@@ -139,7 +160,7 @@ class ShardedEngine(SingleEngine):
     def _update(self, sums: Tensor) -> None:
         super()._update(sums)
         started = time.perf_counter()
-        self.weights_written()
+        self._gather(exactly=False)
         self._waited_s += time.perf_counter() - started
 
     def _clear_gradient(self) -> None:

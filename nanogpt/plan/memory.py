@@ -76,7 +76,7 @@ def predict_memory(
     logits = (2 if on_cpu else 3) * FP32 * tokens * shape.vocab_size
     checkpoint = _copy(config, parameters, world_size) if on_cpu else 0
 
-    buffers = _communication(config, stage, parameters, size, deepspeed, on_cpu=on_cpu)
+    buffers = _communication(config, stage, shape, size, deepspeed, world_size, on_cpu=on_cpu)
     buffers += parameters * BF16 if autocast and not in_bf16 else 0
     moments = FP32 * (2 * parameters + padding)
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
@@ -168,13 +168,24 @@ def _muon_update(config: ResolvedConfig, shape: GPTConfig, world_size: int, mome
 
 
 def _communication(
-    config: ResolvedConfig, stage: int, parameters: int, size: int, deepspeed: Mapping[str, Any] | None, *, on_cpu: bool
+    config: ResolvedConfig,
+    stage: int,
+    shape: GPTConfig,
+    size: int,
+    deepspeed: Mapping[str, Any] | None,
+    world_size: int,
+    *,
+    on_cpu: bool,
 ) -> int:
     """Bytes that an engine communicates through, or gathers weights into; size: of a weight, bytes."""
+    parameters = shape.num_parameters
     if config.engine == "sharded":
-        compressed = 2 * parameters * BF16 if config.gradient_compression == "bf16" else 0  # sent, and received
+        cast = shape.n_layer * shape.block_matrices if config.dtype == "bf16" else 0
+        is_one = config.micro_batch_size * world_size >= config.batch_size  # micro-batch a rank
+        in_bf16 = parameters if config.gradient_compression == "bf16" else cast * is_one  # gradients
+        halved = BF16 * (2 * in_bf16 + cast) if world_size > 1 else 0  # sent and received, and weights received
         # gloo reduces a copy of the gradient; a compiled backward has made all of it before any is put in a bucket.
-        return compressed + parameters * FP32 * (on_cpu + (config.compile == "true"))
+        return halved + parameters * FP32 * (on_cpu + (config.compile == "true"))
     if config.engine == "ddp":
         return parameters * FP32  # its first buckets, given back when it has seen in which order gradients come
     if not (deepspeed and stage):

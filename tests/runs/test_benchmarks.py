@@ -110,6 +110,8 @@ def test_a_predicted_step_hides_what_it_can():
     assert step_s("DDP", 0.3) == pytest.approx(0.3 + (1.2 - 0.2) + 0.3)
     assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + 0.15 + 0.75)
     assert step_s("sharded", 100.0, update_s=8.0) == pytest.approx(92 + 8 / 4 + 0.15 + 0.75)
+    # half of all, and of what is hidden, in half the bytes: 0.15 s less a gather, and as much of the reduce-scatters
+    assert step_s("sharded", 0.3, in_bf16=100_000_000) == pytest.approx(0.3 + (0.6 - 0.15 - 0.2) + 0.15 + 0.75 - 0.15)
     assert step_s("sharded", 0.6, update_s=0.3) == pytest.approx(0.3 + 0.3 / 4 + (0.6 - 0.2) + 0.15 + 0.75)
     assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (0.75 + 0.6 - 0.2) + 0.15)
     assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3

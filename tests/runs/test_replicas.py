@@ -22,6 +22,7 @@ CELLS = {
     "ddp": CELL | {"engine": "ddp", "changed": ["weight/", *MOMENTS, "mean/"]},
     "ddp, muon": CELL | {"engine": "ddp", "optimizer": "muon", "changed": ["momentum_buffer/"]},
     "sharded": CELL | {"engine": "sharded", "changed": ["weight/"]},
+    "sharded, bf16": CELL | {"engine": "sharded", "dtype": "bf16", "changed": []},  # exact in parts, alike to a forward
     "zero 0": CELL | {"engine": "deepspeed", "zero_stage": 0, "changed": ["weight/", *MOMENTS, "mean/"]},
     "zero 1": CELL | {"engine": "deepspeed", "zero_stage": 1, "changed": ["weight/", "mean/"]},
     "zero 2": CELL | {"engine": "deepspeed", "zero_stage": 2, "changed": ["weight/", "mean/"]},

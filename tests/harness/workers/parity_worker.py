@@ -15,10 +15,11 @@ import nanogpt.optim.muon
 from nanogpt.config.cli import main
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
-from nanogpt.engine import Batch, Engine, build_engine
+from nanogpt.engine import Engine, build_engine
 from nanogpt.engine.base import EngineOptions
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.plan.plan import Plan, make_plan
+from nanogpt.training.trainer import micro_batches
 
 nanogpt.distributed.buckets.CHUNK_BYTES = 4_000  # so that this model too is cut into many
 nanogpt.optim.muon.CHANNELS = 16  # half of what the cells' matrices have: else none would be taken in groups
@@ -33,7 +34,8 @@ def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
     shape = replace(GPTConfig.from_options(config), vocab_size=len(tokens))
     torch.manual_seed(config.seed)
     options = EngineOptions(
-        config.dtype, config.optimizer, compile=False, micro_batches=[], deepspeed=plan.deepspeed,
+        config.dtype, config.optimizer, compile=False, micro_batches=micro_batches(config, windows, world, 0),
+        deepspeed=plan.deepspeed,
         gradient_compression=config.gradient_compression,
     )  # fmt: skip
     return plan, build_engine(config.engine, GPT(shape), world, options)
@@ -42,14 +44,11 @@ def small_engine(config: TrainConfig, world: World) -> tuple[Plan, Engine]:
 def train_step(plan: Plan, engine: Engine, step: int) -> tuple[float, float]:
     """One update -> (mean loss over all ranks, gradient norm)."""
     config, world = plan.config, engine.world
-    mine = plan.dataset.windows.global_batch(step, config.batch_size)[world.rows(config.batch_size)]
-    parts = mine.split(config.micro_batch_size)
-    step_tokens = config.batch_size * config.context_length
-    for i, starts in enumerate(parts):
-        batch = Batch(*plan.dataset.windows.take(starts), step_tokens)
-        engine.forward_backward(batch, is_last=i == len(parts) - 1)
+    batches = micro_batches(config, plan.dataset.windows, world, step)
+    for batch in batches:
+        engine.forward_backward(batch, is_last=batch is batches[-1])
     result = engine.step(config.learning_rate)
-    return result.loss_sum / step_tokens, result.grad_norm
+    return result.loss_sum / batches[0].step_tokens, result.grad_norm
 
 
 def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:

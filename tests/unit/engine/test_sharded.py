@@ -3,6 +3,8 @@
 torch's "fake" backend gives a rank its place in a large world; its collectives exchange nothing.
 """
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -54,7 +56,7 @@ def built(world, optimizer, precision="fp32", compression="none"):
     model = GPT(GPTConfig(vocab_size=211, block_size=16, **SHAPE))
     ids = torch.zeros(1, 17, dtype=torch.long, device=world.device)
     batch = Batch(ids[:, :-1], ids[:, 1:], 16 * world.size)
-    options = EngineOptions(precision, optimizer, False, [], gradient_compression=compression)
+    options = EngineOptions(precision, optimizer, False, [batch], gradient_compression=compression)
     return ShardedEngine(model, world, options), batch
 
 
@@ -73,12 +75,18 @@ def as_rank():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("compression", ["none", "bf16"])
-def test_all_ranks_call_the_same_collectives(optimizer, compression, as_rank):
-    """Invariant: the first, the second and the last rank of 128: the same sequence of the same sizes, step by step."""
+@pytest.mark.parametrize(
+    ("precision", "compression", "gradients_in_bf16"),
+    [("fp32", "none", "none"), ("fp32", "bf16", "all"), ("bf16", "none", "matrices"), ("bf16", "bf16", "all")],
+)
+def test_all_ranks_call_the_same_collectives(optimizer, precision, compression, gradients_in_bf16, as_rank):
+    """Invariant: the first, the second and the last rank of 128: the same sequence of the same sizes, step by step.
+
+    The blocks' matrices are gathered in bf16 where they are computed with in it, and all else in fp32.
+    """
     found = []
     for rank in (0, 1, RANKS - 1):
-        engine, batch = built(as_rank(rank), optimizer, compression=compression)
+        engine, batch = built(as_rank(rank), optimizer, precision, compression)
         with Recorder() as recorded:
             for _ in range(2):
                 before = len(recorded.collectives)
@@ -90,10 +98,23 @@ def test_all_ranks_call_the_same_collectives(optimizer, compression, as_rank):
     assert found[0] == found[1] == found[2]
     half = len(found[0]) // 2
     assert found[0][:half] == found[0][half:], "each step calls the same"
-    sent = torch.bfloat16 if compression == "bf16" else torch.float32
-    reduced = [given for name, given in found[0] if "reduce_scatter" in name]
-    assert len(reduced) > 2 * 6, "in many buckets"
-    assert all(kind == sent for given in reduced for kind, _ in given)
+    assert len(engine._buckets) > 6, "many"
+    matrices = [bucket for bucket in engine._buckets if is_matrix(*bucket.parameters[0])]
+    small = {"none": [], "matrices": matrices, "all": engine._buckets}[gradients_in_bf16]
+    cast = matrices if precision == "bf16" else []
+    for words, wanted in (
+        ("alltoall", [(torch.bfloat16, bucket.weights.numel()) for bucket in small]),
+        ("reduce_scatter", [(torch.float32, b.weights.numel()) for b in engine._buckets if b not in small]),
+        ("allgather", [(torch.bfloat16 if b in cast else torch.float32, b.weights.numel()) for b in engine._buckets]),
+    ):
+        each = [given for name, given in found[0][:half] if words in name]
+        assert Counter(map(type_and_size, each)) == Counter(wanted), words
+
+
+def type_and_size(given):
+    """Of what a collective is given: the one type, and how many values the whole has."""
+    (kind,) = {kind for kind, _ in given}
+    return kind, max(size for _, (size,) in given)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
