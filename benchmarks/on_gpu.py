@@ -55,9 +55,9 @@ SECTIONS = (
     Section("ranks_all_reduce", 30, 90, ranks=True),
     Section("ranks_steps", 60, 300, ranks=True),
     Section("full_passes", 30, 60),
-    Section("long_steps", 30, 60),
+    Section("long_steps", 30, 80),
     Section("compiled_steps", 60, 150),
-    Section("long_compiled", 60, 120),
+    Section("long_compiled", 60, 180),
 )
 
 

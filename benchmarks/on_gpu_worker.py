@@ -81,6 +81,7 @@ class Variant:
     collectives: bool = False  # whether a world of one makes them all the same
     graphs: bool = True
     compiled: bool = False
+    head_dtype: str = "auto"
 
 
 Keep = Callable[[dict[str, Any]], None]  # writes what is known by now
@@ -166,12 +167,16 @@ def compiled_steps(world: World, scale: Scale, keep: Keep) -> None:
 
 def long_steps(world: World, scale: Scale, keep: Keep) -> None:
     """A step that keeps the device busy, eager."""
-    _measure_all([Variant(*scale.long, graphs=graphs) for graphs in (True, False)], world, scale, keep)
+    plain = Variant(*scale.long, graphs=False)
+    graphs = replace(plain, graphs=world.device.type == "cuda")
+    _measure_all([plain, graphs, replace(graphs, head_dtype="fp8")], world, scale, keep)
 
 
 def long_compiled(world: World, scale: Scale, keep: Keep) -> None:
     """The same, compiled."""
-    _measure_all([Variant(*scale.long, graphs=world.device.type == "cuda", compiled=True)], world, scale, keep)
+    graphs = world.device.type == "cuda"
+    variants = [Variant(*scale.long, graphs=graphs, compiled=True, head_dtype=head) for head in ("auto", "fp8")]
+    _measure_all(variants, world, scale, keep)
 
 
 def _measure_all(variants: list[Variant], world: World, scale: Scale, keep: Keep) -> None:
@@ -200,6 +205,7 @@ def _measure(variant: Variant, model: GPT, world: World, scale: Scale) -> dict[s
     if variant.graphs and not cuda:
         return {"failure": NO_GRAPHS}
     own = {"batch_size": variant.windows, "context_length": variant.context_length, "recipe": variant.recipe}
+    own["head_dtype"] = variant.head_dtype
     plan = make_plan(TrainConfig(**scale.options | own, engine=variant.engine), world)
     held_bytes = torch.cuda.memory_allocated() if cuda else None
     if cuda:

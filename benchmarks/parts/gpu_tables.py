@@ -96,7 +96,8 @@ def _how(row: dict[str, Any]) -> str:
     got = row.get("cuda_graphs", row["graphs"])
     engine = row["engine"] + (" with collectives" if row["collectives"] else "")
     compiled = ", not compiled although asked" if row.get("not_compiled") else ", compiled" if row["compiled"] else ""
-    return f"{engine}, {wanted}{'' if got == row['graphs'] else ' (not captured)'}{compiled}"
+    head = ", head in FP8" if row["head_dtype"] == "fp8" else ""
+    return f"{engine}, {wanted}{'' if got == row['graphs'] else ' (not captured)'}{compiled}{head}"
 
 
 def _apart(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.model.fp8 import fp8_linear
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import Plan
@@ -37,6 +38,8 @@ class TrainStep:
         if model is None:
             torch.manual_seed(config.seed)
             model = GPT(GPTConfig.from_options(config))
+        if config.head_dtype == "fp8":
+            model.lm_head.training_product = fp8_linear
         micro_batches = [self._batch(0)] if compiled or graphs else []
         built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=micro_batches)
         self.engine = build_engine(config.engine, model, world, built)

@@ -104,6 +104,12 @@ class TrainConfig(Options):
     dtype: Literal["auto", "bf16", "fp32"] = machine_option(
         "auto", "precision of the computation; auto: bf16 where the device is faster in it, else fp32", may_change=False
     )
+    head_dtype: Literal["auto", "fp8"] = machine_option(
+        "auto",
+        "precision of the output layer's products in training; auto: as --dtype; fp8: for GPUs from Ada on, where "
+        "it has not been measured yet; it changes the curve a little",
+        may_change=False,
+    )
     health: Literal["off", "warn", "strict"] = machine_option(
         "off",
         "measure every rank first, for 10 s at most; warn: name slow and wrong ranks; strict: do not train with them",

@@ -9,7 +9,7 @@ Shapes in the comments: B sequences, T positions, C = n_embd, nh heads of hs = C
 Architecture: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
@@ -152,12 +152,15 @@ class Block(nn.Module):
 class LMHead(nn.Linear):
     """The output layer, (..., C) -> (..., V); on a GPU with as many rows as its matrix kernels like, then cut."""
 
+    training_product: Callable[[Tensor, Tensor], Tensor] | None = None  # of x and weight while it trains, not F.linear
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda":
+        product = self.training_product if self.training else None
+        if x.device.type != "cuda" and product is None:
             return super().forward(x)
         # Rows of 50,257 logits begin at odd addresses, which keeps the fast kernels away (benchmarks/LOG.md).
         padded = F.pad(self.weight, (0, 0, 0, -self.out_features % ROWS))
-        return F.linear(x, padded)[..., : self.out_features]
+        return (product or F.linear)(x, padded)[..., : self.out_features]
 
 
 class _Context(Protocol):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
 
+import torch
+
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import absolute_path
 from nanogpt.config.train_config import ResolvedConfig, TrainConfig
@@ -14,6 +16,7 @@ from nanogpt.data.dataset import Dataset, load_text, make_dataset
 from nanogpt.distributed.hardware import best_dtype, table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
+from nanogpt.model.fp8 import MULTIPLE
 from nanogpt.model.gpt import GPTConfig, flops_per_token
 from nanogpt.optim.recipe import recipe_of, resolve_recipe
 from nanogpt.plan.memory import Memory, evaluation_rows, predict_memory, shortage, with_copy_on_gpu
@@ -21,6 +24,7 @@ from nanogpt.plan.reference_runs import most_steps
 from nanogpt.storage.hf import read_hf_shape
 
 COMPILING_S, SAVED_BY_COMPILING, EAGER_MFU = 30.0, 0.33, 0.23  # on an H200: seconds, of a step, of the peak
+FIRST_WITH_FP8 = (8, 9)  # compute capability: Ada
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig,
             f"--gradient_compression={config.gradient_compression} works with --engine=ddp and sharded, and this is "
             f"{engine}: leave it out"
         )
+    if config.head_dtype == "fp8":
+        _check_fp8(config, world)
     share = -(-config.batch_size // world.size)
     micro_batch_size = min(config.micro_batch_size or config.batch_size, share)
     found: dict[str, Any] = {"engine": engine, "micro_batch_size": micro_batch_size}
@@ -86,6 +92,17 @@ def _resolve_machine(config: TrainConfig, world: World) -> tuple[ResolvedConfig,
     if config.compile == "auto" and compiling_pays(resolved, world):
         resolved = replace(resolved, compile="true")
     return resolved, deepspeed
+
+
+def _check_fp8(config: TrainConfig, world: World) -> None:
+    for name in ("context_length", "n_embd"):
+        if getattr(config, name) % MULTIPLE:
+            raise ConfigError(f"--head_dtype=fp8: --{name}={getattr(config, name)} must be a multiple of {MULTIPLE}")
+    cuda = world.device.type == "cuda"
+    if world.device.type == "mps" or (cuda and torch.cuda.get_device_capability(world.device) < FIRST_WITH_FP8):
+        raise ConfigError(
+            f"--head_dtype=fp8 needs an NVIDIA GPU from Ada or Hopper on, and this is {world.device_name()}"
+        )
 
 
 def _replicating_engine(world: World) -> Literal["single", "ddp", "sharded"]:

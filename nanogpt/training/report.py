@@ -73,6 +73,7 @@ def make_report(
         learning_rate=config.learning_rate,
         on_plateau=config.on_plateau,
         ema=config.ema,
+        head_dtype=config.head_dtype,
         gradient_compression=config.gradient_compression,
         final_learning_rate=finite(state.lr),
         corpus_sha256=plan.dataset.corpus.sha256,

@@ -22,6 +22,7 @@ from nanogpt.distributed.replicas import UNLIKE, Replicas
 from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
 from nanogpt.engine import Engine, EngineOptions, build_engine
+from nanogpt.model.fp8 import fp8_linear
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.build import open_logger
 from nanogpt.monitor.profiler import open_profiler
@@ -199,6 +200,8 @@ def _build_model(context: RunContext, *, fresh: bool) -> GPT:
     model = GPT(GPTConfig.from_options(config))
     if config.init_from and fresh:
         load_hf(model, Path(config.init_from))
+    if config.head_dtype == "fp8":
+        model.lm_head.training_product = fp8_linear
     announce(context.plan, context.world, context.logger, parameters=model.num_parameters())
     return model
 

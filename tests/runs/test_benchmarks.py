@@ -125,6 +125,7 @@ def test_a_predicted_step_hides_what_it_can():
 def test_what_a_gpu_told_is_printed(tmp_path, forked):
     """Invariant: a table for each section that came to something, and why another did not; no GPU, no measurement."""
     tiny = {"windows": 2, "context_length": 8, "recipe": "fast", "collectives": True, "compiled": False}
+    tiny["head_dtype"] = "fp8"
     measured = {
         "mfu": 0.5, "allocated_bytes": 2e9, "ready_s": 1.0, "cuda_graphs": False, "not_compiled": "",
         "alone_s": [2e-3], "in_a_row_s": [1e-3],
@@ -159,8 +160,8 @@ def test_what_a_gpu_told_is_printed(tmp_path, forked):
     assert "| gpu_tests | skipped: 5 s are left, it needs 60 | 0 |" in said
     assert "| steps | timed out after 9 s: stuck | 9 |" in said
     how = "sharded with collectives, graphs"
-    assert f"| 2 x 8 | Muon | {how} (not captured) | 2 ms | 1 ms | 50% | 2.0 GB | 1.0 s | 0.01 |" in said
-    assert f"| 2 x 8 | Muon | {how} | RuntimeError: a / b |  |  |  |  |  |" in said
+    assert f"| 2 x 8 | Muon | {how} (not captured), head in FP8 | 2 ms | 1 ms | 50% | 2.0 GB | 1.0 s | 0.01 |" in said
+    assert f"| 2 x 8 | Muon | {how}, head in FP8 | RuntimeError: a / b |  |  |  |  |  |" in said
     assert "| 0.50 s | 0.50 s | 0.50 s | 0.50 s | 0.50 s | 0.50 s |" in said
     done = forked(tmp_path, script, "--out=other.json", CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (

@@ -8,7 +8,7 @@ from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, TrainConfig
 from nanogpt.data.tokenizer import encode
 from nanogpt.distributed.world import World
 from nanogpt.optim.recipe import resolve_recipe
-from nanogpt.plan.plan import compiling_pays, make_plan
+from nanogpt.plan.plan import _check_fp8, compiling_pays, make_plan
 
 
 def world(size=1, rank=0):
@@ -61,6 +61,31 @@ def test_not_every_engine_compresses_gradients():
     for engine, size in (("auto", 1), ("deepspeed", 2)):
         with pytest.raises(ConfigError, match="--gradient_compression=bf16 works with --engine=ddp and sharded"):
             make_plan(TrainConfig(gradient_compression="bf16", engine=engine), world(size))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "options", "why"),
+    [
+        ("cuda", (8, 9), {}, None),
+        ("cuda", (8, 0), {}, "needs an NVIDIA GPU from Ada or Hopper on, and this is NVIDIA A100"),
+        ("mps", None, {}, "needs an NVIDIA GPU from Ada or Hopper on, and this is mps"),
+        ("cpu", None, {}, None),  # which computes the same, slowly
+        ("cpu", None, {"context_length": 24}, "--context_length=24 must be a multiple of 16"),
+        ("cpu", None, {"n_embd": 72, "n_head": 2}, "--n_embd=72 must be a multiple of 16"),
+    ],
+)
+def test_where_fp8_cannot_be_had_it_is_refused(monkeypatch, device, capability, options, why):
+    """Reference: what torch._scaled_mm needs; no GPU is needed to say so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    here = World(rank=0, local_rank=0, size=1, device=torch.device(device))
+    config = TrainConfig(head_dtype="fp8", dtype="fp32", **options)
+    if why is None:
+        _check_fp8(config, here)
+    else:
+        with pytest.raises(ConfigError, match="--head_dtype=fp8") as caught:
+            _check_fp8(config, here)
+        assert why in str(caught.value)
 
 
 def test_every_rank_of_a_world_plans_the_same_run():
