@@ -150,9 +150,9 @@ def dump_flight_recorder(rank: int) -> None:
     That one waits longer than a Watchdog, and so never does. Where the environment names a file, as slurm/train.sh
     does: FILE followed by the rank, for torch's tool (python -m torch.distributed.flight_recorder.fr_trace FOLDER).
     """
-    dump = "_dump_nccl_trace" if dist.is_nccl_available() else "_dump_fr_trace"
     if path := os.environ.get("TORCH_FR_DUMP_TEMP_FILE"):
         with suppress(Exception):  # whatever it is, the line that names the rank must follow
+            dump = "_dump_nccl_trace" if dist.get_backend() == "nccl" else "_dump_fr_trace"
             Path(f"{path}{rank}").write_bytes(getattr(torch._C._distributed_c10d, dump)())
 
 
