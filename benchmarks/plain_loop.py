@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from parts.contenders import gpt2_of, loss_sum, plain_steps, train_in_trainer
 from parts.options import TaskOptions, run_script
+from parts.plain import gpt2_of, loss_sum, plain_steps, train_in_trainer
 from transformers import GPT2LMHeadModel
 
 from nanogpt.config.errors import ConfigError

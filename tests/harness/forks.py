@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harness.runs import REPOSITORY, TRAIN, WORKERS, environment, free_port
 
-# Benchmarks of loops that others wrote, and what these import: ten seconds of a core.
-BESIDE_TRANSFORMERS = ("step_time.py", "step_profile.py", "plain_loop.py")
+# The benchmark of loops that others wrote, and what it imports: ten seconds of a core.
+BESIDE_TRANSFORMERS = ("plain_loop.py",)
 TRANSFORMERS = ("transformers.models.gpt2.modeling_gpt2", "transformers.trainer")
 ENVIRON = environment(OMP_NUM_THREADS="1")  # as it is before a test changes it
 

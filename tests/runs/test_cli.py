@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.forks import forked
+from harness.forks import forked, forked_ranks
 from harness.lanes import slow
 from harness.runs import REPOSITORY, SHORT, TRAIN, flags, report, run, torchrun, train
 from nanogpt.__main__ import COMMANDS
@@ -150,20 +150,36 @@ def test_a_run_is_never_overwritten(room, forked):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "options", "line"),
+    ("option", "line"),
     [
-        (3, ["--max_step=3"], "error: unknown option --max_step"),
-        slow(2, ["--engine=single"], "error: --engine=single cannot train on 2 ranks"),
-        slow(3, ["--batch_size=2"], "error: --batch_size=2 leaves some of the 3 ranks without a window"),
-        slow(2, ["--data=missing.txt"], "error: --data=missing.txt: no such file"),
-        slow(2, ["--out_dir=/proc/run"], "error: --out_dir=/proc/run cannot be written"),
+        ("--max_step=3", "error: unknown option --max_step"),
+        slow("--out_dir=/proc/run", "error: --out_dir=/proc/run cannot be written"),  # which the first rank alone sees
     ],
 )
-def test_under_torchrun_it_is_said_once(room, ranks, options, line):
+def test_under_torchrun_it_is_said_once(room, option, line):
     """Invariant: one rank speaks, all leave, nothing is written."""
     before = listing(room)
-    done = torchrun(ranks, *options, cwd=room, timeout=120)
+    done = torchrun(2, option, cwd=room, timeout=120)
     assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert line in done.stderr
+    assert listing(room) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "options", "line"),
+    [
+        (2, ["--engine=single"], "error: --engine=single cannot train on 2 ranks"),
+        (3, ["--batch_size=2"], "error: --batch_size=2 leaves some of the 3 ranks without a window"),
+        (2, ["--data=missing.txt"], "error: --data=missing.txt: no such file"),
+    ],
+)
+def test_without_a_launcher_it_is_said_once(room, ranks, options, line):
+    """Invariant: the same of mistakes that only the plan finds; every rank's status is 2."""
+    before = listing(room)
+    done = forked_ranks(ranks, room, TRAIN, *options)
+    assert done.returncode == 2
     assert done.stderr.count("error: ") == 1, done.stderr
     assert line in done.stderr
     assert listing(room) == before

@@ -91,7 +91,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
     """Invariant: noise on one rank's weights: status 1, no verdict, nothing saved; then the undisturbed run's curve."""
     reference = forked_ranks(2, tmp_path, TRAIN, *flags(**OPTIONS | {"out_dir": "undisturbed"}))
     assert reference.returncode == 0, reference.stderr
-    done = torchrun(2, *flags(**OPTIONS), cwd=tmp_path, script=CORRUPTING)
+    done = forked_ranks(2, tmp_path, CORRUPTING, *flags(**OPTIONS))
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "ranks 0, 1 do not all hold the same in weight/transformer.wte.weight (and " in line
@@ -113,7 +113,7 @@ def test_a_corrupted_replica_ends_the_run_before_anything_is_said_of_it(tmp_path
 def test_a_pass_over_two_models_verifies_nothing(tmp_path):
     """Invariant: a full pass whose mean over unlike replicas is below the target does not end the run as reached."""
     options = OPTIONS | {"target_loss": 20, "checkpoint_every": 1000}
-    done = torchrun(2, *flags(**options), cwd=tmp_path, script=CORRUPTING, env={"CORRUPT_AT": "1"})
+    done = forked_ranks(2, tmp_path, CORRUPTING, *flags(**options), CORRUPT_AT="1")
     assert done.returncode == 1
     assert "ranks 0, 1 do not all hold the same in weight/transformer.wte.weight (and " in done.stderr
     assert "target reached" not in done.stdout

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness import runs
-from harness.forks import train
+from harness.forks import forked_ranks, train
 from harness.runs import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report, run
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
@@ -221,23 +221,29 @@ def test_a_compiler_that_fails_is_a_warning(tmp_path):
     assert report(tmp_path / "out")["compiled"] is False
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Where the runs of this file keep what they have compiled: some compile the same."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["single", "ddp", "sharded"])
-def test_a_compiled_run_follows_the_same_curve(engine, tmp_path):
+def test_a_compiled_run_follows_the_same_curve(engine, compiled, tmp_path):
     """Reference: the eager run; 1e-4 relative, as fused kernels round in another order. DDP is inside what compiles."""
     options, ranks = (
         SHORT | {"n_layer": 1, "max_steps": 8, "log_every": 1, "dtype": "fp32", "engine": engine},
         1 + (engine != "single"),
     )
-    done, env = {}, runs.compiling_alone(tmp_path)
-    for name in ("true", "false"):
-        words = flags(**options, compile=name, out_dir=name)
-        start = partial(runs.torchrun, ranks) if ranks > 1 else runs.train
-        done[name] = start(*words, cwd=tmp_path, timeout=600, env=env)
-        assert report(tmp_path / name)["exit_reason"] == "max_steps", done[name].stderr
+    words = flags(**options, compile="true", out_dir="true")
+    start = partial(runs.torchrun, ranks) if ranks > 1 else runs.train
+    done = start(*words, cwd=tmp_path, timeout=600, env=runs.compiling_alone(compiled))
+    assert report(tmp_path / "true")["exit_reason"] == "max_steps", done.stderr
+    words = flags(**options, compile="false", out_dir="false")
+    assert (forked_ranks(ranks, tmp_path, TRAIN, *words) if ranks > 1 else train(*words, cwd=tmp_path)).returncode == 3
     if not report(tmp_path / "true")["compiled"] and not shutil.which("g++"):
         pytest.skip("no C++ compiler that torch.compile can use")
-    assert report(tmp_path / "true")["compiled"], done["true"].stdout
+    assert report(tmp_path / "true")["compiled"], done.stdout
     for a, b in zip(metrics(tmp_path / "true"), metrics(tmp_path / "false"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
