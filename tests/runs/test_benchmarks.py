@@ -85,6 +85,15 @@ def test_scaling(benchmark):
     assert min(result["all_reduce_s"]["2"].values()) > 0
 
 
+@pytest.mark.slow
+def test_head_dtype(benchmark):
+    """Invariant: both runs are the same but for the head, from the first step on."""
+    shape = TINY_SHAPE | {"context_length": 16}
+    runs = benchmark("head_dtype.py", **shape, max_steps=2)["runs"]
+    assert {name: run["steps"] for name, run in runs.items()} == {"auto": 2, "fp8": 2}
+    assert 0 < abs(runs["fp8"]["loss"] - runs["auto"]["loss"]) < 0.01
+
+
 def test_the_fit_finds_latency_and_bandwidth_again():
     """Reference: times made of a known link."""
     link = alpha_beta.Link(alpha_s=20e-6, bytes_per_s=2e9)
