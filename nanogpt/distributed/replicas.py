@@ -64,7 +64,7 @@ class Replicas:
 
     def _differing(self) -> Sequence[tuple[str, Sequence[Hashable]]]:
         """(name, each rank's fingerprint) of what is unlike."""
-        mine = {name: fingerprint(values) for name, values in self._held()}
+        mine = fingerprints(self._held())
         if len(set(self._world.gather(hashlib.blake2b(b"".join(mine.values())).digest()))) == 1:
             return []
         ranks = self._world.gather(mine)
@@ -115,11 +115,23 @@ def fingerprint(values: Tensor) -> bytes:
     whole numbers, modulo 2^64, so they are the same in any order. Changes in up to three words always show; more would
     have to cancel in each row and each column.
     """
+    return fingerprints([("", values)])[""]
+
+
+def fingerprints(named: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
+    """The same of several, by their names. A GPU is waited for once."""
+    sums = {name: _sums_of_bits(values) for name, values in named}
+    parts = torch.cat([*sums.values()]).cpu().split([len(each) for each in sums.values()]) if sums else ()
+    prints = (hashlib.blake2b(part.numpy().tobytes(), digest_size=16).digest() for part in parts)
+    return dict(zip(sums, prints, strict=True))
+
+
+def _sums_of_bits(values: Tensor) -> Tensor:
+    """Of the square that values are laid out in: its rows, its columns, and the words that fill no row, whole."""
     flat = values.detach().float().reshape(-1)
     if flat.storage_offset() % 2:  # a word would be cut
         flat = flat.clone()
     whole = flat.numel() // (2 * COLUMNS) * (2 * COLUMNS)
     rest = pad(flat[whole:], (0, 2 * COLUMNS - (flat.numel() - whole)))
     rows = flat[:whole].view(torch.int64).view(-1, COLUMNS)
-    sums = torch.cat([rows.sum(dim=1), rows.sum(dim=0), rest.view(torch.int64)])
-    return hashlib.blake2b(sums.cpu().numpy().tobytes(), digest_size=16).digest()
+    return torch.cat([rows.sum(dim=1), rows.sum(dim=0), rest.view(torch.int64)])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from nanogpt.data.windows import Windows
-from nanogpt.distributed.replicas import fingerprint
+from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
 from nanogpt.evaluate.scorecard import Scorecard, make_scorecard
@@ -63,7 +63,7 @@ class Evaluator:
                 # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
                 (loss,) = self._engine.world.max(self._reading.loss)
             if is_last or loss <= plan.config.target_loss:
-                self.evaluated = {name: fingerprint(weight) for name, weight in self._engine.weights()}
+                self.evaluated = fingerprints(self._engine.weights())
         return loss
 
     def scorecard(self, *, step: int) -> Scorecard:
