@@ -22,7 +22,7 @@ class RunError(Exception):
 
 
 class ReplicaError(RunError):
-    """Ranks that ought to hold the same do not: raised on every rank, with the same line."""
+    """Ranks that ought to hold or compute the same do not: raised on every rank, with the same line."""
 
 
 @runtime_checkable

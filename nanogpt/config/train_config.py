@@ -115,6 +115,18 @@ class TrainConfig(Options):
         "measure every rank first, for 10 s at most; warn: name slow and wrong ranks; strict: do not train with them",
         shapes_curve=False,
     )
+    replica_check_every: int | None = machine_option(
+        100,
+        "how often several ranks compare what each holds whole, bit for bit; none: only before saves and verdicts",
+        "steps",
+        shapes_curve=False,
+    )
+    gradient_check_every: int | None = machine_option(
+        200,
+        "how often each of several ranks computes another's gradient again, and they compare; none: never, as ZeRO 3",
+        "steps",
+        shapes_curve=False,
+    )
     compile: Literal["auto", "true", "false"] = machine_option(
         "auto", "torch.compile the model; auto: on CUDA, in a long run"
     )

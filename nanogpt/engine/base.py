@@ -68,6 +68,7 @@ class Engine(ABC):
     cuda_graphs: bool = False  # whether a step is launched as a few graphs instead of kernel by kernel
     # The best that model computes in with the weights of state_dict.
     scores_precision: ScoresPrecision = ScoresPrecision.FP32
+    can_compute_apart: bool = True  # whether there is a loss_apart
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
@@ -83,6 +84,13 @@ class Engine(ABC):
 
         With a non-finite norm nothing is updated. figures: of this rank; their sums travel with the loss's, before the
         update, and are read with it, so that the host waits once a step. A GPU may still be at the update then.
+        """
+
+    @abstractmethod
+    def loss_apart(self, batch: Batch) -> Tensor:
+        """What forward_backward would call backward on, computed as it does, for a gradient that is no part of a step.
+
+        To be differentiated by torch.autograd.grad, which leaves gradients and the exchange of them alone.
         """
 
     def close(self) -> None:  # noqa: B027, most engines have nothing to do

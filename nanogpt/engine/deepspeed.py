@@ -65,6 +65,8 @@ class DeepSpeedEngine(Engine):
             self.scores_precision = ScoresPrecision.BF16_WEIGHTS
         elif self.stage == 3 and settings["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
             self.scores_precision = ScoresPrecision.BF16
+        self._autocasts: bool = settings["torch_autocast"]["enabled"]
+        self.can_compute_apart = self.stage < 3  # where the backward lets go of weights that it gathers for a step
         self._gathered = deepspeed.zero.GatheredParameters
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
 
@@ -79,6 +81,12 @@ class DeepSpeedEngine(Engine):
         # DeepSpeed averages over the ranks; that it shall not also divide by the accumulation steps must be said.
         self.deepspeed.backward(mean_share(loss_sum, batch, float(self.world.size)), scale_wrt_gas=False)
         self._loss_sum += loss_sum.detach()
+
+    def loss_apart(self, batch: Batch) -> Tensor:
+        # Not through DeepSpeed, which would take its backward for a part of the step.
+        with self.world.autocast("bf16" if self._autocasts else "fp32"):
+            loss_sum = self.compilation.forward(batch.idx, batch.targets)
+        return mean_share(loss_sum, batch, float(self.world.size))
 
     def step(self, lr: float, *figures: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)

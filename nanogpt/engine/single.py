@@ -39,10 +39,17 @@ class SingleEngine(Engine):
         self._summing_s = 0.0  # the newest step's figures, over the ranks
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
-        with self.world.autocast(self.dtype):
-            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
+        loss_sum = self._loss_sum_of(batch)
         mean_share(loss_sum, batch, self._gradient_scale()).backward()
         self._loss_sum += loss_sum.detach()
+
+    def loss_apart(self, batch: Batch) -> Tensor:
+        return mean_share(self._loss_sum_of(batch), batch, self._gradient_scale())
+
+    def _loss_sum_of(self, batch: Batch) -> Tensor:
+        with self.world.autocast(self.dtype):
+            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
+        return loss_sum
 
     def step(self, lr: float, *figures: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)

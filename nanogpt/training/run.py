@@ -26,6 +26,7 @@ from nanogpt.model.fp8 import fp8_linear
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.build import open_logger
 from nanogpt.monitor.profiler import open_profiler
+from nanogpt.monitor.sentinel import Sentinel
 from nanogpt.monitor.wandb_logger import check_wandb
 from nanogpt.optim.ema import EMA
 from nanogpt.plan.checks import check_agreement, examine_ranks, refuse_copies, require_room
@@ -185,6 +186,7 @@ def _build_trainer(
         engine=engine,
         average=average,
         replicas=replicas,
+        sentinel=Sentinel(engine, replicas, config),
         state=state,
         checkpoints=checkpoints,
         evaluator=Evaluator(context, windows, engine, average),

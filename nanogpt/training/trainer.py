@@ -13,6 +13,7 @@ from nanogpt.distributed.replicas import Replicas
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, Engine
 from nanogpt.monitor.profiler import NullProfiler
+from nanogpt.monitor.sentinel import Sentinel
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.schedule import learning_rate
 from nanogpt.training import endings
@@ -35,6 +36,7 @@ class Trainer:
         engine: Engine,
         average: EMA,
         replicas: Replicas,
+        sentinel: Sentinel,
         state: TrainState,
         checkpoints: CheckpointManager,
         evaluator: Evaluator,
@@ -44,7 +46,8 @@ class Trainer:
         """windows: the plan's, where the model is. The state, engine and average of a resumed run are restored."""
         self.context, self.config = context, context.plan.config
         self.world, self.phases, self.logger, self.stop = context.world, context.phases, context.logger, context.stop
-        self.windows, self.engine, self.average, self.replicas = windows, engine, average, replicas
+        self.windows, self.engine, self.average = windows, engine, average
+        self.replicas, self.sentinel = replicas, sentinel
         self.state, self.checkpoints, self.evaluator = state, checkpoints, evaluator
         self.profiler, self.metrics = profiler, metrics
 
@@ -78,6 +81,8 @@ class Trainer:
                 state.step_is_unfinished = False
                 if reason:
                     return self._finish(reason, full_pass_loss)
+                with self.phases("comparing replicas", state.step):
+                    self.sentinel.compare_replicas(state.step)
                 if save_is_overdue or state.step % self.config.checkpoint_every == 0:
                     with self.phases("copying for a checkpoint", state.step, patient=True):
                         self.checkpoints.begin()
@@ -92,9 +97,11 @@ class Trainer:
         with phases("batch", number):
             state.lr = learning_rate(self.config, state.schedule.estimate)
             batches = micro_batches(self.config, self.windows, self.world, state.step)
-        with phases("forward and backward", number):
+        with phases("forward and backward", number), self.sentinel.listening(number):
             for batch in batches:
                 self.engine.forward_backward(batch, is_last=batch is batches[-1])
+        with phases("checking a gradient", number):
+            self.sentinel.check_gradient(number, self._newest_batch_of)
         with phases("update", number):
             # Summed every step: the loss steers the full passes, and all ranks must stop at the same step. The first
             # rank's clock decides.
@@ -117,6 +124,10 @@ class Trainer:
         if stop:
             raise StopRequested
         return late > 0, overdue > 0
+
+    def _newest_batch_of(self, rank: int) -> Batch:
+        """The last micro-batch of any rank in the step that is under way."""
+        return micro_batches(self.config, self.windows, replace(self.world, rank=rank), self.state.step)[-1]
 
     def _count(self, loss_sum: float, started: float) -> None:
         """Take a step, begun at started, into the average and the sums; loss_sum: over all ranks, in nats."""
