@@ -48,7 +48,10 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "ZeRO 3 on 2, near, resume": (2, (*NEAR, "--engine=deepspeed", "--zero_stage=3")),
 }
 # Of rows and reports: what a clock, the machine's memory or the commit decides.
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share", "versions", "git_commit", "format_version")
+CLOCKS = (
+    "_s", "memory_bytes", "mfu", "time_share", "slowest_rank", "_host", "_ratio", "versions", "git_commit",
+    "format_version",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

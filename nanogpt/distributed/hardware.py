@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: what a token costs, and what the device could do.
+"""What the device could do, what it has left, and how long it takes over a part of a step.
 
 mfu = flops_per_token(model.config, context_length=64) * tokens_per_s / peak_flops_per_s
 """
@@ -96,6 +96,38 @@ def _thread_flops_per_s(dtype: str, seconds: float) -> float:
         best_s = min(best_s, time.thread_time() - started)
     torch.set_num_threads(threads)
     return 2 * SIDE**3 / best_s
+
+
+class Stopwatch:
+    """How long the device was at what was inside the newest time; nobody waits for it. It is not recorded in graphs.
+
+    with watch: ...
+    watch.seconds()     # once the device is known to be past it
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if cuda else []
+        self._began = self._ended = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+        self._record(0)
+
+    def __exit__(self, *_: object) -> None:
+        self._record(1)
+        self._ended = time.perf_counter()
+
+    def seconds(self) -> float:
+        """0 before the first time."""
+        if self._events and self._ended:
+            milliseconds: float = self._events[0].elapsed_time(self._events[1])
+            return milliseconds / 1e3
+        return self._ended - self._began
+
+    def _record(self, which: int) -> None:
+        if self._events and not torch.cuda.is_current_stream_capturing():
+            self._events[which].record()
 
 
 MEMINFO, CGROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -100,6 +100,12 @@ class Engine(ABC):
         """Seconds that the newest step's backward waited for other ranks; None: this engine cannot tell."""
         return None
 
+    def forward_s(self) -> float | None:
+        """Seconds of a part of the newest step's last forward in which no rank waits for another, for engines that
+        cannot tell their exposed communication; None: nobody can tell that either.
+        """
+        return None
+
     def local_weights(self) -> list[Tensor]:
         """The tensors that hold this rank's weights, whole or in part, always in the same order.
 

@@ -130,6 +130,9 @@ class CudaGraphEngine(SingleEngine):
         self._batch.idx.copy_(batch.idx)
         self._batch.targets.copy_(batch.targets)
 
+    def forward_s(self) -> float | None:
+        return None if self.cuda_graphs else super().forward_s()
+
     def close(self) -> None:
         self._gradient_graph.give_up()
         self._update_graph.give_up()

@@ -6,6 +6,7 @@ Stage 0 shares out nothing, 1 the optimizer's state and fp32 master weights, 2 t
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import cycle
 from math import isfinite
@@ -14,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nanogpt.distributed.hardware import Stopwatch
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
 from nanogpt.engine.compile import compile_model
@@ -69,6 +71,11 @@ class DeepSpeedEngine(Engine):
         self.can_compute_apart = self.stage < 3  # where the backward lets go of weights that it gathers for a step
         self._gathered = deepspeed.zero.GatheredParameters
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
+        self._forward_watch = Stopwatch(world.device)
+        if self.stage == 3:  # whose forward gathers weights: of the output layer the product alone
+            head, watch = self.model.lm_head, self._forward_watch
+            head.register_forward_pre_hook(lambda *_: watch.__enter__())  # after DeepSpeed's
+            head.register_forward_hook(lambda *_: watch.__exit__(), prepend=True)  # before DeepSpeed's
 
     @property
     def _zero(self) -> ZeroOptimizer:
@@ -77,10 +84,14 @@ class DeepSpeedEngine(Engine):
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
-        loss_sum = self.deepspeed(batch.idx, batch.targets)
+        with nullcontext() if self.stage == 3 else self._forward_watch:
+            loss_sum = self.deepspeed(batch.idx, batch.targets)
         # DeepSpeed averages over the ranks; that it shall not also divide by the accumulation steps must be said.
         self.deepspeed.backward(mean_share(loss_sum, batch, float(self.world.size)), scale_wrt_gas=False)
         self._loss_sum += loss_sum.detach()
+
+    def forward_s(self) -> float | None:
+        return self._forward_watch.seconds()
 
     def loss_apart(self, batch: Batch) -> Tensor:
         # Not through DeepSpeed, which would take its backward for a part of the step.

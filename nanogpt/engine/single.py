@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from nanogpt.distributed.hardware import Stopwatch
 from nanogpt.distributed.host_copy import HostCopy
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
@@ -36,6 +37,7 @@ class SingleEngine(Engine):
         self.compilation = self._compile(options)
         self.forward = self.compilation.forward
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
+        self._forward_watch = Stopwatch(world.device)
         self._summing_s = 0.0  # the newest step's figures, over the ranks
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
@@ -47,7 +49,7 @@ class SingleEngine(Engine):
         return mean_share(self._loss_sum_of(batch), batch, self._gradient_scale())
 
     def _loss_sum_of(self, batch: Batch) -> Tensor:
-        with self.world.autocast(self.dtype):
+        with self.world.autocast(self.dtype), self._forward_watch:
             loss_sum: Tensor = self.forward(batch.idx, batch.targets)
         return loss_sum
 
@@ -83,6 +85,9 @@ class SingleEngine(Engine):
 
     def exposed_communication_s(self) -> float | None:
         return 0.0
+
+    def forward_s(self) -> float | None:
+        return self._forward_watch.seconds()
 
     def pieces(self) -> Iterator[Piece]:
         return replicated_pieces(self, self.optimizer)

@@ -49,8 +49,13 @@ class Row:
         "the fastest rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"
     )
     slowest_rank_step_s: float | None = key("the same of the slowest rank, seconds")
+    slowest_rank: int | None = key(
+        "the rank whose own work takes longest, or the forward where no more is known; null: that neither"
+    )
+    slowest_rank_host: str | None = key("the node that it is on")
+    slowest_rank_ratio: float | None = key("how many times as long as the median rank's its own work takes")
     time_share: dict[str, float | None] = key(
-        "of the first rank's wall clock: data, compute, communication, checkpoint, full_pass; the rest is logging"
+        "of the first rank's wall clock: data, compute, communication, checkpoint, full_pass; the rest: logging, checks"
     )
 
     def to_json(self) -> str:

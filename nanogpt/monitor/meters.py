@@ -6,8 +6,10 @@ loss, tokens_per_s, step_s = meter.take()
 """
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import nan
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from nanogpt.utils.phases import PhaseListener
@@ -49,6 +51,50 @@ class Meter:
     def _reset(self) -> None:
         self._loss_sum, self._tokens = 0.0, 0
         self._seconds: list[float] = []
+
+
+SLOW = 1.2  # times the median rank's own work in a step, above which a rank is slow
+ROWS = 5  # that it stays so, one after the other, before a person is told
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """The rank whose own work in a step takes longest; None: nobody can tell."""
+
+    rank: int | None = None
+    host: str | None = None
+    ratio: float | None = None  # to the median rank's
+
+
+class SlowRanks:
+    """Which rank the others wait for, and a warning when it stays the same one.
+
+    slow_ranks = SlowRanks(["node0", "node1"], windows=[8, 8], say=print)
+    slow_ranks.observe([0.10, 0.13])    # at each row
+    """
+
+    def __init__(self, hosts: Sequence[str], *, windows: Sequence[int], say: Callable[[str], None]) -> None:
+        """hosts, windows: of each rank its node, and its share of a global batch."""
+        self._hosts, self._windows, self._say = hosts, windows, say
+        self._suspect: int | None = None
+        self._rows = 0  # that the suspect has been slow for
+
+    def observe(self, own_s: Sequence[float]) -> Slowest:
+        """The slowest of the ranks, by each one's own work in a step, in seconds; 0 or NaN: it is not known."""
+        if not all(seconds > 0 for seconds in own_s):
+            return Slowest()
+        rank = max(range(len(own_s)), key=own_s.__getitem__)
+        host, ratio = self._hosts[rank], own_s[rank] / median_low(own_s)
+        # A rank with more windows may take as much longer; not less for fewer, as an update takes each as long.
+        is_slow = ratio > SLOW * self._windows[rank] / min(self._windows)
+        self._rows = (self._rows + 1 if rank == self._suspect else 1) if is_slow else 0
+        self._suspect = rank if is_slow else None
+        if self._rows == ROWS:
+            self._say(
+                f"warning: rank {rank} on {host} is slow: for {ROWS} rows its own work has taken more than "
+                f"{SLOW} times the median rank's, now {ratio:.2f} times, and the others wait for it"
+            )
+        return Slowest(rank, host, ratio)
 
 
 SHARES = ("data", "compute", "communication", "checkpoint", "full_pass")  # of the wall clock, in metrics.jsonl

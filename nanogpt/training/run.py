@@ -191,7 +191,9 @@ def _build_trainer(
         checkpoints=checkpoints,
         evaluator=Evaluator(context, windows, engine, average),
         profiler=profiler,
-        metrics=MetricsProcessor(plan, engine, context.phases, peak_flops_per_s=peak_flops_per_s),
+        metrics=MetricsProcessor(
+            plan, engine, context.phases, peak_flops_per_s=peak_flops_per_s, say=context.logger.say
+        ),
     )
 
 

@@ -21,7 +21,7 @@ TINY_SHAKESPEARE = Path(
 # Seconds on one core; trains to 0.099 in about 150 steps.
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "subset_tokens": 256, "context_length": 32, "learning_rate": 3e-3}
 SHORT = TINY | {"subset_tokens": 40, "batch_size": 4}  # for a few steps whose scores nobody reads
-CLOCKS = ("_s", "memory_bytes", "mfu", "time_share")  # how the names of such figures end
+CLOCKS = ("_s", "memory_bytes", "mfu", "time_share", "slowest_rank", "_host", "_ratio")  # ends of their names
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 

@@ -1,12 +1,13 @@
 """Where a run's time went, by its rows."""
 
 import math
+from socket import gethostname
 
 import pytest
 
 from harness.forks import forked_ranks, train
 from harness.lanes import slow
-from harness.runs import SHORT, TRAIN, flags, metrics, report
+from harness.runs import SHORT, TRAIN, WORKERS, flags, metrics, report
 from nanogpt.monitor.meters import SHARES
 
 
@@ -26,3 +27,18 @@ def test_a_row_says_where_the_time_went(ranks, tmp_path):
         assert (row["time_share"]["communication"] > 0) == (ranks > 1)
         if ranks == 1:
             assert row["fastest_rank_step_s"] == row["slowest_rank_step_s"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "sharded", "deepspeed 1", "deepspeed 3"])
+def test_the_slow_rank_is_named(engine, tmp_path):
+    """Invariant: with a rank whose forward takes longer, whatever the engine, rows and one warning say which it is."""
+    name, _, stage = engine.partition(" ")
+    options = SHORT | {"engine": name, "dtype": "fp32", "max_steps": 8, "log_every": 1}
+    if stage:
+        options["zero_stage"] = stage
+    done = forked_ranks(2, tmp_path, WORKERS / "slow_rank_worker.py", *flags(**options, out_dir="out"))
+    rows = metrics(tmp_path / "out")[1:]  # what is done for the first time takes each rank its own time
+    assert {(row["slowest_rank"], row["slowest_rank_host"]) for row in rows} == {(1, gethostname())}, rows
+    assert min(row["slowest_rank_ratio"] for row in rows) > 1.2
+    assert [line[:17] for line in done.stdout.splitlines() if "is slow" in line] == ["warning: rank 1 o"]

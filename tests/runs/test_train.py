@@ -24,7 +24,8 @@ from nanogpt.model.gpt import GPT, GPTConfig
 
 METRICS_KEYS = (
     "step tokens loss lr grad_norm tokens_per_s step_s mfu eta_s eta_low_s eta_high_s eta_note wall_s "
-    "memory_bytes full_pass_loss fastest_rank_step_s slowest_rank_step_s time_share"
+    "memory_bytes full_pass_loss fastest_rank_step_s slowest_rank_step_s slowest_rank slowest_rank_host "
+    "slowest_rank_ratio time_share"
 )
 REPORT_KEYS = (
     "reached exit_reason target_loss loss strided_loss floor steps tokens launch_s train_s device_s recall engine "
