@@ -1,11 +1,14 @@
-"""Tensors as they are now, for a thread that takes them to the host while their device goes on changing them.
+"""Tensors as they are now, on their way to the host while their device goes on changing them.
 
+sums = HostCopy(tensor)                               # a small one; waits for nothing
+sums.tolist()                                         # waits for the tensor, not for what the device was given after it
 on_host = snapshot({"a": weight}, on_device=True)     # the device's work waits for a copy, this process for nothing
 on_host()                                             # in a thread -> {"a": ...}, fp32, on the CPU
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +16,24 @@ from torch import Tensor
 # Of fp32, 64 MiB, pinned at a time: a device copies to pinned memory alone while it computes, and what one process has
 # pinned is lost to all others of its machine.
 STAGED_VALUES = 2**24
+
+
+class HostCopy:
+    """What is in a small tensor now."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._host, self._arrived = values.clone(), None
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def tolist(self) -> list[float]:
+        """The values, once they are here."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return cast(list[float], self._host.tolist())
 
 
 def snapshot(tensors: Mapping[str, Tensor], *, on_device: bool) -> Callable[[], dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nanogpt.distributed.hardware import Stopwatch
-from nanogpt.distributed.host_copy import HostCopy
+from nanogpt.distributed.snapshot import HostCopy
 from nanogpt.distributed.world import World
 from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
 from nanogpt.engine.compile import compile_model
