@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal
 
 from nanogpt.config.errors import ConfigError
+from nanogpt.config.fault import Fault
 from nanogpt.config.options import LARGEST, Options, option, option_types, require_positive
 
 MOST_WINDOWS = 2**20  # in a batch: each has its place in a list
@@ -130,6 +131,12 @@ class TrainConfig(Options):
     compile: Literal["auto", "true", "false"] = machine_option(
         "auto", "torch.compile the model; auto: on CUDA, in a long run"
     )
+    inject: str | None = machine_option(
+        None,
+        "break a new run on purpose, KIND:rank=R,step=S: kill, freeze, slow, nan, flip, full_disk or drop_gradient; "
+        "needs NANOGPT_ALLOW_FAULTS=1",
+        shapes_curve=False,
+    )
     comm_timeout_s: float = machine_option(
         600.0, "end the run when a rank is missing or makes no progress for this long", "seconds", shapes_curve=False
     )
@@ -178,6 +185,8 @@ class TrainConfig(Options):
                 f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
                 f"one before STOP"
             )
+        if self.inject is not None:
+            Fault.parse(self.inject)
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         for name, most in (("batch_size", MOST_WINDOWS), ("comm_timeout_s", LARGEST)):

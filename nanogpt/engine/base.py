@@ -34,6 +34,7 @@ class EngineOptions:
     micro_batches: Sequence[Batch]  # one step's worth, whose shapes a compiled model is warmed up with
     deepspeed: Mapping[str, Any] | None = None  # DeepSpeed's configuration, for the engine that wants one
     gradient_compression: str = "none"  # or 'bf16': what gradients are sent in
+    cuda_graphs: bool = True  # whether a step may be launched as graphs, which call no hook
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ class CudaGraphEngine(SingleEngine):
     @staticmethod
     def can_train(world: World, options: EngineOptions) -> bool:
         """Whether every rank can capture a step; CUDA_LAUNCH_BLOCKING, which finds a faulty kernel, forbids it."""
-        blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
-        return all(world.gather(world.device.type == "cuda" and len(options.micro_batches) == 1 and not blocking))
+        allowed = options.cuda_graphs and os.environ.get("CUDA_LAUNCH_BLOCKING") != "1"
+        return all(world.gather(world.device.type == "cuda" and len(options.micro_batches) == 1 and allowed))
 
     def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         super().__init__(model, world, options)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from nanogpt.config.errors import ConfigError
+from nanogpt.config.fault import check_fault
 from nanogpt.config.files import absolute_path
 from nanogpt.config.train_config import ResolvedConfig, TrainConfig
 from nanogpt.data.dataset import Dataset, load_text, make_dataset
@@ -56,6 +57,8 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
 
 
 def _check_ranks(config: TrainConfig, world: World) -> None:
+    if config.inject is not None:
+        check_fault(config.inject, world.size)
     if config.batch_size < world.size:
         raise ConfigError(
             f"--batch_size={config.batch_size} leaves some of the {world.size} ranks without a window: "

@@ -15,8 +15,10 @@ from socket import gethostname
 import torch
 
 from nanogpt.config.errors import ConfigError
+from nanogpt.config.fault import Fault
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.data.windows import Windows
+from nanogpt.distributed.faults import InjectedFault
 from nanogpt.distributed.hardware import peak_flops_per_s
 from nanogpt.distributed.replicas import UNLIKE, Replicas
 from nanogpt.distributed.watchdog import Watchdog
@@ -168,6 +170,8 @@ def _build_trainer(
     windows = plan.dataset.windows.on(world.device)
     model = _build_model(context, fresh=checkpoint is None)
     engine = _build_engine(context, model, windows)
+    if config.inject is not None and start.fresh:
+        _inject(Fault.parse(config.inject), context, engine)
     average = EMA(engine.local_weights(), config.ema)
     replicas = _watch_replicas(context, engine, average, step=checkpoint.step if checkpoint else 0)
     state = TrainState.of(config, judged_windows=len(plan.dataset.judged), launched_at=launched_at)
@@ -219,11 +223,18 @@ def _build_engine(context: RunContext, model: GPT, windows: Windows) -> Engine:
         micro_batches=micro_batches(config, windows, context.world, step=0),
         deepspeed=context.plan.deepspeed,
         gradient_compression=config.gradient_compression,
+        cuda_graphs=config.inject is None,
     )
     engine = build_engine(config.engine, model, context.world, options)
     if engine.compilation.failure:
         context.logger.say(f"warning: {engine.compilation.failure}; going on without torch.compile")
     return engine
+
+
+def _inject(fault: Fault, context: RunContext, engine: Engine) -> None:
+    context.logger.say(f"warning: this run is broken on purpose (--inject={context.plan.config.inject})")
+    if context.world.rank == fault.rank:
+        context.phases.listen(InjectedFault(fault, engine.model, engine.local_weights()))
 
 
 def _watch_replicas(context: RunContext, engine: Engine, average: EMA, *, step: int) -> Replicas:

@@ -1,0 +1,42 @@
+"""A fault that a run is given on purpose, as a command line writes it.
+
+>>> Fault.parse("kill:rank=1,step=12")
+Fault(kind='kill', rank=1, step=12)
+"""
+
+import os
+from dataclasses import dataclass
+
+from nanogpt.config.errors import ConfigError
+
+KINDS = ("kill", "freeze", "slow", "nan", "flip", "full_disk", "drop_gradient")
+ALLOWED = "NANOGPT_ALLOW_FAULTS"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one rank at one step."""
+
+    kind: str  # of KINDS
+    rank: int
+    step: int  # counted from 1
+
+    @classmethod
+    def parse(cls, words: str) -> "Fault":
+        """KIND:rank=R,step=S. Raises ConfigError."""
+        kind, _, rest = words.partition(":")
+        named = dict(word.split("=", 1) for word in rest.split(",") if "=" in word)
+        right = kind in KINDS and rest.count(",") == 1 and named.keys() == {"rank", "step"}
+        if not right or not all(value.isdecimal() for value in named.values()) or int(named["step"]) < 1:
+            raise ConfigError(
+                f"--inject={words} must be KIND:rank=R,step=S with a step from 1 on, KIND one of {', '.join(KINDS)}"
+            )
+        return cls(kind, int(named["rank"]), int(named["step"]))
+
+
+def check_fault(words: str, ranks: int) -> None:
+    """Refuse one that nobody meant to have, or that none of so many ranks would. Raises ConfigError."""
+    if os.environ.get(ALLOWED) != "1":
+        raise ConfigError(f"--inject={words} breaks the run on purpose: set {ALLOWED}=1 if that is what you want")
+    if Fault.parse(words).rank >= ranks:
+        raise ConfigError(f"--inject={words}: the last rank here is {ranks - 1}")
