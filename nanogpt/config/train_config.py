@@ -124,7 +124,7 @@ class TrainConfig(Options):
     )
     gradient_check_every: int | None = machine_option(
         200,
-        "how often each of several ranks computes another's gradient again, and they compare; none: never, as ZeRO 3",
+        "how often each of several ranks computes another's gradient again, and they compare; none: never",
         "steps",
         shapes_curve=False,
     )

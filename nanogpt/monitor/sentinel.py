@@ -23,6 +23,7 @@ from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.engine import Batch, Engine
 from nanogpt.utils.format import counted
+from nanogpt.utils.phases import Phases
 
 SUMS = 8  # of a gradient's values, each of every eighth one
 # How far two sketches of one gradient may be apart, as a share of its norm: ten times the worst that kernels for AVX2
@@ -34,19 +35,23 @@ LEAST = 1e-3  # of the whole gradient's norm, that counts as a parameter's: one 
 class Sentinel:
     """One rank's. Every rank must build it and call every method; alone it does nothing."""
 
-    def __init__(self, engine: Engine, replicas: Replicas, config: ResolvedConfig) -> None:
+    def __init__(
+        self, engine: Engine, replicas: Replicas, config: ResolvedConfig, phases: Phases, *, step: int
+    ) -> None:
+        """phases: which hear of what is done. step: the newest when this is built."""
         self._engine, self._world, self._replicas = engine, engine.world, replicas
         self._replicas_every, self._gradients_every = config.replica_check_every, config.gradient_check_every
-        self._tolerance = TOLERANCE[config.dtype]
+        self._phases, self._tolerance = phases, TOLERANCE[config.dtype]
         self._hosts = self._world.gather(gethostname())
         self._names = [name for name, _ in engine.model.named_parameters()]
         self._heard: dict[str, Tensor] = {}  # sketches of the newest micro-batch's gradient
-        self._right_step = 0  # the newest whose gradients were compared
+        self._right_step = step  # the newest whose gradients were compared, or the first
 
     def compare_replicas(self, step: int) -> None:
         """Raises ReplicaError where the ranks hold unlike values, if step is one at which they are compared."""
         if _is_due(step, self._replicas_every):
-            self._replicas.check(step)
+            with self._phases("comparing replicas", step):
+                self._replicas.check(step)
 
     @contextmanager
     def listening(self, step: int) -> Iterator[None]:
@@ -63,8 +68,12 @@ class Sentinel:
         batch_of: the last micro-batch of a rank in this step. Of a step that is a CUDA graph, where nobody hears the
         gradient, the first window is computed twice.
         """
-        if not self._checks_gradient(step):
-            return
+        if self._checks_gradient(step):
+            with self._phases("checking a gradient", step):
+                self._check_gradient(step, batch_of)
+            self._right_step = step
+
+    def _check_gradient(self, step: int, batch_of: Callable[[int], Batch]) -> None:
         world, part = self._world, batch_of if self._heard else lambda rank: _one_window(batch_of(rank))
         own = self._sketches() if self._heard else self._compute(part(world.rank))
         again = self._compute(part((world.rank - 1) % world.size))
@@ -73,7 +82,6 @@ class Sentinel:
             mine, theirs = found[owner, 0], found[(owner + 1) % world.size, 1]
             if (off := distance(mine, theirs, self._tolerance)).max() > 1:
                 raise ReplicaError(self._describe(step, off, self._who(owner, mine, theirs, part(owner))))
-        self._right_step = step
 
     def _checks_gradient(self, step: int) -> bool:
         return self._world.size > 1 and self._engine.can_compute_apart and _is_due(step, self._gradients_every)

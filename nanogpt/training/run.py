@@ -173,7 +173,8 @@ def _build_trainer(
     if config.inject is not None and start.fresh:
         _inject(Fault.parse(config.inject), context, engine)
     average = EMA(engine.local_weights(), config.ema)
-    replicas = _watch_replicas(context, engine, average, step=checkpoint.step if checkpoint else 0)
+    begun_at = checkpoint.step if checkpoint else 0
+    replicas = _watch_replicas(context, engine, average, step=begun_at)
     state = TrainState.of(config, judged_windows=len(plan.dataset.judged), launched_at=launched_at)
     writer = CheckpointWriter(
         start.out_dir, world, keep=config.keep_checkpoints, attempt=str(Attempt.from_env()),
@@ -190,7 +191,7 @@ def _build_trainer(
         engine=engine,
         average=average,
         replicas=replicas,
-        sentinel=Sentinel(engine, replicas, config),
+        sentinel=Sentinel(engine, replicas, config, context.phases, step=begun_at),
         state=state,
         checkpoints=checkpoints,
         evaluator=Evaluator(context, windows, engine, average),

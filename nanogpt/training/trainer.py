@@ -81,8 +81,7 @@ class Trainer:
                 state.step_is_unfinished = False
                 if reason:
                     return self._finish(reason, full_pass_loss)
-                with self.phases("comparing replicas", state.step):
-                    self.sentinel.compare_replicas(state.step)
+                self.sentinel.compare_replicas(state.step)
                 if save_is_overdue or state.step % self.config.checkpoint_every == 0:
                     with self.phases("copying for a checkpoint", state.step, patient=True):
                         self.checkpoints.begin()
@@ -100,8 +99,7 @@ class Trainer:
         with phases("forward and backward", number), self.sentinel.listening(number):
             for batch in batches:
                 self.engine.forward_backward(batch, is_last=batch is batches[-1])
-        with phases("checking a gradient", number):
-            self.sentinel.check_gradient(number, self._newest_batch_of)
+        self.sentinel.check_gradient(number, self._newest_batch_of)
         with phases("update", number):
             # Summed every step: the loss steers the full passes, and all ranks must stop at the same step. The first
             # rank's clock decides.

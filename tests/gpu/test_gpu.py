@@ -106,6 +106,21 @@ def test_a_capture_that_fails_goes_on_kernel_by_kernel(kind, part, built, monkey
     assert capsys.readouterr().out.count("no CUDA graph can be captured") == 1
 
 
+@pytest.mark.parametrize("kind", GRAPHED)
+def test_a_gradient_beside_a_graph_is_the_graphs_and_changes_nothing(kind, built):
+    """Reference: the single engine's gradient; its steps too, while the other computes one beside each of its own."""
+    plain, graphed = built(SingleEngine, "adamw"), built(kind, "adamw")
+    for step in range(4):
+        batch = _batch(step)
+        beside = [torch.autograd.grad(e.loss_apart(batch), list(e.model.parameters())) for e in (graphed, plain)]
+        for found, expected in zip(*beside, strict=True):
+            assert (found - expected).norm() <= 1e-4 * expected.norm()
+        a, b = (_step(engine, batch) for engine in (graphed, plain))
+        assert a.loss_sum == pytest.approx(b.loss_sum, rel=1e-5), step
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5), step
+    assert graphed.cuda_graphs
+
+
 def _assert_same_steps(found, expected):
     for step in range(8):
         a, b = (_step(engine, _batch(step)) for engine in (found, expected))

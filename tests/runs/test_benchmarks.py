@@ -94,6 +94,17 @@ def test_head_dtype(benchmark):
     assert 0 < abs(runs["fp8"]["loss"] - runs["auto"]["loss"]) < 0.01
 
 
+@pytest.mark.slow
+def test_sentinel(benchmark):
+    """Invariant: who is found is named, what is above the tolerance is found, and no run without a fault is."""
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16}
+    result = benchmark("sentinel.py", **shape, pairs=1, flips=3, runs=2)
+    gradients, (held, gathered) = result["gradient_flips"], result["flips"].values()
+    assert [len(each) for each in (held, gathered, gradients, result["alarms"])] == [3, 3, 3, 0]
+    assert all(flip["named"] for flip in held + gathered + gradients if flip["found"])
+    assert all(flip["found"] for flip in gradients if not flip["size"] <= 2 * result["tolerance"])
+
+
 def test_the_fit_finds_latency_and_bandwidth_again():
     """Reference: times made of a known link."""
     link = alpha_beta.Link(alpha_s=20e-6, bytes_per_s=2e9)

@@ -18,6 +18,7 @@ from nanogpt.distributed.replicas import Replicas
 from nanogpt.distributed.world import World
 from nanogpt.monitor.sentinel import Sentinel
 from nanogpt.training.trainer import micro_batches
+from nanogpt.utils.phases import Phases
 
 STEPS = 4
 WRONG = "transformer.h.0.mlp.c_fc.weight"
@@ -30,7 +31,7 @@ class Run:
         self.plan, self.engine = small_engine(TrainConfig(**cell), world)
         self.world, self.step = world, 0
         replicas = Replicas(world, self.engine.replicas, step=0)
-        self.sentinel = Sentinel(self.engine, replicas, self.plan.config)
+        self.sentinel = Sentinel(self.engine, replicas, self.plan.config, Phases(), step=0)
 
     def batches(self, rank: int) -> list:
         """Of a rank in the step to come."""
