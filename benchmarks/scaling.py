@@ -139,7 +139,7 @@ def _prediction() -> str:
     lines = [
         f"Predicted for H100s; only one GPU was ever measured. Assumed: {GPU_WINDOWS} windows of {GPU_CONTEXT} tokens "
         f"on every GPU, so that the global batch grows with them; {sizes['parameters']:,} parameters, sent in fp32, "
-        f"by {SHARDED} the {matrices:,} of the blocks' matrices in bf16; "
+        f"by {SHARDED} the {matrices:,} of the blocks' matrices in bf16, their gradients in one node alone; "
         f"computing as one H200 takes: {_ms(GRAPHS_S)} for {SHARDED}, whose step is CUDA graphs, collectives and all, "
         f"{_ms(UPDATE_S)} of it shared out over the ranks, and {_ms(KERNEL_BY_KERNEL_S)} for the others, kernel by "
         f"kernel; none of it disturbed by communication; {GPUS_A_NODE} GPUs a node joined at "
@@ -158,7 +158,8 @@ def _prediction() -> str:
             computing = {"compute_s": GRAPHS_S, "update_s": UPDATE_S, "in_bf16": matrices}
             if strategy != SHARDED:
                 computing = {"compute_s": KERNEL_BY_KERNEL_S}
-            s = step_s(strategy, **sizes, **computing, ranks=ranks, link=link)
+            one_node = ranks <= GPUS_A_NODE
+            s = step_s(strategy, **sizes, **computing, ranks=ranks, link=link, is_one_node=one_node)
             cells.append(f"{_ms(s)}, {GRAPHS_S / s:.0%}")
         lines.append(f"| {ranks:,} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -61,6 +61,7 @@ def step_s(
     link: Link,
     update_s: float = 0.0,
     in_bf16: int = 0,
+    is_one_node: bool = True,
 ) -> float:
     """Seconds of a step of 'DDP', 'sharded', 'ZeRO 1', 'ZeRO 2' or 'ZeRO 3', of which one rank computes for compute_s.
 
@@ -69,17 +70,18 @@ def step_s(
     parameter. Then a few figures are summed. sharded, ZeRO 1 and 2 send the new weights after the update, with nothing
     to hide behind; ZeRO 3 gathers them in the forward and again in the backward, hidden as far as those last
     (Rajbhandari et al., arXiv 1910.02054). Everything is sent in fp32. update_s: of compute_s, what sharded shares out
-    over the ranks; in_bf16: of the parameters, those that sharded sends in bf16, an all-to-all where others
-    reduce-scatter, which sends as much.
+    over the ranks; in_bf16: of the parameters, the blocks' matrices that sharded gathers in bf16, in buckets of their
+    own; in one node their gradients go in it too, by an all-to-all, in which a rank sends as much as in a
+    reduce-scatter.
     """
     if ranks == 1:
         return compute_s
     bucket_bytes = {DDP: DDP_BUCKET_BYTES, SHARDED: ranks * CHUNK_BYTES}.get(strategy, ZERO_BUCKET_BYTES)
-    last_bytes = max(FP32 * largest_parameter, bucket_bytes)
-    rest_bytes = max(0, FP32 * parameters - last_bytes)
+    last_bytes = min(FP32 * parameters, max(FP32 * largest_parameter, bucket_bytes))
+    if in_bf16 and strategy == SHARDED:
+        last_bytes = FP32 * (parameters - in_bf16)
+    rest_bytes = FP32 * parameters - last_bytes
     buckets = ceil(rest_bytes / bucket_bytes)
-    if strategy == SHARDED:
-        rest_bytes -= in_bf16 * (FP32 - BF16)
     each_bytes = rest_bytes / max(1, buckets)
     computing_s = compute_s + link.all_reduce_s(SUMS_BYTES, ranks)
     backward_s = BACKWARD_SHARE * (compute_s - update_s)
@@ -88,6 +90,9 @@ def step_s(
         return computing_s + max(0.0, rest_s - backward_s) + link.all_reduce_s(last_bytes, ranks)
     rest_s, last_s = buckets * link.ring_s(each_bytes, ranks) / 2, link.ring_s(last_bytes, ranks) / 2
     gather_s = rest_s + last_s
+    if in_bf16 and strategy == SHARDED:
+        halved_s = buckets * link.ring_s(each_bytes * BF16 / FP32, ranks) / 2
+        gather_s, rest_s = halved_s + last_s, halved_s if is_one_node else rest_s
     if strategy in (SHARDED, "ZeRO 1", "ZeRO 2"):
         saved_s = update_s * (1 - 1 / ranks) if strategy == SHARDED else 0.0
         return computing_s - saved_s + max(0.0, rest_s - backward_s) + last_s + gather_s

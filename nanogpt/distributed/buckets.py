@@ -5,8 +5,9 @@ bucket.reduce(), bucket.reduced()       # its gradient, once it is complete: thi
 bucket.gather(), bucket.gathered()      # its weights, once every rank has written its chunk: all ranks have the whole
 
 Both can go in bf16, in half the bytes. A weight that the forward casts to bf16 loses nothing by that, nor does its
-gradient in a step of one micro-batch, which is a bf16 number then: all of them are sent as they are, and summed in
-fp32 where they arrive. (A reduce-scatter of bf16 numbers would round each sum.)
+gradient in a step of one micro-batch, which is a bf16 number then, if all of them are sent as they are and summed in
+fp32 where they arrive. That is for the ranks of one node: between nodes every rank's numbers would have to travel, and
+a reduce-scatter sends the sums of a node alone, but of bf16 numbers it rounds them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -89,14 +90,17 @@ class Bucket:
             self._work = self._world.begin_reduce_scatter(self.gradients, self.chunk_gradient)
             return
         sent = self.gradients.bfloat16()
-        self._in_flight = sent, torch.empty_like(sent)
-        self._work = self._world.begin_all_to_all(*self._in_flight)
+        if self._world.local_size == self._world.size:
+            self._in_flight = sent, torch.empty_like(sent)
+            self._work = self._world.begin_all_to_all(*self._in_flight)
+        else:
+            self._in_flight = sent, torch.empty_like(self.chunk_gradient, dtype=sent.dtype)
+            self._work = self._world.begin_reduce_scatter(*self._in_flight)
 
     def reduced(self) -> None:
         """Until the chunk's gradient is the sum: on a GPU the next kernels wait, not the host."""
-        for received in self._wait():
-            of_each_rank = received.view(self._world.size, -1)
-            torch.sum(of_each_rank, 0, dtype=torch.float32, out=self.chunk_gradient)
+        for received in self._wait():  # of each rank, or their sum
+            torch.sum(received.view(-1, len(self.chunk)), 0, dtype=torch.float32, out=self.chunk_gradient)
 
     def gather(self, *, exactly: bool) -> None:
         """Begin to give every rank's chunk of the weights to all; exactly: in fp32, whatever they are sent in else."""

@@ -2,9 +2,9 @@
 
 The gradient is reduce-scattered bucket by bucket while the backward goes on; each rank's optimizer, and the average of
 the weights, see its chunks alone; then the new weights are all-gathered. That sends what DDP's all-reduce sends, but
-for padding, or in bf16 half of it (buckets.py), and divides the work and memory of the update by the number of ranks
-(ZeRO's stage 1, Rajbhandari et al., arXiv 1910.02054). Nothing in a step waits on the host, so a GPU can record it,
-collectives included (cuda_graph.py).
+for padding, and in bf16 the blocks' matrices in half the bytes (buckets.py), and divides the work and memory of the
+update by the number of ranks (ZeRO's stage 1, Rajbhandari et al., arXiv 1910.02054). Nothing in a step waits on the
+host, so a GPU can record it, collectives included (cuda_graph.py).
 Compiled, the backward gives all gradients at its end, and no exchange is hidden.
 """
 
@@ -32,6 +32,7 @@ class ShardedEngine(SingleEngine):
     """
 
     name = "sharded"
+    gathers_weights = True
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         self._next = 0 if is_last else len(self._buckets)  # the bucket that is reduced next
@@ -92,8 +93,11 @@ class ShardedEngine(SingleEngine):
         named = list(self.model.named_parameters())
         muon = self.optimizer if isinstance(self.optimizer, MuonAdamW) else None
         whole = muon is not None and self._has_whole_matrices(muon)
-        is_one = self.world.max(len(options.micro_batches)) == (1,)
-        gradient_dtype = torch.bfloat16 if options.gradient_compression == "bf16" else None if is_one else torch.float32
+        # Where a gradient that was made in bf16 is still a bf16 number when it is sent, and the sum of them is not.
+        is_exact = self.world.local_size == self.world.size and self.world.max(len(options.micro_batches)) == (1,)
+        gradient_dtype = (
+            torch.bfloat16 if options.gradient_compression == "bf16" else None if is_exact else torch.float32
+        )
         buckets: list[Bucket] = []
         for group in self.optimizer.param_groups:
             members = set(group["params"])

@@ -4,6 +4,7 @@ torch's "fake" backend gives a rank its place in a large world; its collectives 
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,14 +80,19 @@ def as_rank():
     ("precision", "compression", "gradients_in_bf16"),
     [("fp32", "none", "none"), ("fp32", "bf16", "all"), ("bf16", "none", "matrices"), ("bf16", "bf16", "all")],
 )
-def test_all_ranks_call_the_same_collectives(optimizer, precision, compression, gradients_in_bf16, as_rank):
+@pytest.mark.parametrize("is_one_node", [True, False])
+def test_all_ranks_call_the_same_collectives(
+    is_one_node, optimizer, precision, compression, gradients_in_bf16, as_rank
+):
     """Invariant: the first, the second and the last rank of 128: the same sequence of the same sizes, step by step.
 
-    The blocks' matrices are gathered in bf16 where they are computed with in it, and all else in fp32.
+    The blocks' matrices are gathered in bf16 where they are computed with in it, and all else in fp32. Between nodes
+    gradients are sent in bf16 where that is asked alone.
     """
     found = []
     for rank in (0, 1, RANKS - 1):
-        engine, batch = built(as_rank(rank), optimizer, precision, compression)
+        world = replace(as_rank(rank), local_size=RANKS if is_one_node else 8)
+        engine, batch = built(world, optimizer, precision, compression)
         with Recorder() as recorded:
             for _ in range(2):
                 before = len(recorded.collectives)
@@ -100,11 +106,18 @@ def test_all_ranks_call_the_same_collectives(optimizer, precision, compression, 
     assert found[0][:half] == found[0][half:], "each step calls the same"
     assert len(engine._buckets) > 6, "many"
     matrices = [bucket for bucket in engine._buckets if is_matrix(*bucket.parameters[0])]
-    small = {"none": [], "matrices": matrices, "all": engine._buckets}[gradients_in_bf16]
+    small = {"none": [], "matrices": matrices if is_one_node else [], "all": engine._buckets}[gradients_in_bf16]
     cast = matrices if precision == "bf16" else []
     for words, wanted in (
-        ("alltoall", [(torch.bfloat16, bucket.weights.numel()) for bucket in small]),
-        ("reduce_scatter", [(torch.float32, b.weights.numel()) for b in engine._buckets if b not in small]),
+        ("alltoall", [(torch.bfloat16, bucket.weights.numel()) for bucket in small if is_one_node]),
+        (
+            "reduce_scatter",
+            [
+                (torch.bfloat16 if b in small else torch.float32, b.weights.numel())
+                for b in engine._buckets
+                if not (is_one_node and b in small)
+            ],
+        ),
         ("allgather", [(torch.bfloat16 if b in cast else torch.float32, b.weights.numel()) for b in engine._buckets]),
     ):
         each = [given for name, given in found[0][:half] if words in name]
