@@ -21,6 +21,11 @@ class Fault:
     rank: int
     step: int  # counted from 1
 
+    @property
+    def needs_hooks(self) -> bool:
+        """Whether it hooks a module or a gradient, which neither a compiled model nor a CUDA graph looks for."""
+        return self.kind in ("slow", "nan", "drop_gradient")
+
     @classmethod
     def parse(cls, words: str) -> "Fault":
         """KIND:rank=R,step=S. Raises ConfigError."""

@@ -25,7 +25,7 @@ BIT = 22  # of an fp32 number, the highest of its fraction: a weight changes by 
 
 
 class InjectedFault(PhaseListener):
-    """Of the rank that it names; on others it is not built. What happens to gradients does so where a graph is none."""
+    """Of the rank that it names; on others it is not built."""
 
     def __init__(self, fault: Fault, model: GPT, weights: Sequence[Tensor]) -> None:
         """weights: what this rank holds of them."""

@@ -217,14 +217,15 @@ def _build_model(context: RunContext, *, fresh: bool) -> GPT:
 
 def _build_engine(context: RunContext, model: GPT, windows: Windows) -> Engine:
     config = context.plan.config
+    fault = Fault.parse(config.inject) if config.inject else None
     options = EngineOptions(
         dtype=config.dtype,
         optimizer=config.optimizer,
-        compile=config.compile == "true",
+        compile=config.compile == "true" and not (fault and fault.needs_hooks),
         micro_batches=micro_batches(config, windows, context.world, step=0),
         deepspeed=context.plan.deepspeed,
         gradient_compression=config.gradient_compression,
-        cuda_graphs=config.inject is None,
+        cuda_graphs=not (fault and fault.needs_hooks),
     )
     engine = build_engine(config.engine, model, context.world, options)
     if engine.compilation.failure:

@@ -80,8 +80,8 @@ def _imported(words):
 class ForkedProgram:
     """The same in the background: ranks of one world that write to a log."""
 
-    def __init__(self, ranks, cwd, log, *words):
-        world = _world(ranks) if ranks > 1 else [{}]
+    def __init__(self, ranks, cwd, log, *words, **env):
+        world = [rank | env for rank in (_world(ranks) if ranks > 1 else [{}])]
         request = {"cwd": str(cwd), "words": [*map(str, words)], "ranks": world, "log": str(log)}
         self._modules = _imported(words)
         self.pids = _ask(self._modules, **request)
