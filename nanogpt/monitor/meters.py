@@ -67,7 +67,7 @@ class Slowest:
 
 
 class SlowRanks:
-    """Which rank the others wait for, and a warning when it stays the same one.
+    """Which rank the others wait for, and a warning of each that stays slow.
 
     slow_ranks = SlowRanks(["node0", "node1"], windows=[8, 8], say=print)
     slow_ranks.observe([0.10, 0.13])    # at each row
@@ -75,26 +75,27 @@ class SlowRanks:
 
     def __init__(self, hosts: Sequence[str], *, windows: Sequence[int], say: Callable[[str], None]) -> None:
         """hosts, windows: of each rank its node, and its share of a global batch."""
-        self._hosts, self._windows, self._say = hosts, windows, say
-        self._suspect: int | None = None
-        self._rows = 0  # that the suspect has been slow for
+        self._hosts, self._say = hosts, say
+        # A rank with more windows may take as much longer; not less for fewer, as an update takes each as long.
+        self._allowed = [SLOW * max(1.0, share / median_low(windows)) for share in windows]
+        self._rows = [0] * len(hosts)  # that each has been slow for, up to now
 
     def observe(self, own_s: Sequence[float]) -> Slowest:
         """The slowest of the ranks, by each one's own work in a step, in seconds; 0 or NaN: it is not known."""
         if not all(seconds > 0 for seconds in own_s):
             return Slowest()
-        rank = max(range(len(own_s)), key=own_s.__getitem__)
-        host, ratio = self._hosts[rank], own_s[rank] / median_low(own_s)
-        # A rank with more windows may take as much longer; not less for fewer, as an update takes each as long.
-        is_slow = ratio > SLOW * self._windows[rank] / min(self._windows)
-        self._rows = (self._rows + 1 if rank == self._suspect else 1) if is_slow else 0
-        self._suspect = rank if is_slow else None
-        if self._rows == ROWS:
+        usual_s = median_low(own_s)
+        ratios = [seconds / usual_s for seconds in own_s]
+        for rank, (ratio, allowed) in enumerate(zip(ratios, self._allowed, strict=True)):
+            self._rows[rank] = self._rows[rank] + 1 if ratio > allowed else 0
+        if tell := [rank for rank, rows in enumerate(self._rows) if rows == ROWS]:
+            named = ", ".join(f"rank {rank} on {self._hosts[rank]} ({ratios[rank]:.2f} times)" for rank in tell)
             self._say(
-                f"warning: rank {rank} on {host} is slow: for {ROWS} rows its own work has taken more than "
-                f"{SLOW} times the median rank's, now {ratio:.2f} times, and the others wait for it"
+                f"warning: slow for {ROWS} rows, with more than {SLOW} times the median rank's own work in a step: "
+                f"{named}; the others wait"
             )
-        return Slowest(rank, host, ratio)
+        rank = max(range(len(own_s)), key=own_s.__getitem__)
+        return Slowest(rank, self._hosts[rank], ratios[rank])
 
 
 SHARES = ("data", "compute", "communication", "checkpoint", "full_pass")  # of the wall clock, in metrics.jsonl

@@ -21,7 +21,19 @@ def test_a_rank_that_stays_slow_is_named_once():
     said, slowest, lines = watched([slow] * (ROWS + 3) + [even] + [slow] * ROWS)
     assert said == [0] * (ROWS - 1) + [1] * (4 + ROWS) + [2]
     assert (slowest.rank, slowest.host, round(slowest.ratio, 6)) == (2, "node1", 1.5)
-    assert lines[0].startswith("warning: rank 2 on node1 is slow: ")
+    assert lines[0].endswith("own work in a step: rank 2 on node1 (1.50 times); the others wait")
+
+
+def test_ranks_of_a_slow_node_are_all_named():
+    """Invariant: whichever of them is the slowest, which changes from row to row."""
+    turns = [[0.1, 0.1, 0.1, 0.2, 0.19], [0.1, 0.1, 0.1, 0.19, 0.2]]
+    lines = []
+    slow_ranks = SlowRanks(["a", "a", "a", "b", "b"], windows=[2, 2, 2, 2, 2], say=lines.append)
+    for own_s in turns * ROWS:
+        slow_ranks.observe(own_s)
+    (line,) = lines
+    assert "rank 3 on b" in line
+    assert "rank 4 on b" in line
 
 
 def test_what_is_no_slow_rank():
@@ -30,5 +42,6 @@ def test_what_is_no_slow_rank():
     assert not watched(turns * ROWS)[2]
     assert not watched([[0.1, 0.1, 0.1 * SLOW * 0.99]] * 2 * ROWS)[2]
     assert not watched([[0.1, 0.1, 0.2]] * 2 * ROWS, windows=(1, 1, 2))[2]
+    assert watched([[0.1, 0.1, 0.2]] * 2 * ROWS, windows=(1, 2, 2))[2], "the median rank has two as well"
     for unknown in (nan, 0.0):
         assert watched([[0.1, 0.2, unknown]] * 2 * ROWS)[1:] == (Slowest(), [])
