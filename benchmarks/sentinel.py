@@ -84,7 +84,8 @@ class Training:
             shape = replace(shape, vocab_size=len(tokens))
         torch.manual_seed(self.config.seed)
         model = GPT(shape)
-        built = EngineOptions(self.config.dtype, self.config.optimizer, compile=False, micro_batches=[])
+        batches = micro_batches(self.config, self.plan.dataset.windows, world, 0)
+        built = EngineOptions(self.config.dtype, self.config.optimizer, compile=False, micro_batches=batches)
         self.engine = build_engine(self.config.engine, model, world, built)
         self.average = EMA(self.engine.local_weights(), self.config.ema)
         self.replicas = Replicas(world, self.held, step=0)
@@ -131,11 +132,11 @@ def _seconds(world: World, work: Callable[[], None]) -> float:
     return world.max(world.seconds_of(work))[0]
 
 
-def flips_of_held(world: World, engine: str, count: int) -> list[dict[str, Any]]:
+def flips_of_held(world: World, count: int) -> list[dict[str, Any]]:
     """What became of each bit that was turned over in a weight, moment or average of one rank, each in a new run."""
     random, found = np.random.default_rng(1), []
     for seed in range(count):
-        training = Training(world, EVERY, None, **TINY, engine=engine, seed=seed)
+        training = Training(world, EVERY, None, **TINY, engine="ddp", seed=seed)
         for _ in range(EVERY + int(random.integers(EVERY))):
             training.train_step()
         held = list(training.held())
@@ -169,18 +170,40 @@ def flips_of_gradients(world: World, count: int) -> list[dict[str, Any]]:
         rank, name = int(random.integers(world.size)), names[random.integers(len(names))]
         parameter, bit = training.engine.model.get_parameter(name), int(random.integers(32))
         place, sizes = int(random.integers(parameter.numel())), [0.0]
-
-        handle = parameter.register_hook(partial(_turned_over, place, bit, sizes)) if world.rank == rank else None
-        flip = {"rank": rank, "tensor": name, "bit": bit, "found": False}
-        try:
-            training.train_step()
-        except ReplicaError as error:
-            flip |= {"found": True} | _named(error, rank, name)
-            training.engine.step(0.0)  # clears it
-        if handle:
-            handle.remove()
+        flip = {"rank": rank, "tensor": name, "bit": bit}
+        flip |= _in_a_step(training, rank, name, partial(_turned_over, place, bit, sizes))
         found.append(flip | {"size": world.gather(sizes[0])[rank]})
     return found
+
+
+def doubled_gradients(world: World) -> list[dict[str, Any]]:
+    """The same of the whole gradient of each parameter, twice as large as it is, in one step."""
+    training, found = Training(world, None, 1, **TINY, engine="ddp"), []
+    for number, (name, _) in enumerate(training.engine.model.named_parameters()):
+        left = [1]
+        rank = number % world.size
+        found.append({"rank": rank, "tensor": name} | _in_a_step(training, rank, name, partial(_doubled, left)))
+    return found
+
+
+def _in_a_step(training: Training, rank: int, name: str, spoil: Callable[[Tensor], Tensor | None]) -> dict[str, bool]:
+    """Whether it is found that a rank's gradient of a parameter is spoilt, and what is named."""
+    parameter = training.engine.model.get_parameter(name)
+    handle = parameter.register_hook(spoil) if training.world.rank == rank else None
+    told = {"found": False}
+    try:
+        training.train_step()
+    except ReplicaError as error:
+        told |= {"found": True} | _named(error, rank, name)
+        training.engine.step(0.0)  # clears it
+    if handle:
+        handle.remove()
+    return told
+
+
+def _doubled(left: list[int], gradient: Tensor) -> Tensor | None:
+    """Once."""
+    return 2 * gradient if left and left.pop() else None
 
 
 def _turned_over(place: int, bit: int, sizes: list[float], gradient: Tensor) -> Tensor | None:
@@ -249,7 +272,8 @@ def measure(options: SentinelOptions, out: Path) -> dict[str, Any]:
         "device": World.from_env().device_name(), "torch": torch.__version__, "shape": shape, "tiny": TINY,
         "intervals": [TrainConfig().replica_check_every, TrainConfig().gradient_check_every],
         "seconds": {e: first_of(2, cost, shape | {"engine": e}, options.pairs) for e in ("ddp", "sharded")},
-        "flips": {e: first_of(3, flips_of_held, e, options.flips) for e in ("ddp", "sharded")}, "every": EVERY,
+        "flips": first_of(3, flips_of_held, options.flips), "every": EVERY,
+        "doubled_gradients": first_of(3, doubled_gradients),
         "gradient_flips": first_of(3, flips_of_gradients, options.flips), "tolerance": TOLERANCE["fp32"],
         "runs": options.runs, "alarms": first_of(3, alarms_of_clean_runs, options.runs),
         "clean_steps": CLEAN_STEPS, "clean_every": CLEAN_EVERY, "compared": options.runs * CLEAN_STEPS // CLEAN_EVERY,
@@ -265,17 +289,19 @@ def table(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     for engine, seconds in result["seconds"].items():
         step, checked, comparison = (median(seconds[name]) for name in ("step", "checked_step", "comparison"))
-        shares = comparison / step / replicas_every, (checked - step) / step / gradients_every
+        costs = {"a gradient's check": (checked - step, gradients_every)}
+        if engine == "ddp":  # the other compares nothing
+            costs["a comparison"] = (comparison, replicas_every)
         lines.append(
-            f"| cost with `{engine}`, a step of {step:.2f} s | a comparison {comparison:.2f} s, a gradient's check "
-            f"{checked - step:.2f} s | {shares[0]:.2%} + {shares[1]:.2%} of the time |"
+            f"| cost with `{engine}`, a step of {step:.2f} s | "
+            f"{', '.join(f'{name} {s:.2f} s' for name, (s, _) in costs.items())} | "
+            f"{' + '.join(f'{s / step / every:.2%}' for s, every in costs.values())} of the time |"
         )
-    for engine, flips in result["flips"].items():
-        steps = [flip["found"] for flip in flips if flip["found"]]
-        after = f"after {min(steps)} to {max(steps)} steps, median {median(steps):g}, " if steps else ""
-        lines.append(
-            f"| bits of what `{engine}` holds whole | {_found(flips)} | {after}compared every {result['every']} |"
-        )
+    steps = [flip["found"] for flip in result["flips"] if flip["found"]]
+    after = f"after {min(steps)} to {max(steps)} steps, median {median(steps):g}, " if steps else ""
+    lines.append(
+        f"| bits of what `ddp` holds whole | {_found(result['flips'])} | {after}compared every {result['every']} |"
+    )
     # Null: what is no longer finite.
     large = [flip for flip in result["gradient_flips"] if flip["size"] is None or flip["size"] > result["tolerance"]]
     small = [flip for flip in result["gradient_flips"] if flip not in large]
@@ -284,6 +310,10 @@ def table(result: dict[str, Any]) -> str:
             f"| bits of a gradient, {name} than {result['tolerance']:g} of its norm | {_found(those)} | in its step, "
             f"before the update |"
         )
+    lines.append(
+        f"| a parameter's whole gradient doubled, each parameter once | {_found(result['doubled_gradients'])} | in its "
+        f"step, before the update |"
+    )
     lines.append(
         f"| clean runs of {result['clean_steps']} steps, `ddp` and `sharded`, both recipes | {len(result['alarms'])} "
         f"alarms in {result['runs']} | checked every {result['clean_every']} steps, {result['compared']:,} comparisons "

@@ -118,7 +118,8 @@ class TrainConfig(Options):
     )
     replica_check_every: int | None = machine_option(
         100,
-        "how often several ranks compare what each holds whole, bit for bit; none: only before saves and verdicts",
+        "how often the ranks of ddp and ZeRO 0 compare what each holds whole, bit for bit; none: only before saves and "
+        "verdicts, as with other engines",
         "steps",
         shapes_curve=False,
     )

@@ -70,6 +70,8 @@ class Engine(ABC):
     # The best that model computes in with the weights of state_dict.
     scores_precision: ScoresPrecision = ScoresPrecision.FP32
     can_compute_apart: bool = True  # whether there is a loss_apart
+    is_heard: bool = True  # whether hooks on the parameters hear a step's gradients, and those are loss_apart's
+    gathers_weights: bool = False  # anew in each update, which overwrites what a rank held wrongly of others' parts
 
     @abstractmethod
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
@@ -89,7 +91,7 @@ class Engine(ABC):
 
     @abstractmethod
     def loss_apart(self, batch: Batch) -> Tensor:
-        """What forward_backward would call backward on, computed as it does, for a gradient that is no part of a step.
+        """What forward_backward would call backward on, not compiled, for a gradient that is no part of a step.
 
         To be differentiated by torch.autograd.grad, which leaves gradients and the exchange of them alone.
         """

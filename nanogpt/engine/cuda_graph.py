@@ -113,6 +113,7 @@ class CudaGraphEngine(SingleEngine):
 
     def __init__(self, model: GPT, world: World, options: EngineOptions) -> None:
         super().__init__(model, world, options)
+        self.is_heard = False
         make_capturable(self.optimizer, world.device)
         (first,) = options.micro_batches
         self._batch = Batch(first.idx.clone(), first.targets.clone(), first.step_tokens)

@@ -31,10 +31,6 @@ class DDPEngine(SingleEngine):
         with nullcontext() if is_last else self._ddp.no_sync():
             super().forward_backward(batch, is_last=is_last)
 
-    def loss_apart(self, batch: Batch) -> Tensor:
-        with self._ddp.no_sync():
-            return super().loss_apart(batch)
-
     def exposed_communication_s(self) -> float | None:
         assert self._ddp.logger is not None
         self._ddp.logger.set_runtime_stats_and_log()  # else DDP reads its clocks in the next forward

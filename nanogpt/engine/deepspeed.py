@@ -68,6 +68,7 @@ class DeepSpeedEngine(Engine):
         elif self.stage == 3 and settings["torch_autocast"]["enabled"]:  # which gathers matrices in bf16
             self.scores_precision = ScoresPrecision.BF16
         self._autocasts: bool = settings["torch_autocast"]["enabled"]
+        self.is_heard, self.gathers_weights = not self.compilation.compiled, self.stage > 0
         self.can_compute_apart = self.stage < 3  # where the backward lets go of weights that it gathers for a step
         self._gathered = deepspeed.zero.GatheredParameters
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
@@ -96,7 +97,7 @@ class DeepSpeedEngine(Engine):
     def loss_apart(self, batch: Batch) -> Tensor:
         # Not through DeepSpeed, which would take its backward for a part of the step.
         with self.world.autocast("bf16" if self._autocasts else "fp32"):
-            loss_sum = self.compilation.forward(batch.idx, batch.targets)
+            loss_sum = self.model(batch.idx, batch.targets)
         return mean_share(loss_sum, batch, float(self.world.size))
 
     def step(self, lr: float, *figures: float) -> StepResult:

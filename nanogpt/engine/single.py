@@ -35,23 +35,21 @@ class SingleEngine(Engine):
         self.model = model.to(world.device)
         self.optimizer = build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype)
         self.compilation = self._compile(options)
-        self.forward = self.compilation.forward
+        self.forward, self.is_heard = self.compilation.forward, not self.compilation.compiled
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
         self._forward_watch = Stopwatch(world.device)
         self._summing_s = 0.0  # the newest step's figures, over the ranks
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
-        loss_sum = self._loss_sum_of(batch)
+        with self.world.autocast(self.dtype), self._forward_watch:
+            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
         mean_share(loss_sum, batch, self._gradient_scale()).backward()
         self._loss_sum += loss_sum.detach()
 
     def loss_apart(self, batch: Batch) -> Tensor:
-        return mean_share(self._loss_sum_of(batch), batch, self._gradient_scale())
-
-    def _loss_sum_of(self, batch: Batch) -> Tensor:
-        with self.world.autocast(self.dtype), self._forward_watch:
-            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
-        return loss_sum
+        with self.world.autocast(self.dtype):
+            loss_sum: Tensor = self.model(batch.idx, batch.targets)
+        return mean_share(loss_sum, batch, self._gradient_scale())
 
     def step(self, lr: float, *figures: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)

@@ -1,6 +1,6 @@
 """Looks, while a run goes on, whether its ranks still hold the same and compute the same.
 
-sentinel = Sentinel(engine, replicas, config)
+sentinel = Sentinel(engine, replicas, config, phases, step=0)
 with sentinel.listening(step):                      # around the step's forwards and backwards
     ...
 sentinel.check_gradient(step, batch_of)             # before its update
@@ -12,11 +12,12 @@ computes the micro-batch of the rank before it again, from the same weights, and
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from socket import gethostname
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nanogpt.config.errors import ReplicaError
 from nanogpt.config.train_config import ResolvedConfig
@@ -25,7 +26,7 @@ from nanogpt.engine import Batch, Engine
 from nanogpt.utils.format import counted
 from nanogpt.utils.phases import Phases
 
-SUMS = 8  # of a gradient's values, each of every eighth one
+SUMS = 8  # of a gradient's values, each of every eighth column
 # How far two sketches of one gradient may be apart, as a share of its norm: ten times the worst that kernels for AVX2
 # and for no vectors at all differed by. On like hardware they were the same bit for bit (benchmarks/LOG.md).
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
@@ -41,22 +42,25 @@ class Sentinel:
         """phases: which hear of what is done. step: the newest when this is built."""
         self._engine, self._world, self._replicas = engine, engine.world, replicas
         self._replicas_every, self._gradients_every = config.replica_check_every, config.gradient_check_every
-        self._phases, self._tolerance = phases, TOLERANCE[config.dtype]
+        self._phases, self._tolerance = phases, TOLERANCE["bf16" if config.head_dtype == "fp8" else config.dtype]
         self._hosts = self._world.gather(gethostname())
         self._names = [name for name, _ in engine.model.named_parameters()]
         self._heard: dict[str, Tensor] = {}  # sketches of the newest micro-batch's gradient
         self._right_step = step  # the newest whose gradients were compared, or the first
 
     def compare_replicas(self, step: int) -> None:
-        """Raises ReplicaError where the ranks hold unlike values, if step is one at which they are compared."""
-        if _is_due(step, self._replicas_every):
+        """Raises ReplicaError where the ranks hold unlike values, if step is one at which they are compared.
+
+        Not where each update overwrites them: what is wrong is gone by then, or everywhere.
+        """
+        if _is_due(step, self._replicas_every) and not self._engine.gathers_weights:
             with self._phases("comparing replicas", step):
                 self._replicas.check(step)
 
     @contextmanager
     def listening(self, step: int) -> Iterator[None]:
         """Take note, inside, of the gradient of each micro-batch on its way, if step's is to be checked."""
-        if not self._checks_gradient(step):
+        if not (self._checks_gradient(step) and self._engine.is_heard):
             yield
             return
         with self._hearing(self._take_note):
@@ -65,8 +69,8 @@ class Sentinel:
     def check_gradient(self, step: int, batch_of: Callable[[int], Batch]) -> None:
         """Raises ReplicaError where a rank computes another gradient than its neighbour, if step's is to be checked.
 
-        batch_of: the last micro-batch of a rank in this step. Of a step that is a CUDA graph, where nobody hears the
-        gradient, the first window is computed twice.
+        batch_of: the last micro-batch of a rank in this step. Of a step that is compiled, or a CUDA graph, where nobody
+        hears the gradient, the first window is computed twice, without either.
         """
         if self._checks_gradient(step):
             with self._phases("checking a gradient", step):
@@ -74,14 +78,18 @@ class Sentinel:
             self._right_step = step
 
     def _check_gradient(self, step: int, batch_of: Callable[[int], Batch]) -> None:
-        world, part = self._world, batch_of if self._heard else lambda rank: _one_window(batch_of(rank))
-        own = self._sketches() if self._heard else self._compute(part(world.rank))
+        world, is_heard = self._world, self._engine.is_heard
+        part = batch_of if is_heard else lambda rank: _one_window(batch_of(rank))
+        own = self._sketches() if is_heard else self._compute(part(world.rank))
         again = self._compute(part((world.rank - 1) % world.size))
         found = self._gather(torch.stack([own, again]))  # (ranks, 2, parameters, SUMS + 1)
-        for owner in range(world.size):
-            mine, theirs = found[owner, 0], found[(owner + 1) % world.size, 1]
-            if (off := distance(mine, theirs, self._tolerance)).max() > 1:
-                raise ReplicaError(self._describe(step, off, self._who(owner, mine, theirs, part(owner))))
+        pairs = [(found[owner, 0], found[(owner + 1) % world.size, 1]) for owner in range(world.size)]
+        offs = [distance(*pair, self._tolerance) for pair in pairs]
+        # Ranks on other CPUs may round the last bit of it otherwise, and all must decide alike.
+        for owner, most in enumerate(world.max(*(off.max().item() for off in offs))):
+            if most > 1:
+                who = self._who(owner, *pairs[owner], part(owner))
+                raise ReplicaError(self._describe(step, offs[owner], who))
 
     def _checks_gradient(self, step: int) -> bool:
         return self._world.size > 1 and self._engine.can_compute_apart and _is_due(step, self._gradients_every)
@@ -149,16 +157,24 @@ class Sentinel:
 
 
 def sketch(gradient: Tensor) -> Tensor:
-    """(SUMS + 1,) in fp32: sums of its values that stand SUMS apart, and its norm.
+    """(SUMS + 1,) in fp32: sums of its values with random signs, those of a row and of a column, and its norm.
 
-    Their rounding errors add up as those of the values do, so that the distance of two sketches tells that of two
-    gradients; one wrong value changes one sum by as much.
+    Rounding errors add up in them as in the values, so that the distance of two sketches tells that of two gradients;
+    one wrong value changes one sum by as much. Without the signs what a LayerNorm or a softmax makes of a gradient,
+    whose values add up to zero, would have no sums.
     """
-    flat = gradient.detach().float().reshape(-1)
-    whole = flat.numel() // SUMS * SUMS
-    sums = flat[:whole].view(-1, SUMS).sum(dim=0)
-    sums[: flat.numel() - whole] += flat[whole:]
-    return torch.cat([sums, torch.linalg.vector_norm(flat)[None]])
+    rows = gradient.detach().float().reshape(-1, gradient.size(-1))
+    signed = (_signs(len(rows), 0, rows.device) @ rows) * _signs(rows.size(1), 1, rows.device)
+    sums = pad(signed, (0, -len(signed) % SUMS)).view(-1, SUMS).sum(dim=0)
+    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1))  # one sum over millions loses too much
+    return torch.cat([sums, norm[None]])
+
+
+@cache
+def _signs(count: int, seed: int, device: torch.device) -> Tensor:
+    """1 or -1, (count,), the same on every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randint(2, (count,), generator=generator) - 1).to(device, torch.float32)
 
 
 def distance(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
@@ -168,7 +184,8 @@ def distance(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
     """
     norms = torch.maximum(one[:, -1], other[:, -1])
     allowed = tolerance * (norms + LEAST * torch.linalg.vector_norm(norms)).clamp(min=1e-30)
-    apart = torch.linalg.vector_norm(one[:, :-1] - other[:, :-1], dim=1) / allowed
+    sums, norm = one.sub(other).split([SUMS, 1], dim=1)
+    apart = torch.maximum(torch.linalg.vector_norm(sums, dim=1), norm[:, 0].abs()) / allowed
     finite = [each.isfinite().all(dim=1) for each in (one, other)]
     unlike = torch.where(finite[0] == finite[1], 0.0, torch.inf)
     return torch.where(finite[0] & finite[1], apart, unlike)

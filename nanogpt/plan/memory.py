@@ -78,6 +78,11 @@ def predict_memory(
 
     buffers = _communication(config, stage, shape, size, deepspeed, world_size, on_cpu=on_cpu)
     buffers += parameters * BF16 if autocast and not in_bf16 else 0
+    if not on_cpu and world_size > 1 and config.gradient_check_every and _is_one(config, world_size):
+        # The gradient of one window, computed beside graphs, which keep their memory.
+        window = config.context_length
+        buffers += parameters * BF16 * autocast + FP32 * shape.vocab_size * shape.n_embd
+        buffers += _activations(config, window, on_cpu=False) + 3 * FP32 * window * shape.vocab_size
     moments = FP32 * (2 * parameters + padding)
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
@@ -126,6 +131,11 @@ def with_copy_on_gpu(config: ResolvedConfig, memory: Memory, world: World) -> Me
 def _logits(config: ResolvedConfig, memory: Memory, rows: int, world: World) -> int:
     """Bytes that a full pass of so many windows needs beside what a step keeps."""
     return memory.logits * rows // min(config.micro_batch_size, -(-config.batch_size // world.size))
+
+
+def _is_one(config: ResolvedConfig, world_size: int) -> bool:
+    """Whether a rank's share of a step is one micro-batch."""
+    return config.micro_batch_size * world_size >= config.batch_size
 
 
 def _averaged(config: ResolvedConfig, parameters: int) -> int:
@@ -181,8 +191,9 @@ def _communication(
     parameters = shape.num_parameters
     if config.engine == "sharded":
         cast = shape.n_layer * shape.block_matrices if config.dtype == "bf16" else 0
-        is_one = config.micro_batch_size * world_size >= config.batch_size  # micro-batch a rank
-        in_bf16 = parameters if config.gradient_compression == "bf16" else cast * is_one  # gradients
+        in_bf16 = (
+            parameters if config.gradient_compression == "bf16" else cast * _is_one(config, world_size)
+        )  # gradients
         halved = BF16 * (2 * in_bf16 + cast) if world_size > 1 else 0  # sent and received, and weights received
         # gloo reduces a copy of the gradient; a compiled backward has made all of it before any is put in a bucket.
         return halved + parameters * FP32 * (on_cpu + (config.compile == "true"))

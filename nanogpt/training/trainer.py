@@ -99,7 +99,9 @@ class Trainer:
         with phases("forward and backward", number), self.sentinel.listening(number):
             for batch in batches:
                 self.engine.forward_backward(batch, is_last=batch is batches[-1])
+        checking = time.perf_counter()
         self.sentinel.check_gradient(number, self._newest_batch_of)
+        started += time.perf_counter() - checking  # it is no part of the step
         with phases("update", number):
             # Summed every step: the loss steers the full passes, and all ranks must stop at the same step. The first
             # rank's clock decides.

@@ -99,9 +99,11 @@ def test_sentinel(benchmark):
     """Invariant: who is found is named, what is above the tolerance is found, and no run without a fault is."""
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16}
     result = benchmark("sentinel.py", **shape, pairs=1, flips=3, runs=2)
-    gradients, (held, gathered) = result["gradient_flips"], result["flips"].values()
-    assert [len(each) for each in (held, gathered, gradients, result["alarms"])] == [3, 3, 3, 0]
-    assert all(flip["named"] for flip in held + gathered + gradients if flip["found"])
+    gradients, held, doubled = (result[name] for name in ("gradient_flips", "flips", "doubled_gradients"))
+    assert [len(each) for each in (held, gradients, result["alarms"])] == [3, 3, 0]
+    assert all(flip["found"] and flip["named"] and flip["parameter_named"] for flip in doubled), doubled
+    assert len(doubled) == 16, "every parameter"
+    assert all(flip["named"] for flip in held + gradients if flip["found"])
     assert all(flip["found"] for flip in gradients if flip["size"] is None or flip["size"] > 2 * result["tolerance"])
 
 
@@ -130,8 +132,10 @@ def test_a_predicted_step_hides_what_it_can():
     assert step_s("DDP", 0.3) == pytest.approx(0.3 + (1.2 - 0.2) + 0.3)
     assert step_s("ZeRO 2", 100.0) == pytest.approx(100 + 0.15 + 0.75)
     assert step_s("sharded", 100.0, update_s=8.0) == pytest.approx(92 + 8 / 4 + 0.15 + 0.75)
-    # half of all, and of what is hidden, in half the bytes: 0.15 s less a gather, and as much of the reduce-scatters
-    assert step_s("sharded", 0.3, in_bf16=100_000_000) == pytest.approx(0.3 + (0.6 - 0.15 - 0.2) + 0.15 + 0.75 - 0.15)
+    # 0.4 GB of matrices: reduced in 0.3 s, 0.15 in bf16, and gathered in 0.15; the rest in 0.45 s each
+    assert step_s("sharded", 0.15, in_bf16=100_000_000) == pytest.approx(0.15 + (0.15 - 0.1) + 0.45 + 0.15 + 0.45)
+    between = step_s("sharded", 0.15, in_bf16=100_000_000, is_one_node=False)
+    assert between == pytest.approx(0.15 + (0.3 - 0.1) + 0.45 + 0.15 + 0.45)
     assert step_s("sharded", 0.6, update_s=0.3) == pytest.approx(0.3 + 0.3 / 4 + (0.6 - 0.2) + 0.15 + 0.75)
     assert step_s("ZeRO 3", 0.3) == pytest.approx(0.3 + (0.75 - 0.1) + (0.75 + 0.6 - 0.2) + 0.15)
     assert step_s("ZeRO 3", 0.3, ranks=1) == 0.3
