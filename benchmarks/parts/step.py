@@ -40,8 +40,9 @@ class TrainStep:
             model = GPT(GPTConfig.from_options(config))
         if config.head_dtype == "fp8":
             model.lm_head.training_product = fp8_linear
-        micro_batches = [self._batch(0)] if compiled or graphs else []
-        built = EngineOptions(config.dtype, config.optimizer, compile=compiled, micro_batches=micro_batches)
+        built = EngineOptions(
+            config.dtype, config.optimizer, compile=compiled, micro_batches=[self._batch(0)], cuda_graphs=graphs
+        )
         self.engine = build_engine(config.engine, model, world, built)
         self.average = EMA(self.engine.local_weights(), config.ema)
 

@@ -12,6 +12,7 @@ from harness.runs import REPOSITORY, TINY, flags, metrics, report, torchrun, tra
 from nanogpt.distributed.snapshot import DeviceCopies
 from nanogpt.engine import Batch, EngineOptions
 from nanogpt.engine.cuda_graph import CudaGraphEngine, ShardedCudaGraphEngine
+from nanogpt.engine.sharded import ShardedEngine
 from nanogpt.engine.single import SingleEngine
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.storage.checkpoint import CheckpointWriter, Piece, newest_intact
@@ -40,7 +41,7 @@ def test_a_gpu_follows_the_cpus_curve(tmp_path):
 
 @pytest.fixture
 def built(monkeypatch):
-    """built(KIND, OPTIMIZER) is an engine in an NCCL world of one that makes every collective of its step.
+    """built(KIND, OPTIMIZER, DTYPE) is an engine in an NCCL world of one that makes every collective of its step.
 
     Graphs are gone before the process group is: a collective in one needs it.
     """
@@ -48,10 +49,10 @@ def built(monkeypatch):
     monkeypatch.setattr("nanogpt.distributed.buckets.CHUNK_BYTES", 12_000)  # so that this model too has many
     world = CollectingWorld(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
 
-    def of(kind, optimizer):
+    def of(kind, optimizer, dtype="fp32"):
         torch.manual_seed(0)
         model = GPT(GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=64))
-        options = EngineOptions("fp32", optimizer, compile=False, micro_batches=[_batch(0)])
+        options = EngineOptions(dtype, optimizer, compile=False, micro_batches=[_batch(0)])
         engine = kind(model, world, options)
         stack.callback(engine.close)
         return engine
@@ -66,6 +67,13 @@ def built(monkeypatch):
 def test_graphs_change_nothing(kind, optimizer, built):
     """Reference: the single engine, kernel by kernel; 1e-5, as a GPU adds up the embedding's gradient in any order."""
     plain, graphed = built(SingleEngine, optimizer), built(kind, optimizer)
+    _assert_same_steps(graphed, plain)
+    assert graphed.cuda_graphs
+
+
+def test_what_is_sent_in_bf16_is_in_the_graph(built):
+    """Reference: the sharded engine, kernel by kernel: its bf16 gathers and all-to-alls, captured, change nothing."""
+    plain, graphed = built(ShardedEngine, "adamw", "bf16"), built(ShardedCudaGraphEngine, "adamw", "bf16")
     _assert_same_steps(graphed, plain)
     assert graphed.cuda_graphs
 
