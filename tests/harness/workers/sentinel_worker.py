@@ -21,7 +21,7 @@ from nanogpt.training.trainer import micro_batches
 from nanogpt.utils.phases import Phases
 
 STEPS = 4
-WRONG = "transformer.h.0.mlp.c_fc.weight"
+WRONG = "transformer.h.0.mlp.c_proj.weight"  # whose values add up to zero, as its output is normalised
 
 
 class Run:
