@@ -68,7 +68,6 @@ def predict_memory(
     moments_over = world_size if stage or sharded else 1
     padding = _padding(config, shape, world_size) if sharded else 0
     masters = parameters * FP32 // world_size if stage else 0
-    averaged = _averaged(config, parameters + padding)
 
     autocast = config.dtype == "bf16"
     tokens = min(config.micro_batch_size, -(-config.batch_size // world_size)) * config.context_length
@@ -78,11 +77,7 @@ def predict_memory(
 
     buffers = _communication(config, stage, shape, size, deepspeed, world_size, on_cpu=on_cpu)
     buffers += parameters * BF16 if autocast and not in_bf16 else 0
-    if not on_cpu and world_size > 1 and config.gradient_check_every and _is_one(config, world_size):
-        # The gradient of one window, computed beside graphs, which keep their memory.
-        window = config.context_length
-        buffers += parameters * BF16 * autocast + FP32 * shape.vocab_size * shape.n_embd
-        buffers += _activations(config, window, on_cpu=False) + 3 * FP32 * window * shape.vocab_size
+    buffers += 0 if on_cpu else _gradient_check(config, shape, world_size)
     moments = FP32 * (2 * parameters + padding)
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
@@ -95,7 +90,7 @@ def predict_memory(
         weights=(parameters + padding) * size // weights_over,
         gradients=(parameters + padding) * size // gradients_over,
         optimizer=moments // moments_over + masters,
-        average=averaged // (world_size if sharded else weights_over),
+        average=_averaged(config, parameters + padding) // (world_size if sharded else weights_over),
         activations=activations,
         logits=logits,
         buffers=buffers,
@@ -136,6 +131,16 @@ def _logits(config: ResolvedConfig, memory: Memory, rows: int, world: World) -> 
 def _is_one(config: ResolvedConfig, world_size: int) -> bool:
     """Whether a rank's share of a step is one micro-batch."""
     return config.micro_batch_size * world_size >= config.batch_size
+
+
+def _gradient_check(config: ResolvedConfig, shape: GPTConfig, world_size: int) -> int:
+    """Bytes on a GPU for the gradient of one window, computed beside graphs, which keep their memory."""
+    if world_size == 1 or not config.gradient_check_every or not _is_one(config, world_size):
+        return 0
+    cast = shape.num_parameters * BF16 if config.dtype == "bf16" else 0
+    logits = 3 * FP32 * config.context_length * shape.vocab_size
+    embedding = FP32 * shape.vocab_size * shape.n_embd
+    return cast + embedding + logits + _activations(config, config.context_length, on_cpu=False)
 
 
 def _averaged(config: ResolvedConfig, parameters: int) -> int:
