@@ -39,9 +39,10 @@ class Fault:
         return cls(kind, int(named["rank"]), int(named["step"]))
 
 
-def check_fault(words: str, ranks: int) -> None:
+def check_fault(fault: Fault, ranks: int) -> None:
     """Refuse one that nobody meant to have, or that none of so many ranks would. Raises ConfigError."""
+    words = f"{fault.kind}:rank={fault.rank},step={fault.step}"
     if os.environ.get(ALLOWED) != "1":
         raise ConfigError(f"--inject={words} breaks the run on purpose: set {ALLOWED}=1 if that is what you want")
-    if Fault.parse(words).rank >= ranks:
+    if fault.rank >= ranks:
         raise ConfigError(f"--inject={words}: the last rank here is {ranks - 1}")

@@ -186,8 +186,7 @@ class TrainConfig(Options):
                 f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
                 f"one before STOP"
             )
-        if self.inject is not None:
-            Fault.parse(self.inject)
+        _ = self.fault  # which is refused where it is none
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")
         for name, most in (("batch_size", MOST_WINDOWS), ("comm_timeout_s", LARGEST)):
@@ -209,6 +208,11 @@ class TrainConfig(Options):
                 f"--subset_tokens={self.subset_tokens} is shorter than one window: --context_length="
                 f"{self.context_length} needs at least {self.context_length + 1}"
             )
+
+    @property
+    def fault(self) -> Fault | None:
+        """What inject names."""
+        return None if self.inject is None else Fault.parse(self.inject)
 
     @property
     def profiled_steps(self) -> range:

@@ -57,8 +57,8 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
 
 
 def _check_ranks(config: TrainConfig, world: World) -> None:
-    if config.inject is not None:
-        check_fault(config.inject, world.size)
+    if config.fault:
+        check_fault(config.fault, world.size)
     if config.batch_size < world.size:
         raise ConfigError(
             f"--batch_size={config.batch_size} leaves some of the {world.size} ranks without a window: "

@@ -170,8 +170,8 @@ def _build_trainer(
     windows = plan.dataset.windows.on(world.device)
     model = _build_model(context, fresh=checkpoint is None)
     engine = _build_engine(context, model, windows)
-    if config.inject is not None and start.fresh:
-        _inject(Fault.parse(config.inject), context, engine)
+    if config.fault and start.fresh:
+        _inject(config.fault, context, engine)
     average = EMA(engine.local_weights(), config.ema)
     begun_at = checkpoint.step if checkpoint else 0
     replicas = _watch_replicas(context, engine, average, step=begun_at)
@@ -217,15 +217,15 @@ def _build_model(context: RunContext, *, fresh: bool) -> GPT:
 
 def _build_engine(context: RunContext, model: GPT, windows: Windows) -> Engine:
     config = context.plan.config
-    fault = Fault.parse(config.inject) if config.inject else None
+    hooked = config.fault is not None and config.fault.needs_hooks
     options = EngineOptions(
         dtype=config.dtype,
         optimizer=config.optimizer,
-        compile=config.compile == "true" and not (fault and fault.needs_hooks),
+        compile=config.compile == "true" and not hooked,
         micro_batches=micro_batches(config, windows, context.world, step=0),
         deepspeed=context.plan.deepspeed,
         gradient_compression=config.gradient_compression,
-        cuda_graphs=not (fault and fault.needs_hooks),
+        cuda_graphs=not hooked,
     )
     engine = build_engine(config.engine, model, context.world, options)
     if engine.compilation.failure:

@@ -5,8 +5,10 @@ torchrun --standalone --nproc_per_node=2 tests/harness/workers/parity_worker.py 
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,16 +61,15 @@ def curve(config: TrainConfig, world: World) -> list[tuple[float, float]]:
     return [train_step(plan, engine, step) for step in range(config.max_steps)]
 
 
-def run() -> int:
-    """Train the cells of the file that the first word names, write their curves to the second."""
-    cells = json.loads(Path(sys.argv[1]).read_text())
+def work_on_cells(work: Callable[[dict, World], Any]) -> int:
+    """work(cell, world) of each cell of the file that the first word names, in one process group, to the second."""
     world = World.from_env()
     with world.process_group(even_alone=True):
-        curves = [curve(TrainConfig(**cell), world) for cell in cells]
+        found = [work(cell, world) for cell in json.loads(Path(sys.argv[1]).read_text())]
     if world.is_first:
-        Path(sys.argv[2]).write_text(json.dumps(curves))
+        Path(sys.argv[2]).write_text(json.dumps(found))
     return 0
 
 
 if __name__ == "__main__":
-    main(run)
+    main(lambda: work_on_cells(lambda cell, world: curve(TrainConfig(**cell), world)))

@@ -3,14 +3,11 @@
 torchrun --standalone --nproc_per_node=3 tests/harness/workers/replicas_worker.py CELLS.json FOUND.json
 """
 
-import json
 import os
-import sys
 from itertools import chain
-from pathlib import Path
 
 import torch
-from parity_worker import small_engine, train_step
+from parity_worker import small_engine, train_step, work_on_cells
 
 from nanogpt.config.cli import main
 from nanogpt.config.errors import ReplicaError
@@ -55,12 +52,7 @@ def run() -> int:
     """The cells of the file that the first word names, what was found to the second."""
     torch.backends.cpu.get_cpu_capability()  # read by now
     os.environ.pop("ATEN_CPU_CAPABILITY", None)
-    world = World.from_env()
-    with world.process_group(even_alone=True):
-        found = [found_in(cell, world) for cell in json.loads(Path(sys.argv[1]).read_text())]
-    if world.is_first:
-        Path(sys.argv[2]).write_text(json.dumps(found))
-    return 0
+    return work_on_cells(found_in)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 torchrun --standalone --nproc_per_node=3 tests/harness/workers/restore_worker.py CELLS.json FOUND.json
 """
 
-import json
-import sys
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import torch
-from parity_worker import small_engine, train_step
+from parity_worker import small_engine, train_step, work_on_cells
 
 from nanogpt.config.cli import main
 from nanogpt.config.train_config import TrainConfig
@@ -62,13 +60,8 @@ def found_in(cell: dict, out_dir: Path, world: World) -> dict:
 
 def run() -> int:
     """The cells of the file that the first word names, what was found to the second."""
-    world = World.from_env()
-    with world.process_group(even_alone=True):
-        cells = json.loads(Path(sys.argv[1]).read_text())
-        found = [found_in(cell, Path(f"cell_{number}"), world) for number, cell in enumerate(cells)]
-    if world.is_first:
-        Path(sys.argv[2]).write_text(json.dumps(found))
-    return 0
+    numbers = count()
+    return work_on_cells(lambda cell, world: found_in(cell, Path(f"cell_{next(numbers)}"), world))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 torchrun --standalone --nproc_per_node=3 tests/harness/workers/sentinel_worker.py CELLS.json FOUND.json
 """
 
-import json
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from parity_worker import small_engine
+from parity_worker import small_engine, work_on_cells
 
 from nanogpt.config.cli import main
 from nanogpt.config.errors import ReplicaError
@@ -82,15 +79,5 @@ def found_in(cell: dict, world: World) -> dict:
     return found
 
 
-def run() -> int:
-    """The cells of the file that the first word names, what was found to the second."""
-    world = World.from_env()
-    with world.process_group(even_alone=True):
-        found = [found_in(cell, world) for cell in json.loads(Path(sys.argv[1]).read_text())]
-    if world.is_first:
-        Path(sys.argv[2]).write_text(json.dumps(found))
-    return 0
-
-
 if __name__ == "__main__":
-    main(run)
+    main(lambda: work_on_cells(found_in))

@@ -30,8 +30,8 @@ def test_nobody_has_one_by_mistake(monkeypatch):
     """Invariant: the environment must allow it, and a rank must be there."""
     monkeypatch.delenv(ALLOWED, raising=False)
     with pytest.raises(ConfigError, match=f"set {ALLOWED}=1 if that is what you want"):
-        check_fault("kill:rank=0,step=1", ranks=2)
+        check_fault(Fault.parse("kill:rank=0,step=1"), ranks=2)
     monkeypatch.setenv(ALLOWED, "1")
-    check_fault("kill:rank=1,step=1", ranks=2)
+    check_fault(Fault.parse("kill:rank=1,step=1"), ranks=2)
     with pytest.raises(ConfigError, match="the last rank here is 1"):
-        check_fault("kill:rank=2,step=1", ranks=2)
+        check_fault(Fault.parse("kill:rank=2,step=1"), ranks=2)
