@@ -68,10 +68,15 @@ def best_dtype(world: World) -> str:
     """
     if world.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if world.device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
+    if world.device.type == "cpu" and cpu_has_bf16():
         bf16, fp32 = (_thread_flops_per_s(dtype, MEASURED_S) for dtype in ("bf16", "fp32"))
         return "bf16" if bf16 > WORTHWHILE * fp32 else "fp32"
     return "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU has instructions for products in bf16."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def table_peak(device_name: str, dtype: str) -> float | None:

@@ -58,7 +58,7 @@ def check_health(world: World, *, dtype: str, say: Callable[[str], None]) -> lis
         matmul_is_exact=matmul_is_exact,
         all_reduce_gbps=all_reduce_gbps,
         all_reduce_is_exact=all_reduce_is_exact,
-        receive_gbps=_receive(world),
+        receive_gbps=receive_from_before(world),
     )
     ranks = world.gather(mine)
     if world.is_first:
@@ -149,7 +149,7 @@ def _all_reduce(world: World) -> tuple[float, bool]:
     return sent / median(seconds) / 1e9, is_exact
 
 
-def _receive(world: World) -> float:
+def receive_from_before(world: World) -> float:
     """GB/s from the rank before.
 
     Half of the ranks send while the others receive, so that a slow link slows no receiver but its own.

@@ -31,8 +31,8 @@ from nanogpt.utils.malloc import keep_freed_memory
 Gathered = TypeVar("Gathered")
 
 # Their names since torch 2.13, where the old ones warn, and before.
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 # Longer than the slowest rank's compilation, shorter than anybody's patience with a hung job.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -167,11 +167,11 @@ class World:
 
     def begin_reduce_scatter(self, values: Tensor, share: Tensor) -> dist.Work | None:
         """Sum values over the ranks, in equal shares in order of rank, this rank's into share."""
-        return self._begin(_reduce_scatter, share, values)
+        return self._begin(reduce_scatter, share, values)
 
     def begin_all_gather(self, share: Tensor, values: Tensor) -> dist.Work | None:
         """Put every rank's share, of one size, into values in order of rank, on every rank."""
-        return self._begin(_all_gather, values, share)
+        return self._begin(all_gather, values, share)
 
     def begin_all_to_all(self, values: Tensor, shares: Tensor) -> dist.Work | None:
         """Give each rank its equal share of values, in order of rank; shares: this rank's of every rank's values."""

@@ -46,7 +46,7 @@ def read_curve(run_dir: str) -> Curve:
     path = run_directory(run_dir)
     info = RunInfo.read(path / CONFIG, of=FINISHED)
     ended = exit_reason(path / REPORT)
-    rows = _read_rows(path / METRICS)
+    rows = read_rows(path / METRICS)
     if info.config is None or info.floor is None:
         raise no_run(path / CONFIG, f"it has no {'config' if info.config is None else 'floor'}")
     try:
@@ -83,8 +83,8 @@ def name_differences(curves: Sequence[Curve]) -> list[str]:
     ]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, but for a last one that is still being written."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, but for a last one that is still being written. Raises ConfigError."""
     try:
         lines = read_file(path).decode("utf-8").splitlines(keepends=True)
     except FileNotFoundError:
