@@ -8,12 +8,8 @@ from this process. Cost: steps with and without checks take turns. Flips: a bit 
 its gradient, is turned over. Clean runs differ in seed, rate, engine and recipe, and are checked every few steps.
 """
 
-import multiprocessing
-import os
 import re
-import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from parts.options import BenchmarkOptions, read_result, run_benchmark
+from parts.options import BenchmarkOptions, run_benchmark
+from parts.ranks import first_of
 from torch import Tensor
 
 from nanogpt.config.errors import ReplicaError
@@ -37,7 +34,6 @@ from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.sentinel import TOLERANCE, Sentinel
 from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import make_plan
-from nanogpt.storage.json_file import write_json
 from nanogpt.training.trainer import micro_batches
 from nanogpt.utils.phases import Phases
 
@@ -233,36 +229,6 @@ def alarms_of_clean_runs(world: World, count: int) -> list[dict[str, Any]]:
         except ReplicaError as error:
             found.append({"seed": seed, "alarm": str(error)})
     return found
-
-
-def first_of(ranks: int, work: Callable[..., Any], *args: Any) -> Any:
-    """work(world, *args) in forked processes of one world -> what the first has returned.
-
-    Raises SystemExit where one fails.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
-        found = Path(directory, "found.json")
-
-        def become(rank: int) -> None:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.set_num_threads(1)
-            world = World.from_env()
-            with world.process_group():
-                told = work(world, *args)
-            if world.is_first:
-                write_json(found, told)
-
-        processes = [multiprocessing.get_context("fork").Process(target=become, args=(r,)) for r in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit(f"{work.__name__} has failed")
-        return read_result(found)
 
 
 def measure(options: SentinelOptions, out: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from harness.runs import REPOSITORY, environment, flags, report, run, wait_for
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import golden_curves
 import on_gpu
 import plain_loop
 import time_to_target
@@ -30,6 +31,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.optim.recipe import recipe_of
 from nanogpt.plan.plan import make_plan
 from nanogpt.storage.hf import load_hf, read_hf_shape
+from nanogpt.storage.json_file import parse_json
 
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
@@ -325,6 +327,13 @@ def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
     ]  # fmt: skip
     coarse = [{"step": 8, "loss": 2.0}, {"step": 20, "loss": 3.0}]
     assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]
+
+
+def test_the_golden_curves_follow_from_what_was_recorded():
+    """Reference: the package's asset, of the newest result: curves of its first seed, and the bands."""
+    newest = sorted((REPOSITORY / "benchmarks" / "results").glob("golden_curves.*.json"))[-1]
+    written = parse_json((REPOSITORY / "nanogpt" / "assets" / "golden_curves.json").read_bytes())
+    assert golden_curves.asset(parse_json(newest.read_bytes())) == written
 
 
 def test_the_record_of_runs_is_what_is_kept_of_them(tmp_path, forked):

@@ -7,14 +7,16 @@ import os
 from itertools import chain
 
 import torch
-from parity_worker import small_engine, train_step, work_on_cells
+from parity_worker import work_on_cells
 
+from nanogpt.acceptance.stages.numerics import build_job, train_step
 from nanogpt.config.cli import main
 from nanogpt.config.errors import ReplicaError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.replicas import Replicas, fingerprint
 from nanogpt.distributed.world import World
 from nanogpt.optim.ema import EMA
+from nanogpt.utils.phases import Phases
 
 STEPS = 6
 
@@ -22,7 +24,7 @@ STEPS = 6
 def found_in(cell: dict, world: World) -> dict:
     """What the ranks of a cell hold, and what is said of it after a change in one tensor of each kind of cell's."""
     changed = cell.pop("changed")
-    plan, engine = small_engine(TrainConfig(**cell), world)
+    plan, engine = build_job(TrainConfig(**cell), world)
     average = EMA(engine.local_weights(), 0.5)
 
     def held():
@@ -30,7 +32,7 @@ def found_in(cell: dict, world: World) -> dict:
 
     replicas = Replicas(world, held, step=0)
     for step in range(STEPS):
-        train_step(plan, engine, step)
+        train_step(plan, engine, step, Phases())
         average.update()
         replicas.check(step + 1)
     prints = world.gather({name: fingerprint(values).hex() for name, values in held()})

@@ -7,13 +7,15 @@ from itertools import chain, count
 from pathlib import Path
 
 import torch
-from parity_worker import small_engine, train_step, work_on_cells
+from parity_worker import work_on_cells
 
+from nanogpt.acceptance.stages.numerics import build_job, train_step
 from nanogpt.config.cli import main
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.optim.ema import EMA
 from nanogpt.storage.checkpoint import CheckpointReader, CheckpointWriter
+from nanogpt.utils.phases import Phases
 
 STEPS = 2
 
@@ -30,11 +32,11 @@ class CountingReader(CheckpointReader):
 
 def found_in(cell: dict, out_dir: Path, world: World) -> dict:
     """Of each rank the number of values it has read; the sizes of what each holds whole, and which of it is wrong."""
-    plan, trained = small_engine(TrainConfig(**cell), world)
+    plan, trained = build_job(TrainConfig(**cell), world)
     writer = CheckpointWriter(out_dir, world, keep=1)  # before the ranks meet: it clears what a kill has left
     average = EMA(trained.local_weights(), 0.5)
     for step in range(STEPS):
-        train_step(plan, trained, step)
+        train_step(plan, trained, step, Phases())
         average.update()
     writer.begin(STEPS, [*trained.pieces(), *trained.pieces_like_weights("mean", average.mean)], {})
     failure = writer.commit()
@@ -42,7 +44,7 @@ def found_in(cell: dict, out_dir: Path, world: World) -> dict:
 
     path = out_dir / "checkpoints" / f"step_{STEPS:08d}"
     counting, reference = CountingReader(path), CheckpointReader(path)
-    _, restored = small_engine(TrainConfig(**cell), world)
+    _, restored = build_job(TrainConfig(**cell), world)
     restored.restore(counting, updates=STEPS)
     mean = EMA(restored.local_weights(), 0.5).begin()
     restored.read_like_weights("mean", mean, counting)

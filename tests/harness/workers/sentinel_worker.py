@@ -6,8 +6,9 @@ torchrun --standalone --nproc_per_node=3 tests/harness/workers/sentinel_worker.p
 from contextlib import contextmanager
 from dataclasses import replace
 
-from parity_worker import small_engine, work_on_cells
+from parity_worker import work_on_cells
 
+from nanogpt.acceptance.stages.numerics import build_job
 from nanogpt.config.cli import main
 from nanogpt.config.errors import ReplicaError
 from nanogpt.config.train_config import TrainConfig
@@ -25,7 +26,7 @@ class Run:
     """A tiny one, whose steps are the trainer's."""
 
     def __init__(self, cell: dict, world: World) -> None:
-        self.plan, self.engine = small_engine(TrainConfig(**cell), world)
+        self.plan, self.engine = build_job(TrainConfig(**cell), world)
         self.world, self.step = world, 0
         replicas = Replicas(world, self.engine.replicas, step=0)
         self.sentinel = Sentinel(self.engine, replicas, self.plan.config, Phases(), step=0)

@@ -1,0 +1,135 @@
+"""What the stages that train make of how their runs ended."""
+
+from dataclasses import replace
+
+import pytest
+
+from nanogpt.acceptance.stages.faults import FAULTS, FROZEN, STEPS, Drill, Drills, first_difference, judge_faults
+from nanogpt.acceptance.stages.training import Training, check_options, judge_training
+from nanogpt.acceptance.verdict import Verdict
+from nanogpt.config.errors import ConfigError
+
+
+def drill(fault, **changed):
+    """One of two ranks that came as it should, and was recovered from."""
+    rank = 1 if fault.of_last else 0
+    statuses = [1, 1]
+    statuses[rank] = -9 if fault is FROZEN else fault.status
+    right = {
+        "fault": fault.name, "rank": rank, "folder": fault.folder, "statuses": tuple(statuses),
+        "said": f"error: {fault.says}", "resumed_from": "step_00000002", "steps": STEPS,
+        "resumed_status": 3, "resumed_said": "", "first_difference": None, "weights_sha256": "aa",
+    }  # fmt: skip
+    return Drill(**(right | changed))
+
+
+def drills(*made):
+    return Drills(status=3, steps=STEPS, said="", weights_sha256="aa", drills=made)
+
+
+def test_every_fault_that_is_recovered_from_passes():
+    """Invariant: PASS for each, when each came and left what the undisturbed run has."""
+    checks = judge_faults(drills(*map(drill, FAULTS)), ranks=2)
+    assert [check.verdict for check in checks] == [Verdict.PASS] * len(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"statuses": (3, 3)}, "ended with statuses 3, 3: error: "),  # it did not happen
+        ({"resumed_from": None}, "began anew"),
+        ({"steps": 0}, f"0 of {STEPS} steps have figures"),
+        ({"resumed_status": 1, "resumed_said": "no"}, "the same command then ended with 1: no"),
+        ({"resumed_status": None}, "none (it was killed)"),
+        ({"first_difference": 6}, "step 6 differs from the undisturbed run's"),
+        ({"weights_sha256": "bb"}, "the weights differ"),
+        ({"weights_sha256": None}, "the weights differ"),
+    ],
+)
+def test_what_is_not_recovered_from_fails(changed, said):
+    """Invariant: each way not to be as if nothing had happened is a FAIL that says which."""
+    checks = judge_faults(drills(*(drill(fault, **changed) for fault in FAULTS[1:2])), ranks=2)
+    assert checks[1].verdict is Verdict.FAIL
+    assert said in checks[1].found
+
+
+def test_what_was_not_made_is_unknown():
+    """Invariant: no time is no PASS; alone nobody can notice a frozen rank."""
+    checks = judge_faults(drills(drill(FAULTS[0])), ranks=1)
+    assert {check.verdict for check in checks[1:]} == {Verdict.UNKNOWN}
+    assert checks[-1].found == "one rank: nobody is there to notice"
+
+
+def test_an_undisturbed_run_that_fails_fails_the_stage():
+    """Invariant: with nothing to compare with nothing passes."""
+    for status, steps, sha256 in ((1, STEPS, "aa"), (3, 0, "aa"), (3, STEPS, None)):
+        undisturbed = Drills(status=status, steps=steps, said="error: x", weights_sha256=sha256)
+        (check,) = judge_faults(undisturbed, ranks=2)
+        assert check.verdict is Verdict.FAIL
+        assert "error: x" in check.found
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.says], ids=lambda fault: fault.folder)
+def test_a_fault_that_did_not_come_shows_nothing(fault):
+    """Invariant: the right status with other last words is a FAIL: another thing has happened."""
+    (check,) = [c for c in judge_faults(drills(drill(fault, said="error: y")), ranks=2) if c.name == fault.name]
+    assert check.verdict is Verdict.FAIL
+
+
+def test_the_first_difference():
+    """Invariant: the first step with another figure, or with one on one side alone; none where all are alike."""
+    rows = {1: (2.0, 1.0), 2: (1.5, 1.0)}
+    assert first_difference(rows, dict(rows)) is None
+    assert first_difference(rows | {2: (1.5, 1.1)}, rows) == 2
+    assert first_difference({1: (2.0, 1.0)}, rows) == 2
+    assert first_difference({}, {}) is None
+
+
+TRAINING = Training(
+    options="--recipe=fast", minutes=3.0, statuses=(0, 0, 0), said="", rows=114, last_row_s=180.0, steps=114,
+    loss=0.0975, target_loss=0.099, exact_recall=0.98, train_s=265.0, step_s=1.9, tokens_per_s=539.0, mfu=0.7,
+    communication_share=None, slowest_rank=2, slowest_rank_ratio=1.1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("statuses", "last_row_s", "verdict", "ranks"),
+    [
+        ((0, 0, 0), 180.0, Verdict.PASS, ()),
+        ((3, 3, 3), 180.0, Verdict.UNKNOWN, ()),  # the time was over
+        ((None, None, None), 180.1, Verdict.UNKNOWN, ()),  # while it scored what it had reached
+        ((None, None, None), 90.0, Verdict.FAIL, ()),  # it hung
+        ((None, None, None), None, Verdict.UNKNOWN, ()),  # not even a step
+        ((None, None, -9), 90.0, Verdict.FAIL, (2,)),
+        ((None, 1, None), 90.0, Verdict.FAIL, (1,)),
+        ((1, 1, 1), 90.0, Verdict.FAIL, ()),  # nobody knows who was the first
+        ((2, 2, 2), None, Verdict.FAIL, ()),
+        ((0, 0, None), 90.0, Verdict.FAIL, ()),
+    ],
+)
+def test_only_a_verified_target_passes(statuses, last_row_s, verdict, ranks):
+    """Invariant: time that was over is UNKNOWN, whatever the loss; what broke or hung FAILs, with who broke first."""
+    check = judge_training(replace(TRAINING, statuses=statuses, last_row_s=last_row_s))[0]
+    assert (check.verdict, check.ranks) == (verdict, ranks)
+
+
+def test_a_slow_rank_is_blamed():
+    """Invariant: at 1.5 x the median's time a rank is named, at 1.4 x it is not; nobody knows, UNKNOWN."""
+    slow, fine = (judge_training(replace(TRAINING, slowest_rank_ratio=ratio))[1] for ratio in (1.5, 1.4))
+    assert (slow.verdict, slow.ranks, fine.verdict) == (Verdict.FAIL, (2,), Verdict.PASS)
+    assert judge_training(replace(TRAINING, slowest_rank=None))[1].verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--out_dir=x", "--out_dir is the acceptance's own"),
+        ("--max-minutes=3", "--max_minutes is the acceptance's own"),
+        ("--n_layers=2", "did you mean --n_layer"),
+        ("--recipe='fast", "No closing quotation"),
+    ],
+)
+def test_options_of_the_training_are_checked(words, said):
+    """Invariant: a mistake in --training is one line before anything is measured."""
+    with pytest.raises(ConfigError, match=said):
+        check_options(words)
