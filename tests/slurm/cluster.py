@@ -36,11 +36,12 @@ class Job:
 
     id: str
     cwd: Path
-    name: str = ""  # in runs/; none: its id
+    name: str = ""  # in its folder; none: its id
+    folder: str = "runs"
 
     @property
     def run_dir(self) -> Path:
-        return self.cwd / "runs" / (self.name or self.id)
+        return self.cwd / self.folder / (self.name or self.id)
 
     @property
     def log(self) -> str:
@@ -154,6 +155,15 @@ class Cluster:
             yield
         finally:
             control("slow", node, "0")
+
+    @contextmanager
+    def throttled(self, node: str, percent: int) -> Iterator[None]:
+        """What runs on a node, and begins there, gets so much of one core."""
+        control("quota", node, str(percent))
+        try:
+            yield
+        finally:
+            control("quota", node, "0")
 
     def boot(self, node: str) -> None:
         """Bring a node back, and wait until it is idle."""

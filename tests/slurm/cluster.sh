@@ -10,6 +10,7 @@
 #   cluster.sh crash NODE       every process dies; its peers hear at once
 #   cluster.sh freeze NODE      its slurmd hangs; the job's processes live on and reach everybody
 #   cluster.sh slow NODE RATE   a bad cable: it receives at RATE (10mbit), until it is slowed to RATE 0
+#   cluster.sh quota NODE PERCENT  what runs there, and what it starts, gets so much of one core, until PERCENT is 0
 #   cluster.sh boot NODE        after cut, crash or freeze: a fresh slurmd
 #   cluster.sh forget ID        the controller forgets every job, and the next one gets this number
 #   cluster.sh down             stop everything and remove it
@@ -160,6 +161,13 @@ forget() { # ID
     wait_until_idle "$(grep -c '^NodeName=node' "$SLURM_CONF")"
 }
 
+quota() { # NODE PERCENT
+    local group=/sys/fs/cgroup/cpu/slurm-$1 pid
+    mkdir -p "$group"
+    echo $(($2 > 0 ? $2 * 1000 : -1)) > "$group/cpu.cfs_quota_us" # of a period of 100 ms
+    for pid in $(ip netns pids "slurm-$1"); do echo "$pid" > "$group/cgroup.procs" || true; done
+}
+
 kill_namespace() { # NAMESPACE
     local pids
     pids=$(ip netns pids "$1" 2> /dev/null) || return 0
@@ -188,6 +196,7 @@ down() {
         ip netns del "$ns"
         find "/sys/fs/cgroup/freezer/slurm_${ns#slurm-}" -depth -type d -exec rmdir {} \; 2> /dev/null || true
     done
+    rmdir /sys/fs/cgroup/cpu/slurm-node* 2> /dev/null || true
     kill_pidfile "$dir/run/munged.pid"
     ip link del "$bridge" 2> /dev/null || true
     if grep -qs '^ClusterName=test$' "$SLURM_CONF"; then rm -rf "$dir"; fi
@@ -204,6 +213,7 @@ case ${1:-} in
         ;;
     crash) kill_namespace "slurm-$2" ;;
     freeze) kill -STOP "$(cat "$dir/run/slurmd-$2.pid")" ;;
+    quota) quota "$2" "$3" ;;
     slow)
         tc qdisc del dev "slurmv${2#node}" root 2> /dev/null || true
         [ "$3" = 0 ] || tc qdisc add dev "slurmv${2#node}" root tbf rate "$3" burst 256kb latency 400ms
