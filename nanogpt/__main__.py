@@ -25,7 +25,7 @@ COMMANDS = {
     "checkpoint": "Check which checkpoints of a run are intact.",
     "export": "Write a run's model for transformers.",
     "plot": "Draw the losses of one run or several in one picture.",
-    "accept": "Compute, break and prove: is this cluster fit to train?",
+    "accept": "Say whether a cluster is fit to train: compute, break, prove.",
     "preflight": "Estimate whether a text can be memorised, the memory and the time.",
     "repeat": "Measure the time to target over several seeds.",
 }

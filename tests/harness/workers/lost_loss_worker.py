@@ -37,15 +37,16 @@ def run() -> int:
     with world.process_group():
         torch.manual_seed(0)
         model = GPT(GPTConfig.from_options(config))
+        idx = torch.arange(8).view(1, 8)
+        batch = Batch(idx, idx + 1, step_tokens=16)
         options = EngineOptions(
-            dtype="fp32", optimizer="adamw", compile=False, micro_batches=[], deepspeed=plan.deepspeed
+            dtype="fp32", optimizer="adamw", compile=False, micro_batches=[batch], deepspeed=plan.deepspeed
         )
         engine = build_engine(config.engine, model, world, options)
-        idx = torch.arange(8).view(1, 8)
         norms, states, forward = [], [deepcopy(engine.state_dict())], model.forward
         for lost in (0.0, float("inf"), float("nan"), 0.0):
             model.forward = partial(_add, forward, lost if world.rank else 0.0)
-            engine.forward_backward(Batch(idx, idx + 1, step_tokens=16), is_last=True)
+            engine.forward_backward(batch, is_last=True)
             norms.append(engine.step(1e-3).grad_norm)
             states.append(deepcopy(engine.state_dict()))
         changed = [any(not torch.equal(after[n], before[n]) for n in before) for before, after in pairwise(states)]
