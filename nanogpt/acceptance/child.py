@@ -21,12 +21,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
+
 from nanogpt.config.files import read_file
 from nanogpt.distributed.world import World
 
 MEET_S = 60.0  # that the processes of a job wait for each other
 GONE_S = 10.0  # that a process which was killed is waited for
-TAIL_BYTES = 2000  # of a log, in which its last line is looked for
+TAIL_BYTES = 4000  # of a log, in which its last words are looked for
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["nanogpt.training.run", "nanogpt.acceptance.stages.numerics", "nanogpt.commands.train"])
 
@@ -48,9 +50,14 @@ class Job:
 class Outcome:
     """How one rank's process ended."""
 
-    status: int | None  # as subprocess has it, -9 where SIGKILL ended it; None: it had to be killed, as said tells
+    status: int | None  # as subprocess has it, -9 where SIGKILL ended it; None: it had to be killed, as tail tells
     value: Any = None  # what work returned
-    said: str = ""  # its last line
+    tail: str = ""  # the last of what it printed
+
+    @property
+    def said(self) -> str:
+        """Its last line; '' where it printed nothing."""
+        return next((line.strip() for line in reversed(self.tail.splitlines()) if line.strip()), "")
 
 
 class Child:
@@ -91,21 +98,19 @@ class Child:
 
     def poll(self) -> Outcome | None:
         """How it ended; None while it runs."""
+        status = self._process.exitcode  # before its answer, which may come at the last moment
         with suppress(EOFError):
             if self._answer.poll():
                 self._value = self._answer.recv()
-        if self._process.exitcode is None:
-            return None
-        return Outcome(self._process.exitcode, self._value, last_line(self._log))
+        return None if status is None else Outcome(status, self._value, _tail(self._log))
 
 
-def last_line(log: Path) -> str:
-    """Of what a process has printed; '' where that is nothing, or cannot be read."""
+def _tail(log: Path) -> str:
+    """The last of what a process has printed; '' where that cannot be read."""
     try:
-        lines = read_file(log)[-TAIL_BYTES:].decode(errors="replace").split("\n")
+        return read_file(log)[-TAIL_BYTES:].decode(errors="replace")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _become(job: Job, log: str, answer: Connection, alive: Connection) -> None:
@@ -126,6 +131,8 @@ def _become(job: Job, log: str, answer: Connection, alive: Connection) -> None:
     status = 1
     try:
         world = World.from_env()
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)  # a process group does so too; else events would be of GPU 0
         with nullcontext() if job.apart else world.process_group(world.meet(timeout_s=MEET_S), even_alone=True):
             answer.send(job.work(world))
         status = 0

@@ -179,7 +179,8 @@ def _training(stated: Acceptance, run: Path) -> Iterator[str]:
     if (training := stated.training) is None:
         return
     found = training_of(
-        run, training.options, minutes=training.minutes, statuses=training.statuses, said=training.said
+        run, training.options, minutes=training.minutes, statuses=training.statuses, said=training.said,
+        silent_s=training.silent_s,
     )  # fmt: skip
     if found != training:
         yield f"{TRAINING}: its figures are not what {REPORT} says of them"

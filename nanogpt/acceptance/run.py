@@ -1,6 +1,6 @@
 """One acceptance: its stages one after the other, and what is on the disk after each.
 
-acceptance = accept(supervisor, plan, Path("acceptance"))     # on the first rank, whose supervisor.leads
+acceptance = AcceptanceRun(supervisor, request, Path("acceptance"), say).run()    # where supervisor.leads
 """
 
 import time
@@ -23,6 +23,7 @@ from nanogpt.acceptance.stages.network import measure_network
 from nanogpt.acceptance.stages.numerics import Curve, golden_sha256, measure_alone, measure_engine
 from nanogpt.acceptance.stages.training import measure_training
 from nanogpt.acceptance.supervisor import RanksLost, Supervisor, to_blame
+from nanogpt.config.errors import RunError
 from nanogpt.config.fault import Fault
 from nanogpt.distributed.world import World
 from nanogpt.storage.provenance import provenance
@@ -63,7 +64,7 @@ class AcceptanceRun:
         )  # fmt: skip
 
     def run(self) -> Acceptance:
-        """Make all stages, or those that can still be made when ranks are lost. Raises OSError: no room on the disk."""
+        """Make all stages, or those that still can be when ranks are lost. Raises RunError where the disk is full."""
         stages = {
             "inventory": self._inventory, "compute": self._compute, "network": self._network,
             "numerics": self._numerics, "faults": self._faults, "training": self._training,
@@ -82,7 +83,7 @@ class AcceptanceRun:
             self._add(after=self._apart("inventory", "at the end", take_inventory))
         except RanksLost as lost:
             self._add(lost=lost.ranks)
-        before = self._found.checks["inventory"]
+        before = self._found.checks.get("inventory")
         self._add(is_finished=True)
         self._write()
         if self._found.checks["inventory"] != before:  # what has changed since, or who is lost
@@ -126,7 +127,8 @@ class AcceptanceRun:
     def _faults(self) -> None:
         directory = self._out_dir / "faults"
         until = self._began + FAULTS_UNTIL * self._seconds(1)
-        self._add(drills=make_drills(self._supervisor, directory, self._found.hosts, until=until))
+        kind = self._found.before[0].kind if self._found.before else ""
+        self._add(drills=make_drills(self._supervisor, directory, self._found.hosts, kind=kind, until=until))
 
     def _training(self) -> None:
         left_s = self._began + TRAINING_UNTIL * self._seconds(1) - time.monotonic()
@@ -170,7 +172,10 @@ class AcceptanceRun:
         self._found = replace(self._found, **figures)
 
     def _write(self) -> None:
-        self._found = write(self._found, self._out_dir)
+        try:
+            self._found = write(self._found, self._out_dir)
+        except OSError as error:
+            raise RunError(f"{self._out_dir} cannot be written: {error.strerror or error}") from None
 
 
 def _by_itself(work: Callable[[World], tuple[Any, ...]], world: World) -> tuple[Any, ...]:

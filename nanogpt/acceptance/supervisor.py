@@ -62,6 +62,11 @@ class Supervisor:
         Thread(target=self._beat, daemon=True).start()
 
     @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return len(self._lives)
+
+    @property
     def leads(self) -> bool:
         """Whether this is the rank that gives the orders and writes the report."""
         return self._rank == 0
@@ -231,7 +236,7 @@ def to_blame(statuses: Sequence[int | None], *, fine: Sequence[int] = (0,)) -> l
 
 def _told(outcome: Outcome, why: str | None) -> Outcome:
     """The outcome of a process that was killed as why says, unless it was quicker."""
-    return replace(outcome, status=None, said=why) if why and outcome.status == -signal.SIGKILL else outcome
+    return replace(outcome, status=None, tail=why) if why and outcome.status == -signal.SIGKILL else outcome
 
 
 def _free_port() -> int:

@@ -58,7 +58,7 @@ def test_a_node_that_dies_is_named(cluster, tmp_path):
     """Invariant: the report is written by the nodes that are left, and blames the one that is not."""
     job = dead_node(cluster, tmp_path, "--stages=network,numerics", "--minutes=4")
     assert job.state in ("FAILED", "NODE_FAIL"), job.log
-    assert blamed(job) == {"ranks that answer": [1]}, job.log
+    assert blamed(job)["ranks that answer"] == [1], job.log
     assert report(job)["is_finished"]
 
 

@@ -38,8 +38,8 @@ class CollectiveFigure:
     collective: str = key("all_reduce, reduce_scatter or all_gather")
     bytes: int = key("of what each rank reduces, of all that is scattered, or of all that is gathered")
     repetitions: int = key("how often it was timed, each time until the slowest rank had it")
-    best_s: float = key("the best of them, seconds")
-    median_s: float = key("the median of them, seconds; of the smallest size it is the latency")
+    best_s: float = key("the best of them, seconds; of the smallest size it is the latency")
+    median_s: float = key("the median of them, seconds")
     bus_gbps: float = key("bus bandwidth of the median by nccl-tests' definition, GB/s")
     wrong_ranks: tuple[int, ...] = key("ranks that saw a wrong result")
 

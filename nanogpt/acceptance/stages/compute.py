@@ -1,6 +1,6 @@
 """Does every rank compute rightly, and as fast as its like? Products of random matrices, back to back, and copies.
 
-    ranks = measure_compute(world, seconds=30)      # every rank calls, and all work at the same time
+    ranks = measure_compute(world, seconds=30)      # of one rank, which may be in a world of its own
     for check in judge_compute(ranks):
         print(check.verdict, check.name, check.found)   # PASS bf16 products, speed: 612 to 640 TFLOP/s, median 633
 
@@ -80,7 +80,7 @@ class RankCompute:
 
 
 def measure_compute(world: World, *, seconds: float) -> tuple[RankCompute, ...]:
-    """Figures of every rank, the same on every rank.
+    """Figures of every rank of world, the same on every rank.
 
     seconds: of measuring, a third each for fp32, bf16 and the copies; making the matrices and the reference comes on
     top, and so does a product that takes longer.

@@ -218,10 +218,11 @@ def _judge_together(curve: Curve, on_record: Golden) -> Check:
 
 def _judge_alone(curves: Sequence[Curve], on_record: Golden) -> Check:
     name = f"{curves[0].dtype}, each rank alone"
-    wrong = {curve.rank: said for curve in curves if (said := _what_is_wrong(curve, on_record))}
-    if wrong and all(_may_be_the_device(curve, on_record) for curve in curves):
-        return Check.unknown(name, f"{next(iter(wrong.values()))}; no curve of such a device is on record yet")
-    most = "" if wrong else max(_within(curve, on_record) for curve in curves)
+    outside = [(curve, said) for curve in curves if (said := _what_is_wrong(curve, on_record))]
+    wrong = {curve.rank: said for curve, said in outside if not _may_be_the_device(curve, on_record)}
+    if outside and not wrong:
+        return Check.unknown(name, f"{outside[0][1]}; no curve of such a device is on record yet")
+    most = "" if outside else max(_within(curve, on_record) for curve in curves)
     return Check.of(
         [rank for rank in wrong if rank is not None],
         name=name,

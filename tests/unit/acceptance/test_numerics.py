@@ -117,3 +117,10 @@ def test_a_device_that_is_not_on_record(bands, verdict):
     alone = [on_record(kind="cuda", rank=rank, step_7=bands) for rank in range(2)]
     assert judge_numerics(alone)[0].verdict is verdict
     assert judge_numerics([on_record(step_7=11)])[0].verdict is Verdict.FAIL
+
+
+def test_only_who_is_certainly_wrong_is_blamed():
+    """Invariant: of GPUs that are all a little outside the one that is far outside is named alone."""
+    curves = [on_record(kind="cuda", rank=rank, step_7=1000 if rank == 1 else 2) for rank in range(3)]
+    (check,) = judge_numerics(curves)
+    assert (check.verdict, check.ranks) == (Verdict.FAIL, (1,))

@@ -24,7 +24,7 @@ def drill(fault, **changed):
 
 
 def drills(*made):
-    return Drills(status=3, steps=STEPS, said="", weights_sha256="aa", drills=made)
+    return Drills(kind="cpu", status=3, steps=STEPS, said="", weights_sha256="aa", drills=made)
 
 
 def test_every_fault_that_is_recovered_from_passes():
@@ -63,7 +63,7 @@ def test_what_was_not_made_is_unknown():
 def test_an_undisturbed_run_that_fails_fails_the_stage():
     """Invariant: with nothing to compare with nothing passes."""
     for status, steps, sha256 in ((1, STEPS, "aa"), (3, 0, "aa"), (3, STEPS, None)):
-        undisturbed = Drills(status=status, steps=steps, said="error: x", weights_sha256=sha256)
+        undisturbed = Drills(kind="cpu", status=status, steps=steps, said="error: x", weights_sha256=sha256)
         (check,) = judge_faults(undisturbed, ranks=2)
         assert check.verdict is Verdict.FAIL
         assert "error: x" in check.found
@@ -86,9 +86,11 @@ def test_the_first_difference():
 
 
 TRAINING = Training(
-    options="--recipe=fast", minutes=3.0, statuses=(0, 0, 0), said="", rows=114, last_row_s=180.0, steps=114,
+    options="--recipe=fast", minutes=3.0, statuses=(0, 0, 0), said="", rows=114, last_row_s=180.0,
+    silent_s=60.0, steps=114,
     loss=0.0975, target_loss=0.099, exact_recall=0.98, train_s=265.0, step_s=1.9, tokens_per_s=539.0, mfu=0.7,
-    communication_share=None, slowest_rank=2, slowest_rank_ratio=1.1,
+    communication_share=None, slowest_rank=2,
+    slowest_rank_rows=0.9, slowest_rank_ratio=1.1,
 )  # fmt: skip
 
 
@@ -118,6 +120,9 @@ def test_a_slow_rank_is_blamed():
     slow, fine = (judge_training(replace(TRAINING, slowest_rank_ratio=ratio))[1] for ratio in (1.5, 1.4))
     assert (slow.verdict, slow.ranks, fine.verdict) == (Verdict.FAIL, (2,), Verdict.PASS)
     assert judge_training(replace(TRAINING, slowest_rank=None))[1].verdict is Verdict.UNKNOWN
+    seldom = replace(TRAINING, slowest_rank_ratio=1.5, slowest_rank_rows=0.4)
+    assert judge_training(seldom)[1].verdict is Verdict.PASS
+    assert judge_training(replace(TRAINING, statuses=(0,)))[1].verdict is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -133,3 +138,14 @@ def test_options_of_the_training_are_checked(words, said):
     """Invariant: a mistake in --training is one line before anything is measured."""
     with pytest.raises(ConfigError, match=said):
         check_options(words)
+
+
+def test_a_device_that_sums_in_any_order():
+    """Invariant: where a GPU does not compute the same twice, another last bit is UNKNOWN; a CPU's is FAIL."""
+    again, killed = drill(FAULTS[0], first_difference=2), drill(FAULTS[1], weights_sha256="bb")
+    made = drills(again, killed)
+    assert [check.verdict for check in judge_faults(made, ranks=2)[:2]] == [Verdict.FAIL] * 2
+    on_gpus = replace(made, kind="cuda")
+    assert [check.verdict for check in judge_faults(on_gpus, ranks=2)[:2]] == [Verdict.UNKNOWN] * 2
+    only_killed = replace(on_gpus, drills=(drill(FAULTS[0]), killed))
+    assert judge_faults(only_killed, ranks=2)[1].verdict is Verdict.FAIL

@@ -30,8 +30,10 @@ def hang(world: World) -> None:
 
 @pytest.fixture
 def supervisor(tmp_path):
-    """Of one rank."""
-    return Supervisor(ALONE, None, logs=tmp_path / "logs")
+    """Of one rank, whose server of processes has been started."""
+    supervisor = Supervisor(ALONE, None, logs=tmp_path / "logs")
+    assert supervisor.run(Job("first", work=partial(give, value=0)))[0].status == 0
+    return supervisor
 
 
 def test_work_gives_its_value(supervisor, tmp_path):
@@ -77,8 +79,8 @@ def test_a_signal_is_passed_on(supervisor, tmp_path):
 
 def test_a_rank_that_was_quicker_keeps_its_status():
     """Invariant: a process that failed by itself before it was killed is not told as killed."""
-    assert _told(Outcome(1, said="own"), "killed") == Outcome(1, said="own")
-    assert _told(Outcome(-9), "killed") == Outcome(None, said="killed")
+    assert _told(Outcome(1, tail="own"), "killed") == Outcome(1, tail="own")
+    assert _told(Outcome(-9), "killed") == Outcome(None, tail="killed")
     assert _told(Outcome(-9), None) == Outcome(-9)
 
 
