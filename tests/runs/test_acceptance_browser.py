@@ -4,7 +4,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import time
@@ -13,15 +12,11 @@ from fcntl import F_DUPFD, fcntl
 
 import pytest
 
+from harness.chromium import CHROMIUM, chromium
 from nanogpt.acceptance.page import Page, StageRow, make_page
 from nanogpt.acceptance.verdict import Check, PerRank, Verdict
 from nanogpt.plots.band_chart import Curve
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = (
-    "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-dev-shm-usage", "--disable-breakpad", "--hide-scrollbars", "--remote-debugging-pipe",
-)  # fmt: skip
 TIMEOUT_S = 60
 WIDTHS = (390, 800, 1600)
 KEYS = {"Tab": 9, "Enter": 13, "ArrowRight": 39}
@@ -54,20 +49,11 @@ class Browser:
         its_input, self.output = os.pipe()
         self.input, its_output = os.pipe()
         theirs = [fcntl(fd, F_DUPFD, 10) for fd in (its_input, its_output)]  # clear of the 3 and 4 that it wants
-        # timeout: should these tests themselves be killed
-        words = [
-            "timeout",
-            "--signal=KILL",
-            f"{3 * TIMEOUT_S}",
-            CHROMIUM,
-            *QUIET,
-            f"--user-data-dir={directory}/profile",
-        ]
+        words = chromium(directory, "--hide-scrollbars", "--remote-debugging-pipe", timeout_s=3 * TIMEOUT_S)
         self.log = directory / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", "-c", f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}', "bash", *words]
-                + ["--no-sandbox"] * (os.geteuid() == 0),
+                ["bash", "-c", f'exec "$@" 3<&{theirs[0]} 4>&{theirs[1]}', "bash", *words],
                 pass_fds=theirs,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -144,8 +130,6 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """One for all tests; skips where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: install your distribution's package, chromium on Debian")
     browser = Browser(tmp_path_factory.mktemp("browser"))
     try:
         try:

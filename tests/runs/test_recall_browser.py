@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 from contextlib import suppress
@@ -13,15 +12,11 @@ from threading import Thread
 
 import pytest
 
+from harness.chromium import CHROMIUM, chromium
 from harness.recited import AWKWARD, TITLE, Page, long_text, pieces_of, recited
 from nanogpt.data.tokenizer import encode
 from nanogpt.plots.recall_html import make_page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = (
-    "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--disable-dev-shm-usage", "--disable-breakpad", "--window-size=1280,900",
-)  # fmt: skip
 TIMEOUT_S = 60
 CLOSED = "default-src 'none'"  # the page may connect to nothing; with a visitor in it, to its server
 TEXT = AWKWARD + long_text(25)
@@ -122,19 +117,17 @@ class Visit(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def visited(tmp_path_factory):
     """(the data that the page's script reads, what a visitor was told)."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: install your distribution's package, chromium on Debian")
     directory = tmp_path_factory.mktemp("browser")
     page = make_page(recited(TEXT), TITLE)
     assert page.count(CLOSED) == 1
     visitors = page.replace(CLOSED, f"{CLOSED}; connect-src 'self'").replace("</body>", VISITOR + "</body>")
-    words = [*QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={directory / 'profile'}"]
     log = directory / "log"
     with Site(visitors) as site, log.open("w") as output:
         Thread(target=site.serve_forever, daemon=True).start()
         browser = subprocess.Popen(
-            # timeout: should these tests themselves be killed
-            ["timeout", "--signal=KILL", f"{2 * TIMEOUT_S}", CHROMIUM, *words, f"http://127.0.0.1:{site.server_port}/"],
+            chromium(
+                directory, "--window-size=1280,900", f"http://127.0.0.1:{site.server_port}/", timeout_s=2 * TIMEOUT_S
+            ),
             stdout=output,
             stderr=output,
             start_new_session=True,
