@@ -5,7 +5,7 @@ problems = list(differences(Path("acceptance")))    # one line each
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,8 +122,9 @@ def differences(out_dir: Path) -> Iterator[str]:
         yield from _verdicts(stated, out_dir)
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{out_dir / REPORT} holds figures of which nothing can be made: {error!r}") from None
-    yield from _hashes(stated, out_dir)
-    yield from _drills(stated, out_dir / FAULTS)
+    there = hashes(out_dir)
+    yield from _hashes(stated, there)
+    yield from _drills(stated, out_dir / FAULTS, there)
     yield from _training(stated, out_dir / TRAINING)
 
 
@@ -145,8 +146,7 @@ def _verdicts(stated: Acceptance, out_dir: Path) -> Iterator[str]:
         yield f"{PAGE} does not show {REPORT}"
 
 
-def _hashes(stated: Acceptance, out_dir: Path) -> Iterator[str]:
-    there = hashes(out_dir)
+def _hashes(stated: Acceptance, there: Mapping[str, str]) -> Iterator[str]:
     for name in sorted(there.keys() | stated.files.keys()):
         if name not in there:
             yield f"{name} is missing"
@@ -156,22 +156,17 @@ def _hashes(stated: Acceptance, out_dir: Path) -> Iterator[str]:
             yield f"{name} has changed: its SHA-256 differs"
 
 
-def _drills(stated: Acceptance, faults: Path) -> Iterator[str]:
+def _drills(stated: Acceptance, faults: Path, there: Mapping[str, str]) -> Iterator[str]:
     """Compare the runs that were broken once more."""
     if stated.drills is None:
         return
     right = losses_of(faults / UNDISTURBED)
     for drill in stated.drills.drills:
-        run = faults / drill.folder
-        found = len(losses_of(run)), first_difference(losses_of(run), right)
-        if found != (drill.steps, drill.first_difference):
+        losses = losses_of(faults / drill.folder)
+        if (len(losses), first_difference(losses, right)) != (drill.steps, drill.first_difference):
             yield f"{FAULTS}/{drill.folder}: its losses are not what {REPORT} says of them"
-        if _weights(run) != drill.weights_sha256:
+        if there.get(f"{FAULTS}/{drill.folder}/{WEIGHTS}") != drill.weights_sha256:
             yield f"{FAULTS}/{drill.folder}: its weights are not what {REPORT} says of them"
-
-
-def _weights(run: Path) -> str | None:
-    return file_sha256(run / WEIGHTS) if (run / WEIGHTS).exists() else None
 
 
 def _training(stated: Acceptance, run: Path) -> Iterator[str]:

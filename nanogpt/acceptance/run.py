@@ -20,7 +20,7 @@ from nanogpt.acceptance.stages.compute import measure_compute
 from nanogpt.acceptance.stages.faults import make_drills
 from nanogpt.acceptance.stages.inventory import take_inventory
 from nanogpt.acceptance.stages.network import measure_network
-from nanogpt.acceptance.stages.numerics import Curve, golden_sha256, measure_alone, measure_engine
+from nanogpt.acceptance.stages.numerics import golden_sha256, measure_alone, measure_engine
 from nanogpt.acceptance.stages.training import measure_training
 from nanogpt.acceptance.supervisor import RanksLost, Supervisor, to_blame
 from nanogpt.config.errors import RunError
@@ -45,7 +45,6 @@ class Request:
     training: str  # options of the training stage
     expected: ExpectedNetwork | None
     inject: Fault | None  # put into the numerics
-    inject_words: str | None
 
 
 class AcceptanceRun:
@@ -59,8 +58,9 @@ class AcceptanceRun:
         self._began = time.monotonic()
         self._found = Acceptance(
             begun_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S"), minutes=request.minutes,
-            stages=request.stages, hosts=supervisor.hosts(), devices=(), inject=request.inject_words, code=provenance(),
-            seconds={}, checks={}, files={}, golden_sha256=golden_sha256(), expected=request.expected,
+            stages=request.stages, hosts=supervisor.hosts(), devices=(),
+            inject=str(request.inject) if request.inject else None, code=provenance(), seconds={}, checks={}, files={},
+            golden_sha256=golden_sha256(), expected=request.expected,
         )  # fmt: skip
 
     def run(self) -> Acceptance:
@@ -80,7 +80,7 @@ class AcceptanceRun:
                     self._add(seconds={**self._found.seconds, name: time.monotonic() - began})
                 self._write()
                 self._say(self._found, name)
-            self._add(after=self._apart("inventory", "at the end", take_inventory))
+            self._add(after=self._apart("inventory", "at the end", partial(_by_itself, take_inventory)))
         except RanksLost as lost:
             self._add(lost=lost.ranks)
         before = self._found.checks.get("inventory")
@@ -91,13 +91,13 @@ class AcceptanceRun:
         return self._found
 
     def _inventory(self) -> None:
-        before = self._apart("inventory", "at the beginning", take_inventory)
+        before = self._apart("inventory", "at the beginning", partial(_by_itself, take_inventory))
         if before is not None:
             self._add(before=before, devices=tuple(rank.device for rank in before))
 
     def _compute(self) -> None:
         work = partial(measure_compute, seconds=self._seconds(COMPUTE_SHARE))
-        self._add(compute=self._apart("compute", "products and copies", work))
+        self._add(compute=self._apart("compute", "products and copies", partial(_by_itself, work)))
 
     def _network(self) -> None:
         work = partial(measure_network, seconds=self._seconds(NETWORK_SHARE), hosts=self._found.hosts)
@@ -117,12 +117,8 @@ class AcceptanceRun:
             if self._is_over(NUMERICS_UNTIL):
                 self._fail(Failure(stage="numerics", part=name, said="", out_of_time=True))
             else:
-                curves = self._alone(name, work) if name == alone else self._together("numerics", name, work)
-                self._add(curves=(*self._found.curves, *(curves or ())))
-
-    def _alone(self, part: str, work: Callable[[World], tuple[Curve, ...]]) -> tuple[Curve, ...]:
-        outcomes = self._outcomes("numerics", part, Job("", work=work, apart=True))
-        return tuple(curve for outcome in outcomes for curve in outcome.value)
+                measured = self._apart if name == alone else self._together
+                self._add(curves=(*self._found.curves, *(measured("numerics", name, work) or ())))
 
     def _faults(self) -> None:
         directory = self._out_dir / "faults"
@@ -146,8 +142,8 @@ class AcceptanceRun:
         return outcomes[0].value if outcomes else None
 
     def _apart(self, stage: str, part: str, work: Callable[[World], tuple[Any, ...]]) -> Any:
-        """What work gives of each rank, which does it as if it were alone, by rank; None where it fails."""
-        outcomes = self._outcomes(stage, part, Job("", work=partial(_by_itself, work), apart=True))
+        """What work, which each rank does without the others, gives of them, by rank; None where it fails."""
+        outcomes = self._outcomes(stage, part, Job("", work=work, apart=True))
         return tuple(figures for outcome in outcomes for figures in outcome.value) if outcomes else None
 
     def _outcomes(self, stage: str, part: str, job: Job) -> tuple[Outcome, ...]:

@@ -69,7 +69,7 @@ def accept(options: AcceptOptions) -> int:
         check_fault(fault, world.size)
     request = Request(
         minutes=options.minutes, stages=tuple(options.stages.split(",")), training=options.training,
-        expected=read_expected(options.expect), inject=fault, inject_words=options.inject,
+        expected=read_expected(options.expect), inject=fault,
     )  # fmt: skip
     out_dir = user_path(options.out_dir, f"--out_dir={options.out_dir}").absolute()
     key = find_key(options.sign) if options.sign else None

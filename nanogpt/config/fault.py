@@ -21,6 +21,9 @@ class Fault:
     rank: int
     step: int  # counted from 1
 
+    def __str__(self) -> str:
+        return f"{self.kind}:rank={self.rank},step={self.step}"
+
     @property
     def needs_hooks(self) -> bool:
         """Whether it hooks a module or a gradient, which neither a compiled model nor a CUDA graph looks for."""
@@ -41,8 +44,7 @@ class Fault:
 
 def check_fault(fault: Fault, ranks: int) -> None:
     """Refuse one that nobody meant to have, or that none of so many ranks would. Raises ConfigError."""
-    words = f"{fault.kind}:rank={fault.rank},step={fault.step}"
     if os.environ.get(ALLOWED) != "1":
-        raise ConfigError(f"--inject={words} breaks the run on purpose: set {ALLOWED}=1 if that is what you want")
+        raise ConfigError(f"--inject={fault} breaks the run on purpose: set {ALLOWED}=1 if that is what you want")
     if fault.rank >= ranks:
-        raise ConfigError(f"--inject={words}: the last rank here is {ranks - 1}")
+        raise ConfigError(f"--inject={fault}: the last rank here is {ranks - 1}")

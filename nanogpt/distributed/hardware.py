@@ -74,6 +74,11 @@ def best_dtype(world: World) -> str:
     return "fp32"
 
 
+def lacks_gpu(world: World) -> bool:
+    """Whether Slurm gave the job GPUs on this node, and this rank has none."""
+    return world.device.type != "cuda" and os.environ.get("SLURM_GPUS_ON_NODE", "") not in ("", "0")
+
+
 def cpu_has_bf16() -> bool:
     """Whether this machine's CPU has instructions for products in bf16."""
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -7,7 +7,6 @@ One slow GPU or link slows every rank of a synchronous training, and a wrong one
 neither. The matrices hold small whole numbers, so that every product and sum is exact, and any difference a fault.
 """
 
-import os
 import socket
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
+from nanogpt.distributed.hardware import lacks_gpu
 from nanogpt.distributed.world import World
 from nanogpt.utils.format import counted
 
@@ -53,7 +53,7 @@ def check_health(world: World, *, dtype: str, say: Callable[[str], None]) -> lis
     mine = Health(
         host=socket.gethostname(),
         device=world.device_name(),
-        lacks_gpu=world.device.type != "cuda" and int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) > 0,
+        lacks_gpu=lacks_gpu(world),
         matmul_tflops=tflops,
         matmul_is_exact=matmul_is_exact,
         all_reduce_gbps=all_reduce_gbps,

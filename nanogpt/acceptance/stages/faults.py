@@ -121,14 +121,15 @@ class _Ground:
         broken = f"--inject={fault.inject}:rank={rank},step={step}" if fault.inject else ""
         first = self._attempt(fault.folder, *fault.options, *filter(None, [broken]), watch=self._watch(fault, rank))
         again = first if fault is AGAIN else self._attempt(fault.folder, *fault.options)
-        run, right = self._directory / fault.folder, self._directory / UNDISTURBED
+        run = self._directory / fault.folder
+        losses, right = losses_of(run), losses_of(self._directory / UNDISTURBED)
         lines = [line.strip() for outcome in first for line in outcome.tail.splitlines()]
         said = next((line for line in lines if fault.says and fault.says in line), first[0].said)
         return Drill(
             fault=fault.name, rank=rank, folder=fault.folder, statuses=tuple(outcome.status for outcome in first),
             said=said, resumed_from=_resumed_from(run), resumed_status=again[0].status,
-            resumed_said=again[0].said, steps=len(losses_of(run)),
-            first_difference=first_difference(losses_of(run), losses_of(right)), weights_sha256=weights_of(run),
+            resumed_said=again[0].said, steps=len(losses),
+            first_difference=first_difference(losses, right), weights_sha256=weights_of(run),
         )  # fmt: skip
 
     def _attempt(self, folder: str, *words: str, watch: Watch = lambda ended: {}) -> tuple[Outcome, ...]:

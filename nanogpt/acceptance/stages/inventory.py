@@ -24,6 +24,7 @@ import torch
 
 from nanogpt.acceptance.stages.gpu import FAULTY_REASONS, Gpu, read_gpu
 from nanogpt.acceptance.verdict import Check, Verdict
+from nanogpt.distributed.hardware import lacks_gpu
 from nanogpt.distributed.world import World
 from nanogpt.storage.json_file import key
 from nanogpt.utils.format import counted
@@ -71,7 +72,7 @@ def take_inventory(world: World) -> tuple[RankInventory, ...]:
         host=gethostname(),
         device=world.device_name(),
         kind=world.device.type,
-        lacks_gpu=not is_cuda and os.environ.get("SLURM_GPUS_ON_NODE", "") not in ("", "0"),
+        lacks_gpu=lacks_gpu(world),
         cores=len(_cores()),
         numa_nodes=numa_nodes,
         memory_nodes=memory_nodes,

@@ -7,6 +7,7 @@ judge_training(training)
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def training_of(
 ) -> Training:
     """What the files of a run say of it."""
     rows, report = rows_of(directory), report_of(directory)
-    ranks = [row["slowest_rank"] for row in rows if row["slowest_rank"] is not None]
-    slowest = max(set(ranks), key=ranks.count) if ranks else None
+    ranks = Counter(row["slowest_rank"] for row in rows if row["slowest_rank"] is not None)
+    slowest = max(sorted(ranks), key=ranks.__getitem__, default=None)
     newest = rows[-1] if rows else {}
     return Training(
         options=words, minutes=minutes, statuses=statuses, said=said, rows=len(rows),
@@ -110,7 +111,7 @@ def training_of(
         train_s=report.train_s if report else newest.get("wall_s"),
         step_s=_median(row["step_s"] for row in rows), tokens_per_s=_median(row["tokens_per_s"] for row in rows),
         mfu=_median(row["mfu"] for row in rows),
-        slowest_rank_rows=ranks.count(slowest) / len(ranks) if ranks else None,
+        slowest_rank_rows=ranks[slowest] / ranks.total() if ranks else None,
         slowest_rank_ratio=_median(row["slowest_rank_ratio"] for row in rows if row["slowest_rank"] == slowest),
         communication_share=_median(row["time_share"]["communication"] for row in rows),
         slowest_rank=slowest,
