@@ -8,12 +8,8 @@ import sys
 from dataclasses import MISSING, dataclass
 from itertools import islice
 
-from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import Options, option, require_positive
-from nanogpt.data.dataset import memorised_dataset
-from nanogpt.data.tokenizer import encoding
-from nanogpt.evaluate.recite import continue_text, verdict
-from nanogpt.model.generate import hop_length
+from nanogpt.evaluate.recite import continue_text, prompt_and_text, verdict
 from nanogpt.storage.run_dir import load_run
 
 
@@ -33,18 +29,7 @@ class ReciteOptions(Options):
 def recite(options: ReciteOptions) -> int:
     """Continue a prompt greedily, and compare it on stderr with the text that the run memorised."""
     run = load_run(options.run_dir)
-    memorised, why_not = b"", ""
-    try:
-        dataset = memorised_dataset(run.config, run.report.corpus_sha256)
-        memorised = encoding().decode_bytes(dataset.windows.ids.tolist())
-    except ConfigError as error:
-        why_not = str(error)
-    prompt = options.prompt
-    if prompt is None:
-        if why_not:
-            raise ConfigError(f"--prompt is needed: {why_not}")
-        first = encoding().decode_bytes(dataset.ids[: hop_length(run.config.context_length)])
-        prompt = first.decode(errors="ignore")  # without the part of a last character
+    prompt, memorised, why_not = prompt_and_text(run, options.prompt)
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end within a character
     said = b""
     print(prompt, end="", flush=True)

@@ -1,20 +1,40 @@
-"""Greedy recitation: what the model says by itself, past its context length, with a KV cache.
+"""Recitation: what the model says by itself, greedily or drawn, past its context length, with a KV cache.
 
 b"".join(islice(continue_text(model, "Let us kill him, ", context_length=64), 20))
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from nanogpt.config.errors import ConfigError
+from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.tokenizer import encoding, stable_prefix
-from nanogpt.model.generate import Decoder
+from nanogpt.model.generate import Decoder, hop_length
 from nanogpt.model.gpt import GPT
+from nanogpt.storage.run_dir import Run
 from nanogpt.utils.format import counted
+
+
+def prompt_and_text(run: Run, prompt: str | None) -> tuple[str, bytes, str]:
+    """(prompt, the memorised text, ""), or (prompt, b"", why the text cannot be had).
+
+    For None the prompt is the text's beginning, half a context of it. Raises ConfigError where that cannot be had.
+    """
+    try:
+        ids = memorised_dataset(run.config, run.report.corpus_sha256).windows.ids.tolist()
+    except ConfigError as error:
+        if prompt is None:
+            raise ConfigError(f"--prompt is needed: {error}") from None
+        return prompt, b"", str(error)
+    if prompt is None:
+        first = encoding().decode_bytes(ids[: hop_length(run.config.context_length)])
+        prompt = first.decode(errors="ignore")  # without the part of a last character
+    return prompt, encoding().decode_bytes(ids), ""
 
 
 def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
@@ -40,11 +60,23 @@ def _common_prefix(a: bytes, b: bytes) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def generate(model: GPT, prompt: list[int], *, context_length: int, pending: bytes = b"") -> Iterator[int]:
-    """Greedy continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
+def likeliest(logits: Tensor) -> Tensor:
+    """The greedy choice, (B, V) -> (B,)."""
+    return logits.argmax(dim=-1)
+
+
+def generate(
+    model: GPT,
+    prompt: list[int],
+    *,
+    context_length: int,
+    pending: bytes = b"",
+    choose: Callable[[Tensor], Tensor] = likeliest,
+) -> Iterator[int]:
+    """Continuation of the token ids in prompt, without end, one id at a time, with a KV cache.
 
     Past context_length it hops, as Decoder says. The first ids spell `pending`, the bytes of a prompt whose tokens
-    depend on what follows. Raises ValueError for an empty prompt.
+    depend on what follows. choose: logits (1, V) -> the token (1,). Raises ValueError for an empty prompt.
     """
     device = model.lm_head.weight.device
     decoder = Decoder(model, torch.tensor([prompt], device=device, dtype=torch.long), context_length=context_length)
@@ -52,7 +84,7 @@ def generate(model: GPT, prompt: list[int], *, context_length: int, pending: byt
         logits = decoder.logits()  # (1, V)
         if pending:
             logits = logits.masked_fill(~_can_spell(pending).to(device), float("-inf"))
-        token = logits.argmax(dim=-1)
+        token = choose(logits)
         decoder.append(token)
         pending = pending[len(encoding().decode_single_token_bytes(int(token))) :] if pending else b""
         yield int(token)
@@ -80,8 +112,10 @@ def shortest_prompt(model: GPT, ids: list[int], start: int, end: int, *, context
     return None
 
 
-def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[bytes]:
-    """The UTF-8 bytes that follow prompt, greedily, without end, a token at a time.
+def continue_text(
+    model: GPT, prompt: str, *, context_length: int, choose: Callable[[Tensor], Tensor] = likeliest
+) -> Iterator[bytes]:
+    """The UTF-8 bytes that follow prompt, without end, a token at a time, as choose has it of their logits (1, V).
 
     The prompt's last token is healed: "Let us kill him, " ends in a blank that the text had inside " and", a token
     boundary that the model never saw. So the prompt gives way to its stable tokens, and the first tokens of the answer
@@ -91,7 +125,7 @@ def continue_text(model: GPT, prompt: str, *, context_length: int) -> Iterator[b
     if not tokens:  # nothing stable to stand on: the prompt is one piece
         tokens, pending = encoding().encode_ordinary(prompt), b""
     healed = 0
-    for token in generate(model, tokens, context_length=context_length, pending=pending):
+    for token in generate(model, tokens, context_length=context_length, pending=pending, choose=choose):
         piece = encoding().decode_single_token_bytes(token)
         repeated = min(len(piece), len(pending) - healed)  # what the reader has typed is not said again
         healed += repeated
