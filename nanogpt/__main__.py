@@ -20,6 +20,7 @@ from nanogpt.config.errors import ConfigError  # noqa: E402
 COMMANDS = {
     "train": "Train until the target loss is verified.",
     "recite": "Continue a prompt from memory, and compare with the text.",
+    "sample": "Draw continuations of a prompt, and mark what is verbatim.",
     "score": "Show what a run memorised, beside a text that it never saw.",
     "verify": "Compute every score of a run again, and name what differs.",
     "checkpoint": "Check which checkpoints of a run are intact.",

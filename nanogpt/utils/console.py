@@ -128,6 +128,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def wants_colour(stream: TextIO) -> bool:
+    """Whether stream is a terminal that has colours, and whose user has not declined them (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and (os.environ.get("TERM") or "dumb") != "dumb"
+
+
 def _stream(before: TextIO | None, output: Output) -> TextIO:
     """A text stream as the one before; None: it was closed when Python began."""
     raw = cast(BinaryIO, output)  # all that is asked of it is to write

@@ -116,6 +116,7 @@ def test_a_terminal_that_cannot_show_it(narrow):
 
 COMMANDS = {
     "recite": ("recite", "out", "--max_tokens=5"),
+    "sample": ("sample", "out", "--max_tokens=5"),
     "score": ("score", "out"),
     "checkpoint": ("checkpoint", "verify", "out"),
     "plot": ("plot", "out", "--out=loss.svg"),

@@ -28,7 +28,7 @@ def home(finished, tmp_path_factory):
 
 def test_there_are_commands():
     """Invariant: the patterns above find what a reader sees."""
-    assert len(AFTERWARDS) == README.count("| `nanogpt ") == 7
+    assert len(AFTERWARDS) == README.count("| `nanogpt ") == 8
     assert len(BLOCK) == 6
 
 

@@ -20,6 +20,7 @@ from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import Windows
 from nanogpt.evaluate.recite import generate
 from nanogpt.model.gpt import GPT, GPTConfig
+from nanogpt.model.sampler import filter_logits
 from nanogpt.storage.hf import UNFINISHED, load_hf, read_hf_shape, write_hf
 from nanogpt.storage.run_dir import load_run
 
@@ -57,6 +58,28 @@ def test_transformers_has_the_same_tokens(exported):
     assert tokenizer.encode(text, add_special_tokens=False) == encode(text)
     assert tokenizer.decode(encode(text), clean_up_tokenization_spaces=False) == text
     assert (len(tokenizer), tokenizer.eos_token_id) == (50257, 50256)
+
+
+def test_transformers_samples_from_the_same_distribution(exported):
+    """Reference: what its generate draws from, token by token, in 12 continuations: the same tokens, logits to 1e-4."""
+    model, directory = exported
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+    prompt, setting = torch.tensor([[11, 22, 33]]), {"temperature": 0.8, "top_k": 30, "top_p": 0.9}
+    torch.manual_seed(0)
+    drawn = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=True, **setting, max_new_tokens=8, pad_token_id=50256,
+        num_return_sequences=12, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    assert len(drawn.sequences.unique(dim=0)) == 12
+    for row, said in enumerate(drawn.sequences[:, 3:]):
+        ours, tokens = [], iter(said)
+
+        def choose(logits, ours=ours, tokens=tokens):
+            ours.append(filter_logits(logits, **setting)[0])
+            return next(tokens)[None]
+
+        assert list(islice(generate(model, [11, 22, 33], context_length=48, choose=choose), 8)) == said.tolist()
+        torch.testing.assert_close(torch.stack(ours), torch.stack(drawn.scores)[:, row], atol=1e-4, rtol=0)
 
 
 def test_what_is_exported_can_be_loaded(exported):

@@ -61,7 +61,7 @@ def test_a_precision_is_its_name_in_json(finished):
 
 def test_a_newer_version_is_refused(copy, forked):
     """Invariant: one line and status 2 from whatever reads the file, and the run is not begun again."""
-    everyone = [["nanogpt", name, "run"] for name in ("score", "verify", "recite", "plot")]
+    everyone = [["nanogpt", name, "run"] for name in ("score", "verify", "recite", "sample", "plot")]
     train = [TRAIN, "--out_dir=run", "--subset_tokens=40", "--context_length=32"]
     for name in ("config.json", "report.json"):
         kept = (copy / name).read_text()
