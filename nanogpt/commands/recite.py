@@ -8,6 +8,7 @@ import sys
 from dataclasses import MISSING, dataclass
 from itertools import islice
 
+from nanogpt.config.cli import printable
 from nanogpt.config.options import Options, option, require_positive
 from nanogpt.evaluate.recite import continue_text, prompt_and_text, verdict
 from nanogpt.storage.run_dir import load_run
@@ -39,6 +40,6 @@ def recite(options: ReciteOptions) -> int:
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))
-    compared = f"[not compared: {why_not}]" if why_not else verdict(prompt.encode(), said, memorised)
+    compared = f"[not compared: {printable(why_not)}]" if why_not else verdict(prompt.encode(), said, memorised)
     print(compared, file=sys.stderr)
     return 0

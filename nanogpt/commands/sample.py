@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from nanogpt.config.cli import printable
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import Options, option, require_positive
 from nanogpt.evaluate.recite import continue_text, prompt_and_text
@@ -53,7 +54,7 @@ def sample(options: SampleOptions) -> int:
     run = load_run(options.run_dir)
     prompt, memorised, why_not = prompt_and_text(run, options.prompt)
     if why_not:
-        print(f"[not marked: {why_not}]", file=sys.stderr)
+        print(f"[not marked: {printable(why_not)}]", file=sys.stderr)
     colour = wants_colour(sys.stdout)
     samples = []
     for number in range(1, options.num_samples + 1):

@@ -50,7 +50,7 @@ def score(options: ScoreOptions) -> int:
 def _tell_shortest_prompt(run: Run, line: str) -> None:
     """How much of the text before line it takes to bring line back. Raises ConfigError."""
     try:
-        ids = memorised_dataset(run.config, run.report.corpus_sha256).windows.ids.tolist()
+        ids = memorised_dataset(run.config, run.report.corpus_sha256, run.text_files).windows.ids.tolist()
     except ConfigError as error:
         raise ConfigError(f"--line cannot be found: {error}") from None
     if (place := locate(ids, line)) is None:
@@ -67,7 +67,7 @@ def _tell_shortest_prompt(run: Run, line: str) -> None:
 def _write_page(run: Run, to: str) -> None:
     """The recitation, made again from the weights and the text, as one HTML file. Raises ConfigError."""
     try:
-        dataset = memorised_dataset(run.config, run.report.corpus_sha256)
+        dataset = memorised_dataset(run.config, run.report.corpus_sha256, run.text_files)
     except ConfigError as error:
         raise ConfigError(f"--html={to} cannot be made: {error}") from None
     card = score_run(run, dataset, one_process())

@@ -32,7 +32,10 @@ class TrainConfig(Options):
     """What a run is. Two runs with the same TrainConfig on the same text follow the same curve."""
 
     data: str = text_option(
-        "builtin", "builtin (scenes of Coriolanus), tinyshakespeare (downloaded once), or a UTF-8 file", may_change=True
+        "builtin",
+        "builtin (scenes of Coriolanus), tinyshakespeare (downloaded once), a UTF-8 file, a directory, whose *.txt "
+        "files are read in order of their names, or several of these with commas between",
+        may_change=True,
     )
     subset_tokens: int | None = text_option(
         None, f"memorise the first N tokens; none: {DEFAULT_SUBSET_TOKENS}, or the whole of a shorter text", "tokens"

@@ -1,6 +1,7 @@
-"""Where the text comes from: the package, a file, or a download that is made once.
+"""Where the text comes from: the package, files, directories of them, or a download that is made once.
 
 read_corpus("builtin").text[:14] == "First Citizen:"
+read_corpus("texts,more.txt").files                         # {"/home/me/texts/a.txt": its SHA-256, ...}
 """
 
 import hashlib
@@ -8,6 +9,8 @@ import os
 import re
 import time
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.resources import files
@@ -15,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.files import IrregularFileError, lock, read_file, regular, user_path
+from nanogpt.config.files import LARGEST_BYTES, IrregularFileError, absolute_path, lock, read_file, regular, user_path
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Corpus:
 
     text: str
     sha256: str
+    files: Mapping[str, str]  # SHA-256 of each file that it is read from, by its path in full or its name, in order
 
 
 @dataclass(frozen=True)
@@ -57,30 +61,132 @@ FOREIGN = (
     (rb"%PDF-[0-9]", "a PDF document", "get its text with pdftotext"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an old Word or Excel", "save it as plain text"),
 )
-NAMED = ("builtin", "tinyshakespeare")  # what --data takes besides a path
+NAMED = ("builtin", "tinyshakespeare")  # what --data takes besides paths
 READ_TIMEOUT_S = 20.0  # without a byte from the server
 TOTAL_TIMEOUT_S = 300.0  # for the whole download, and for waiting while another process makes it
 
 
 def read_corpus(data: str) -> Corpus:
-    """The text that --data names: 'builtin', 'tinyshakespeare' or a path. Raises ConfigError where there is none."""
-    if data == "builtin":
-        content = (files("nanogpt") / "assets" / "coriolanus.txt").read_bytes()
-    elif data == "tinyshakespeare":
-        content = fetch(TINY_SHAKESPEARE, cache_dir()).read_bytes()
-    else:
-        content = _read_file(data)
+    """The text that --data names, whose files follow one another as `cat` prints them: nothing is put between.
+
+    data: 'builtin', 'tinyshakespeare', a file, a directory, or several of these with commas. Raises ConfigError, which
+    names the file, where there is no text.
+    """
+    texts, hashes, joined, size_bytes = [], {}, hashlib.sha256(), 0
+    for name in _files(data):
+        content = _read(name, data)
+        size_bytes += len(content)
+        if size_bytes > LARGEST_BYTES:
+            raise ConfigError(f"--data={data} is larger than {LARGEST_BYTES:,} bytes: with {name}, {size_bytes:,}")
+        texts.append(_decoded(name, content))
+        joined.update(content)
+        path = name if name in NAMED else os.path.abspath(user_path(name, f"--data={name}"))
+        hashes[path] = hashlib.sha256(content).hexdigest()
+    return Corpus("".join(texts), joined.hexdigest(), hashes)
+
+
+def absolute_data(data: str) -> str:
+    """data with its paths in full, which hold wherever the run goes on. Raises ConfigError where there can be none."""
+    parts = [part if part in NAMED else str(absolute_path(part, f"--data={part}")) for part in _parts(data)]
+    for part in parts:
+        if "," in part and len(parts) > 1:  # of the directory that we are in: the parts could not be told apart again
+            raise ConfigError(f"--data={data}: {part} has a comma in its path: name one file or directory alone")
+    return ",".join(parts)
+
+
+def differing_files(stated: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Which of a text's files another reading finds changed, or has alone; none where nothing is stated."""
+    return [path for path in {**stated, **found} if stated and stated.get(path) != found.get(path)]
+
+
+def _parts(data: str) -> list[str]:
+    """What --data names, one by one: a path that is there is one, whatever commas it has. Raises ConfigError."""
+    parts = data.split(",")
+    if _is_there(data) or len(parts) == 1:
+        return [data]
+    if "" in parts:
+        raise ConfigError(f"--data={data} names nothing beside a comma: write PATH,PATH")
+    in_full = all(part in NAMED or os.path.isabs(part) for part in parts)  # as a run stores them
+    return parts if in_full or any(map(_is_there, parts)) else [data]  # which may be the one path of a run, now gone
+
+
+def _is_there(part: str) -> bool:
+    return part in NAMED or os.path.lexists(user_path(part, f"--data={part}"))
+
+
+def _files(data: str) -> list[str]:
+    """The files that --data names, in the order in which they are read. Raises ConfigError."""
+    names = []
+    for part in _parts(data):
+        is_directory = part not in NAMED and os.path.isdir(user_path(part, f"--data={part}"))
+        names += _in_directory(part) if is_directory else [part]
+    if len(names) == 1:
+        return names
+    first: dict[str, str] = {}
+    for name in names:
+        with _refused(name, data):
+            real = name if name in NAMED else os.path.realpath(user_path(name, f"--data={name}"))
+        if real in first:
+            raise ConfigError(f"--data={data} has one file twice, as {first[real]} and {name}: name it once")
+        first[real] = name
+    return names
+
+
+def _in_directory(part: str) -> list[str]:
+    """The files that a shell means by part/*.txt, but for directories, in the order of their names' bytes."""
+    path = user_path(part, f"--data={part}")
+    with _refused(part, part):
+        # Of strings in UTF-8 that is the order of their characters' numbers, and no locale's.
+        names = sorted(name for name in os.listdir(path) if name.endswith(".txt") and not name.startswith("."))
+    for name in names:
+        if name.encode(errors="replace").decode() != name:  # the files of a run and its messages could not name it
+            raise ConfigError(f"--data={part}: the name of {name!a} in it is not UTF-8: rename it")
+    names = [name for name in names if not os.path.isdir(path / name)]
+    if not names:
+        raise ConfigError(f"--data={part}: no file *.txt in this directory (directories in it are not searched)")
+    return [os.path.join(part, name) for name in names]
+
+
+def _read(name: str, data: str) -> bytes:
+    """What a file that --data names holds. Raises ConfigError."""
+    if name == "builtin":
+        return (files("nanogpt") / "assets" / "coriolanus.txt").read_bytes()
+    if name == "tinyshakespeare":
+        return fetch(TINY_SHAKESPEARE, cache_dir()).read_bytes()
+    with _refused(name, data):
+        return read_file(user_path(name, f"--data={name}"))
+
+
+@contextmanager
+def _refused(name: str, data: str) -> Iterator[None]:
+    """Read a file or directory that --data names within it. Raises ConfigError where that cannot be."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except FileNotFoundError:
+        hint = "a comma separates paths" if "," in data else "builtin and tinyshakespeare need none"
+        hint = "a link that leads nowhere" if os.path.islink(user_path(name, f"--data={name}")) else hint
+        raise ConfigError(f"--data={name}: no such file ({hint})") from None
+    except IrregularFileError:
+        raise ConfigError(f"--data={name} is not a regular file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise ConfigError(f"--data={name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decoded(name: str, content: bytes) -> str:
+    """The text in a file that --data names. Raises ConfigError where there is none."""
     if foreign := _foreign(content):
-        raise ConfigError(f"--data={data} is {foreign[0]}, and not UTF-8 text: {foreign[1]}")
+        raise ConfigError(f"--data={name} is {foreign[0]}, and not UTF-8 text: {foreign[1]}")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         remedy = "it is not text" if 0 in content else f"{ICONV.format('ENCODING')}; `file -i` may know the ENCODING"
         where = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise ConfigError(f"--data={data} is not UTF-8 text ({where}): {remedy}") from None
+        raise ConfigError(f"--data={name} is not UTF-8 text ({where}): {remedy}") from None
     if not text.strip():
-        raise ConfigError(f"--data={data} is empty: name a file with text in it")
-    return Corpus(text, hashlib.sha256(content).hexdigest())
+        raise ConfigError(f"--data={name} is empty: name a file with text in it")
+    return text
 
 
 def _foreign(content: bytes) -> tuple[str, str] | None:
@@ -132,21 +238,6 @@ def fetch(download: Download, directory: Path) -> Path:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot download {download.file_name} ({reason}): {instead}") from None
     return target
-
-
-def _read_file(data: str) -> bytes:
-    try:
-        return read_file(user_path(data, f"--data={data}"))
-    except ConfigError:
-        raise
-    except FileNotFoundError:
-        raise ConfigError(f"--data={data}: no such file (builtin and tinyshakespeare need none)") from None
-    except IsADirectoryError:
-        raise ConfigError(f"--data={data} is a directory: name a text file in it") from None
-    except IrregularFileError:
-        raise ConfigError(f"--data={data} is not a regular file") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ConfigError(f"--data={data!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _is_intact(path: Path, download: Download) -> bool:

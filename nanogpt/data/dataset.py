@@ -5,18 +5,19 @@ dataset.windows.global_batch(step=0, batch_size=16)
 dataset.floor                                               # nats/token
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.config.files import absolute_path
 from nanogpt.config.train_config import DEFAULT_SUBSET_TOKENS, ResolvedConfig, TrainConfig
-from nanogpt.data.corpus import NAMED, Corpus, read_corpus
+from nanogpt.data.corpus import Corpus, absolute_data, differing_files, read_corpus
 from nanogpt.data.entropy_floor import Floors
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import JUDGED_GRIDS, Windows, control_windows, memorised_windows
+from nanogpt.utils.format import counted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def load_text(config: TrainConfig) -> tuple[Corpus, list[int], TrainConfig]:
         )
     config = replace(
         config,
-        data=config.data if config.data in NAMED else str(absolute_path(config.data, f"--data={config.data}")),
+        data=absolute_data(config.data),
         subset_tokens=config.subset_tokens or min(max(DEFAULT_SUBSET_TOKENS, config.context_length + 1), len(ids)),
         stride=config.stride or config.context_length,
     )
@@ -72,12 +73,17 @@ def make_dataset(corpus: Corpus, ids: list[int], config: ResolvedConfig) -> Data
     return Dataset(corpus, ids, windows, windows.judged_starts(JUDGED_GRIDS), control_windows(ids, config))
 
 
-def memorised_dataset(config: ResolvedConfig, corpus_sha256: str) -> Dataset:
+def memorised_dataset(config: ResolvedConfig, corpus_sha256: str, files: Mapping[str, str]) -> Dataset:
     """What a run with config memorised, found again. Raises ConfigError where that cannot be.
 
-    corpus_sha256: as its report has it.
+    corpus_sha256: as its report has it. files: the SHA-256 of each, as its config.json has them, or empty.
     """
     corpus = read_corpus(config.data)
     if corpus.sha256 != corpus_sha256:
-        raise ConfigError(f"{config.data} has changed since the run")
+        path, *more = differing_files(files, corpus.files) or [config.data]
+        how = "changed"
+        if (path in files) != (path in corpus.files):
+            how = "been removed" if path in files else "been added"
+        others = f" (and {counted(len(more), 'file')} more)" if more else ""
+        raise ConfigError(f"{path} has {how} since the run{others}")
     return make_dataset(corpus, encode(corpus.text), config)

@@ -26,7 +26,7 @@ def prompt_and_text(run: Run, prompt: str | None) -> tuple[str, bytes, str]:
     For None the prompt is the text's beginning, half a context of it. Raises ConfigError where that cannot be had.
     """
     try:
-        ids = memorised_dataset(run.config, run.report.corpus_sha256).windows.ids.tolist()
+        ids = memorised_dataset(run.config, run.report.corpus_sha256, run.text_files).windows.ids.tolist()
     except ConfigError as error:
         if prompt is None:
             raise ConfigError(f"--prompt is needed: {error}") from None

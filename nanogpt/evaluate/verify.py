@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.data.corpus import Corpus, read_corpus
+from nanogpt.data.corpus import Corpus, differing_files, read_corpus
 from nanogpt.data.dataset import Dataset, make_dataset
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import subset_and_windows
@@ -33,7 +33,7 @@ GROUPS = {**dict.fromkeys(LOSSES, "losses and bits"), "recall": "recall", "contr
 class Check:
     """One line of a verification."""
 
-    name: str  # its place in report.json
+    name: str  # its place in report.json, or in config.json
     stated: Any
     found: Any
     fits: bool
@@ -86,6 +86,10 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     facts = {"corpus_sha256": corpus.sha256, "weights_sha256": weights_sha256(out_dir)} | subset_and_windows(config)
     for name, found in facts.items():
         yield Check(name, stated.get(name), found, stated.get(name) == found)
+    several = max(len(run.text_files), len(corpus.files)) > 1  # the hash of one alone has been compared above
+    if several and corpus.sha256 != report.corpus_sha256:
+        for path in differing_files(run.text_files, corpus.files):
+            yield Check(f"text_files[{path!r}]", run.text_files.get(path), corpus.files.get(path), fits=False)
     yield Check("target_loss", report.target_loss, config.target_loss, report.target_loss == config.target_loss)
     reached = report.loss is not None and report.loss <= config.target_loss
     # Only DeepSpeed in bf16 may be scored in bf16: whoever recomputes is allowed more there.

@@ -11,7 +11,6 @@ may split one, and half a character cannot be shown.
 import codecs
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from nanogpt.data.tokenizer import encoding
 from nanogpt.evaluate.recall import RecitedText
 from nanogpt.storage.report import Report
-from nanogpt.utils.format import counted, percent
+from nanogpt.utils.format import counted, last_names, percent
 
 LEAST_SHARE = 0.1  # of a column of the overview: one lost token among hundreds must be seen
 NAME_WIDTH = 60  # characters of a file's name in a headline
@@ -120,7 +119,7 @@ def tally(mark: Tensor) -> dict[Mark, str]:
 def headline(data: str, report: Report) -> list[str]:
     """What the scores say, in two sentences. report: with scores."""
     outcome = "target reached" if report.reached else f"target NOT reached ({report.exit_reason})"
-    recall, name = report.recall, Path(data).name
+    recall, name = report.recall, last_names(data)
     name = name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
     loss = "not finite" if report.loss is None else f"{report.loss:.4f}"
     return [

@@ -20,7 +20,7 @@ from nanogpt.storage.json_file import no_run, parse_json
 from nanogpt.storage.provenance import RunInfo
 from nanogpt.storage.report import exit_reason
 from nanogpt.storage.run_dir import CONFIG, FINISHED, METRICS, REPORT, run_directory
-from nanogpt.utils.format import duration
+from nanogpt.utils.format import duration, last_names
 
 LEAVE_THE_CURVE = option_names(TrainConfig, shapes_curve=False)
 
@@ -61,7 +61,7 @@ def read_curve(run_dir: str) -> Curve:
             loss=[_or_nan(row["loss"]) for row in rows],
             full_pass_loss=[_or_nan(row["full_pass_loss"]) for row in rows],
             target=_positive(options["target_loss"]),
-            text=f"{options['subset_tokens']:,} tokens of {Path(options['data']).name}",
+            text=f"{options['subset_tokens']:,} tokens of {last_names(options['data'])}",
             floor=info.floor,
             outcome=f"{reason}: step {steps[-1]:,}, {duration(wall_s[-1])}" if rows else "",
         )
@@ -114,5 +114,5 @@ def _positive(figure: float) -> float:
 def _short(value: Any) -> str:
     """A value for a legend: a path by its last name."""
     if isinstance(value, str):
-        return Path(value).name or value
+        return last_names(value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

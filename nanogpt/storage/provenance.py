@@ -45,6 +45,9 @@ class RunInfo(JsonFile):
 
     config: Mapping[str, object] | None = key("every option as resolved, by name", added=True)
     corpus_sha256: str | None = key("SHA-256 of the text's bytes, in hexadecimal", added=True)
+    text_files: Mapping[str, str] | None = key(
+        "the same of each file of the text, by its path in full or as builtin, in the order of the text", added=True
+    )
     floor: float | None = key("entropy floor of the training windows, nats/token", added=True)
     world_size: int | None = key("ranks", added=True)
     device: str | None = key("what each rank computes on", added=True)

@@ -162,7 +162,7 @@ class Report(JsonFile):
     gradient_compression: str | None = key("none, or bf16: gradients are rounded to it when they are sent", added=True)
     final_learning_rate: float | None = key("of the last step; null before the first")
     corpus_sha256: str = key("SHA-256 of the text's bytes, in hexadecimal")
-    data: str | None = key("the text, builtin or a path", added=True)
+    data: str | None = key("the text: builtin, or its paths in full, with commas between", added=True)
     subset_tokens: int = key("how many tokens of it are memorised, from the first on")
     context_length: int | None = key("tokens of a window", added=True)
     stride: int | None = key("tokens from one window to the next", added=True)

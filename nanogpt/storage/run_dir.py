@@ -6,7 +6,7 @@ run.model, run.config, run.report.loss
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +156,7 @@ class Run:
     config: ResolvedConfig
     report: Report
     model: GPT
+    text_files: Mapping[str, str]  # SHA-256 of each file of the text, by its path; empty: an earlier version's run
 
 
 def load_run(out_dir: str) -> Run:
@@ -181,7 +182,7 @@ def load_run(out_dir: str) -> Run:
         raise ConfigError(f"{path / WEIGHTS}: no such file: has the run ended?") from None
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{path / WEIGHTS} is damaged or of another model: {one_line(error)}") from None
-    return Run(config, report, model.eval())
+    return Run(config, report, model.eval(), info.text_files or {})
 
 
 def _taken(out_dir: str) -> str:

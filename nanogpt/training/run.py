@@ -142,7 +142,8 @@ def _claim(plan: Plan, world: World, start: ResumePoint, checkpoint: CheckpointR
     # Before it is claimed: killed in between, the same command would go on from a later step.
     left = abandon_after(start.out_dir, checkpoint.step) if checkpoint else []
     info = RunInfo(
-        config=asdict(plan.config), corpus_sha256=plan.dataset.corpus.sha256, floor=plan.dataset.floor,
+        config=asdict(plan.config), corpus_sha256=plan.dataset.corpus.sha256,
+        text_files=plan.dataset.corpus.files, floor=plan.dataset.floor,
         world_size=world.size, device=world.device_name(), predicted_memory_bytes=plan.memory.total,
         deepspeed=plan.deepspeed, begun_with=start.begun_with,
         resumed_from=str(start.checkpoint) if start.checkpoint else None, wandb_run_id=start.wandb_run_id,

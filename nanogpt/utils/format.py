@@ -3,7 +3,10 @@
 percent(0.9996) == ">99.9%"
 duration(600) == "10 min"
 counted(1, "step") == "1 step"
+last_names("/my/a.txt,/my/texts") == "a.txt, texts"
 """
+
+from pathlib import Path
 
 
 def percent(share: float) -> str:
@@ -26,6 +29,11 @@ def duration(seconds: float | None) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things: '1 step', '1,000 steps'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def last_names(paths: str) -> str:
+    """A path, or several that are absolute with commas between, by the last name of each."""
+    return ", ".join(Path(path).name or path for path in paths.split(",/"))
 
 
 def gigabytes(count: float) -> str:
