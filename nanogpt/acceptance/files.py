@@ -58,7 +58,7 @@ def headline(found: Acceptance) -> str:
     if found.verdict is Verdict.FAIL:
         failed = [check.name for check in checks if check.verdict is Verdict.FAIL]
         ranks = [f"{found.hosts[rank]} (rank {rank})" for rank in found.blamed_ranks]
-        return f"FAIL: {', '.join(ranks) or 'no rank in particular'}; {', '.join(failed)}"
+        return f"FAIL: {', '.join(ranks) or 'no rank in particular'}; {'; '.join(failed)}"
     if found.verdict is Verdict.PASS and found.is_finished:
         return f"PASS: all of {counted(len(checks), 'check')}"
     unfinished = "" if found.is_finished else ", and it is not finished"
