@@ -9,8 +9,8 @@ from harness.runs import REPOSITORY
 from nanogpt.__main__ import COMMANDS
 
 FLOORS = [
-    "utils", "config", "model", "data", "distributed", "storage", "optim", "evaluate", "engine", "plots", "plan",
-    "monitor", "training", "acceptance", "commands",
+    "utils", "config", "model", "data", "distributed", "storage", "optim", "evaluate", "engine", "plots",
+    "token_losses", "plan", "monitor", "training", "acceptance", "commands",
 ]  # fmt: skip
 PACKAGE = REPOSITORY / "nanogpt"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
