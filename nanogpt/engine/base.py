@@ -47,6 +47,31 @@ class Compilation:
     failure: str = ""  # why it is not compiled although that was asked
 
 
+class StepLosses:
+    """Cross-entropies of one rank's tokens: of the step that is under way, and of the newest one."""
+
+    def __init__(self) -> None:
+        self._under_way: list[Tensor] = []
+        self._newest: list[Tensor] = []
+
+    def add(self, losses: Tensor) -> None:
+        """Those of a micro-batch, (rows, T)."""
+        self._under_way.append(losses.detach())
+
+    def end_step(self) -> None:
+        """The step is over. Where a graph made it, which calls nobody, it has overwritten those of the step before."""
+        if self._under_way:
+            self._newest, self._under_way = self._under_way, []
+
+    def forget(self) -> None:
+        """Those added belong to no step."""
+        self._under_way.clear()
+
+    def newest(self) -> Tensor:
+        """A copy of the newest step's, (rows, T), nats, in the order of its micro-batches."""
+        return torch.cat(self._newest)
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step tells every rank."""
@@ -66,6 +91,7 @@ class Engine(ABC):
     world: World
     model: GPT  # never the wrapper: full passes, recitation and saving go through this
     compilation: Compilation  # of the training forward
+    losses: StepLosses  # of this rank's rows, each at the weights of its own step
     cuda_graphs: bool = False  # whether a step is launched as a few graphs instead of kernel by kernel
     # The best that model computes in with the weights of state_dict.
     scores_precision: ScoresPrecision = ScoresPrecision.FP32

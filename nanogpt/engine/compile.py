@@ -23,7 +23,8 @@ def compile_model(model: nn.Module, world: World, options: EngineOptions) -> Com
     try:
         for batch in {b.idx.shape: b for b in options.micro_batches}.values():
             with world.autocast(options.dtype):
-                compiled(batch.idx, batch.targets).backward()
+                losses = compiled(batch.idx, batch.targets, reduction="none")
+            losses.sum().backward()
     except Exception as error:  # its failures have no common base: no C++ compiler, no Triton, its own bugs
         failure = f"torch.compile failed: {type(error).__name__}: {one_line(error)}"
     model.zero_grad()

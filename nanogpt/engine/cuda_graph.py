@@ -153,6 +153,7 @@ class CudaGraphEngine(SingleEngine):
             self._gradient_graph.give_up()
 
     def _gradient(self) -> Tensor:
+        self.losses.forget()  # of a capture that failed
         super().forward_backward(self._batch, is_last=True)
         return super()._sum_up(self._figures)
 

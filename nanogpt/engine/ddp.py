@@ -61,8 +61,8 @@ class DDPEngine(SingleEngine):
         an undisturbed run's in the last bit.
         """
         with self.world.autocast(self.dtype):
-            loss_sum: Tensor = self._ddp(batch.idx[:1], batch.targets[:1])
-        loss_sum.backward()
+            losses: Tensor = self._ddp(batch.idx[:1], batch.targets[:1], reduction="none")
+        losses.sum().backward()
         self._clear_gradient()
 
     def _gradient_scale(self) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nanogpt.distributed.hardware import Stopwatch
 from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
+from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepLosses, StepResult
 from nanogpt.engine.compile import compile_model
 from nanogpt.engine.deepspeed_config import LOGGING, import_deepspeed
 from nanogpt.engine.deepspeed_types import MappedParameter, MasterMapping, Runtime, ShardedParameter, ZeroOptimizer
@@ -71,6 +71,7 @@ class DeepSpeedEngine(Engine):
         self.is_heard, self.gathers_weights = not self.compilation.compiled, self.stage > 0
         self.can_compute_apart = self.stage < 3  # where the backward lets go of weights that it gathers for a step
         self._gathered = deepspeed.zero.GatheredParameters
+        self.losses = StepLosses()
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
         self._forward_watch = Stopwatch(world.device)
         if self.stage == 3:  # whose forward gathers weights: of the output layer the product alone
@@ -86,10 +87,12 @@ class DeepSpeedEngine(Engine):
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         with nullcontext() if self.stage == 3 else self._forward_watch:
-            loss_sum = self.deepspeed(batch.idx, batch.targets)
+            losses = self.deepspeed(batch.idx, batch.targets, reduction="none")
+        loss_sum = losses.sum()
         # DeepSpeed averages over the ranks; that it shall not also divide by the accumulation steps must be said.
         self.deepspeed.backward(mean_share(loss_sum, batch, float(self.world.size)), scale_wrt_gas=False)
         self._loss_sum += loss_sum.detach()
+        self.losses.add(losses)
 
     def forward_s(self) -> float | None:
         return self._forward_watch.seconds()
@@ -104,6 +107,7 @@ class DeepSpeedEngine(Engine):
         set_learning_rate(self.optimizer, lr)
         loss_sum, *sums = self.world.sum(self._loss_sum.item(), *figures)
         self._loss_sum.zero_()
+        self.losses.end_step()
         return StepResult(loss_sum, self._update(), tuple(sums))
 
     def _update(self) -> float:

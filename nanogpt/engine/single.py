@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from nanogpt.distributed.hardware import Stopwatch
 from nanogpt.distributed.snapshot import HostCopy
 from nanogpt.distributed.world import World
-from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepResult
+from nanogpt.engine.base import Batch, Compilation, Engine, EngineOptions, StepLosses, StepResult
 from nanogpt.engine.compile import compile_model
 from nanogpt.model.gpt import GPT
 from nanogpt.optim.optimizer import (
@@ -36,15 +36,18 @@ class SingleEngine(Engine):
         self.optimizer = build_optimizer(self.model, world, name=options.optimizer, dtype=options.dtype)
         self.compilation = self._compile(options)
         self.forward, self.is_heard = self.compilation.forward, not self.compilation.compiled
+        self.losses = StepLosses()
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
         self._forward_watch = Stopwatch(world.device)
         self._summing_s = 0.0  # the newest step's figures, over the ranks
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         with self.world.autocast(self.dtype), self._forward_watch:
-            loss_sum: Tensor = self.forward(batch.idx, batch.targets)
+            losses: Tensor = self.forward(batch.idx, batch.targets, reduction="none")
+        loss_sum = losses.sum()
         mean_share(loss_sum, batch, self._gradient_scale()).backward()
         self._loss_sum += loss_sum.detach()
+        self.losses.add(losses)
 
     def loss_apart(self, batch: Batch) -> Tensor:
         with self.world.autocast(self.dtype):
@@ -54,6 +57,7 @@ class SingleEngine(Engine):
     def step(self, lr: float, *figures: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)
         sums = self._sum_up(self.world.on_device(*figures))
+        self.losses.end_step()
         read = HostCopy(sums)
         self._update(sums)
         grad_norm, loss_sum, *summed = read.tolist()  # the one time that the host waits for the device

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from nanogpt.model.cross_entropy import TokenCrossEntropy
+
 ROWS = 64  # a multiple that suits a GPU's matrix kernels
-CHUNK = 2**21  # logits whose loss is computed at once: they stay in a CPU's caches
 
 
 class ModelOptions(Protocol):
@@ -163,42 +163,6 @@ class LMHead(nn.Linear):
         return (product or F.linear)(x, padded)[..., : self.out_features]
 
 
-class _Context(Protocol):
-    """What autograd keeps between the two passes."""
-
-    needs_input_grad: tuple[bool, bool]
-    gradient: Tensor | None  # (N, V), of the loss sum by the logits
-
-
-class SummedCrossEntropy(torch.autograd.Function):
-    """Logits (N, V) and targets (N,) -> the sum of their cross-entropies, nats, (), in fp32.
-
-    Where a gradient is wanted it is made at once and written over the logits, some rows at a time: nothing else of
-    their size is ever there. Torch's own holds three, in fp32.
-    """
-
-    @staticmethod
-    def forward(ctx: _Context, logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.detach()  # the layer that made them does not need them again
-        loss_sum = torch.zeros((), device=logits.device)
-        rows = max(1, CHUNK // logits.size(1))
-        for part, wanted in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
-            log_p = part.log_softmax(dim=-1, dtype=torch.float32)
-            loss_sum -= log_p.gather(-1, wanted).sum()
-            if ctx.needs_input_grad[0]:
-                part.copy_(log_p.exp_().scatter_add_(-1, wanted, torch.full_like(log_p[:, :1], -1)))
-        ctx.gradient = logits
-        return loss_sum
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _Context, scale: Tensor) -> tuple[Tensor, None]:
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            raise RuntimeError("backward a second time: the gradient was written over the logits, and scaled there")
-        return gradient.mul_(scale), None
-
-
 class Transformer(nn.Module):
     """The layers of a GPT below its output layer; GPT.forward goes through them."""
 
@@ -242,11 +206,19 @@ class GPT(nn.Module):
         nn.init.normal_(self.transformer.wte.weight, std=0.06)
         nn.init.normal_(self.transformer.wpe.weight, std=0.01)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        reduction: Literal["sum", "none"] = "sum",
+    ) -> Tensor:
         """Token ids idx (B, T) -> logits (B, T, V), or with targets (B, T) the *sum* of their cross-entropies, in nats.
 
-        The sum, not the mean: batches of different sizes then add up to one honest token-weighted mean. With a cache,
-        idx continues the positions that it already holds. Raises ValueError past block_size.
+        The sum, not the mean: batches of different sizes then add up to one honest token-weighted mean. With
+        reduction="none" each of them, (B, T). With a cache, idx continues the positions that it already holds. Raises
+        ValueError past block_size.
         """
         start = 0 if cache is None else cache.used
         end = start + idx.size(1)
@@ -261,12 +233,14 @@ class GPT(nn.Module):
         logits: Tensor = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
         if targets is None:
             return logits
-        logits, targets = logits.flatten(0, 1), targets.flatten()
+        rows, wanted = logits.flatten(0, 1), targets.flatten()
         # Compiled it is fused; alone on a GPU the chunks have not been measured.
-        if logits.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.cross_entropy(logits.float(), targets, reduction="sum")
-        loss_sum: Tensor = SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]  # torch's
-        return loss_sum
+        losses: Tensor = (
+            F.cross_entropy(rows.float(), wanted, reduction="none")
+            if rows.device.type != "cpu" or torch.compiler.is_compiling()
+            else TokenCrossEntropy.apply(rows, wanted)  # type: ignore[no-untyped-call]  # torch's
+        )
+        return losses.sum() if reduction == "sum" else losses.view_as(targets)
 
     def num_parameters(self) -> int:
         """Number of trained values; the weight that wte and lm_head share counts once."""

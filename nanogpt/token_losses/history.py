@@ -45,7 +45,7 @@ class TokenHistory:
         try:
             with open(path, "rb", opener=regular) as file, np.load(file, allow_pickle=False) as arrays:
                 history = cls(arrays["steps"].astype(np.int64), arrays["levels"])
-                if "recital" in arrays:
+                if arrays["recital"].size:
                     prompt, recited, verdict = arrays["recital"].tolist()
                     history = replace(history, recital=(prompt, recited, verdict))
         except FileNotFoundError:
@@ -58,11 +58,8 @@ class TokenHistory:
 
     def save(self, path: Path) -> None:
         """Write it whole, or leave path as it was. Raises OSError."""
-        arrays = {"steps": self.steps, "levels": self.levels}
-        if self.recital:
-            arrays["recital"] = np.array(self.recital)
         with whole(path) as file:
-            np.savez(file, **arrays)
+            np.savez(file, steps=self.steps, levels=self.levels, recital=np.array(self.recital or (), str))
 
     def with_row(self, step: int, levels: NDArray[np.uint8]) -> "TokenHistory":
         """It with one more row. A history that grows too large loses every other row, never its newest."""
@@ -72,10 +69,14 @@ class TokenHistory:
             steps, rows = steps[first::2], rows[first::2]
         return TokenHistory(steps, rows)
 
-    def until(self, step: int) -> "TokenHistory":
-        """Its rows up to a step, from which a run goes on."""
-        count = int(np.searchsorted(self.steps, step, side="right"))
+    def before(self, step: int) -> "TokenHistory":
+        """Its rows before a step, from which a run goes on."""
+        count = int(np.searchsorted(self.steps, step))
         return TokenHistory(self.steps[:count], self.levels[:count])
+
+    def with_recital(self, recital: tuple[str, str, str] | None) -> "TokenHistory":
+        """It with what the model recited at the end."""
+        return replace(self, recital=recital)
 
     def learnt_at(self) -> NDArray[np.int64]:
         """The step from which on each token is known in every row, (N,); -1 where it is not in the newest."""
@@ -88,4 +89,5 @@ class TokenHistory:
 def levels_of(losses: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Cross-entropies, nats, as levels; one that is not finite is the highest."""
     scaled = np.nan_to_num(losses / LEVEL_NATS, nan=MOST_LEVEL, posinf=MOST_LEVEL)
-    return np.clip(np.rint(scaled), 0, MOST_LEVEL).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, MOST_LEVEL).astype(np.uint8)
+    return levels

@@ -1,6 +1,6 @@
 """How a run ends: each way once, with what it writes, says and returns.
 
-return finished(context, report, state, engine, evaluator)
+return finished(context, report, state, engine, evaluator, token_losses, was_evaluated=True)
 """
 
 import sys
@@ -21,6 +21,7 @@ from nanogpt.plots.recall_png import save_recall
 from nanogpt.storage.report import Report
 from nanogpt.storage.resume import ResumePoint
 from nanogpt.storage.run_dir import FINISHED, REPORT, save_weights
+from nanogpt.token_losses.recorder import TokenLossRecorder
 from nanogpt.training.evaluator import Evaluator
 from nanogpt.training.messages import recite_beginning, tell_recitation, tell_result
 from nanogpt.training.report import Result, make_report, write_report, write_stopped
@@ -83,6 +84,7 @@ def finished(
     state: TrainState,
     engine: Engine,
     evaluator: Evaluator,
+    token_losses: TokenLossRecorder,
     *,
     was_evaluated: bool,
 ) -> Result:
@@ -112,6 +114,8 @@ def finished(
                     f"the weights saved are from before them: try a lower --learning_rate, or --dtype=fp32",
                     file=sys.stderr,
                 )
+            told = (recitation.prompt, recitation.recited, recitation.verdict) if recitation else None
+            token_losses.save(told)
     context.logger.result(report, recitation)
     return Result(report.exit_reason, context.out_dir, report)
 

@@ -39,6 +39,7 @@ from nanogpt.storage.provenance import RunInfo, provenance
 from nanogpt.storage.resume import ResumePoint, find_start, in_its_own_dtype
 from nanogpt.storage.run_dir import write_config
 from nanogpt.storage.run_lock import Attempt, Fence, NoFence, hold_run_dir, loss_of, take_over
+from nanogpt.token_losses.recorder import open_recorder
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
 from nanogpt.training.evaluator import Evaluator
@@ -199,6 +200,14 @@ def _build_trainer(
         profiler=profiler,
         metrics=MetricsProcessor(
             plan, engine, context.phases, peak_flops_per_s=peak_flops_per_s, say=context.logger.say
+        ),
+        token_losses=open_recorder(
+            config,
+            plan.dataset.windows,
+            world,
+            start.out_dir,
+            before_step=_first_step_to_log(checkpoint),
+            say=logger.say,
         ),
     )
 

@@ -16,6 +16,7 @@ from nanogpt.monitor.profiler import NullProfiler
 from nanogpt.monitor.sentinel import Sentinel
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.schedule import learning_rate
+from nanogpt.token_losses.recorder import TokenLossRecorder
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
 from nanogpt.training.evaluator import Evaluator
@@ -42,6 +43,7 @@ class Trainer:
         evaluator: Evaluator,
         profiler: NullProfiler,
         metrics: MetricsProcessor,
+        token_losses: TokenLossRecorder,
     ) -> None:
         """windows: the plan's, where the model is. The state, engine and average of a resumed run are restored."""
         self.context, self.config = context, context.plan.config
@@ -49,7 +51,7 @@ class Trainer:
         self.windows, self.engine, self.average = windows, engine, average
         self.replicas, self.sentinel = replicas, sentinel
         self.state, self.checkpoints, self.evaluator = state, checkpoints, evaluator
-        self.profiler, self.metrics = profiler, metrics
+        self.profiler, self.metrics, self.token_losses = profiler, metrics, token_losses
 
     def run(self) -> Result:
         """The loop, then scores, files and recitation -> how it ended."""
@@ -78,6 +80,7 @@ class Trainer:
                 if reason or full_pass_loss is not None or state.step % self.config.log_every == 0:
                     self.context.fence.check()
                     self.logger.row(self.metrics.row(state, full_pass_loss))
+                    self.token_losses.record(state.step)
                 state.step_is_unfinished = False
                 if reason:
                     return self._finish(reason, full_pass_loss)
@@ -118,6 +121,7 @@ class Trainer:
             state.step_is_unfinished = True
             self._count(result.loss_sum, started)
         self.metrics.count_step()
+        self.token_losses.count(number, self.engine.losses.newest())
         if not writing:
             with phases("completing a checkpoint", number, patient=True):
                 self.checkpoints.commit()
@@ -196,6 +200,7 @@ class Trainer:
             return endings.lost(self.context)
         self.logger.say(f"asked to stop by {asked} at step {self.state.step}: saving")
         self._save_and_wait()
+        self.token_losses.save()
         return endings.stopped(self.context, self.state, self.engine, once_reported=self._say_what_is_saved)
 
     def _say_what_is_saved(self) -> None:
@@ -223,7 +228,13 @@ class Trainer:
                 self._save_and_wait()
         was_evaluated = full_pass_loss is not None
         return endings.finished(
-            self.context, report, self.state, self.engine, self.evaluator, was_evaluated=was_evaluated
+            self.context,
+            report,
+            self.state,
+            self.engine,
+            self.evaluator,
+            self.token_losses,
+            was_evaluated=was_evaluated,
         )
 
 

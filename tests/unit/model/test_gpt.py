@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanogpt.model.gpt import GPT, GPTConfig, KVCache, SummedCrossEntropy
+from nanogpt.model.cross_entropy import TokenCrossEntropy
+from nanogpt.model.gpt import GPT, GPTConfig, KVCache
 
 SMALL = GPTConfig(block_size=48, n_layer=3, n_head=4, n_embd=64)
 
@@ -135,23 +136,24 @@ def test_impossible_shapes_are_refused(small):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
-def test_the_loss_and_its_gradient_are_the_cross_entropys(monkeypatch, dtype, tolerance):
+def test_the_losses_and_their_gradient_are_the_cross_entropys(monkeypatch, dtype, tolerance):
     """Reference: torch's, in double precision; 4e-3 is a rounding of bf16. In chunks of 3 rows, the last of one."""
-    monkeypatch.setattr("nanogpt.model.gpt.CHUNK", 3 * 101)
+    monkeypatch.setattr("nanogpt.model.cross_entropy.CHUNK", 3 * 101)
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(10, 101, generator=generator)).to(dtype)
     targets = torch.randint(101, (10,), generator=generator)
+    weights = torch.rand(10, generator=generator)  # each token's in what is differentiated
     exact = logits.double().requires_grad_()
-    expected = F.cross_entropy(exact, targets, reduction="sum")
-    (expected / 7).backward()
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    (expected @ weights.double()).backward()
     given = logits.clone().requires_grad_()
-    found = SummedCrossEntropy.apply(given * 1, targets)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found = TokenCrossEntropy.apply(given * 1, targets)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
     assert found.dtype == torch.float32
-    (found / 7).backward()
-    torch.testing.assert_close(given.grad.double(), exact.grad, atol=tolerance / 7, rtol=tolerance)
+    (found @ weights).backward()
+    torch.testing.assert_close(given.grad.double(), exact.grad, atol=tolerance, rtol=tolerance)
     with torch.no_grad():
-        assert SummedCrossEntropy.apply(logits, targets).item() == found.item()
+        assert torch.equal(TokenCrossEntropy.apply(logits, targets), found)
     assert torch.equal(logits.double(), exact.detach()), "no gradient, nothing is written over"
 
 
