@@ -80,6 +80,11 @@ class TrainConfig(Options):
     target_loss: float = stop_option(
         0.099, "stop when a full pass over the subset verifies this mean loss", "nats/token", may_change=False
     )
+    target_recall: float | None = stop_option(
+        None,
+        "and until it brings back this share of its windows exactly, each from its first half; 1: by heart, the whole "
+        "text recited from its beginning without a break; none: the loss alone decides",
+    )
     max_steps: int | None = stop_option(None, "give up after this many updates; none: never", "steps")
     max_minutes: float | None = stop_option(None, "give up after this long in training; none: never", "minutes")
     max_bad_steps: int = stop_option(
@@ -189,6 +194,8 @@ class TrainConfig(Options):
                 f"--profile_steps={self.profile_steps} must be START:STOP with 1 <= START < STOP; the last step is the "
                 f"one before STOP"
             )
+        if self.target_recall is not None and self.target_recall > 1:
+            raise ConfigError(f"--target_recall={self.target_recall} must be a share, 1 at most")
         _ = self.fault  # which is refused where it is none
         if not 0 <= self.ema < 1:
             raise ConfigError(f"--ema={self.ema} must be from 0 to less than 1")

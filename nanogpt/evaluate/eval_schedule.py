@@ -122,8 +122,8 @@ class EvalSchedule:
         # At a hot rate the training loss may never come nearer, while the averaged weights are there.
         return min(rested, self._steps - self._far_step) >= self.cost_steps / BUDGET
 
-    def judged(self, loss: float) -> None:
-        """The loss that a full pass gave at this step."""
-        self._passes += 1
+    def judged(self, loss: float, *, passes: int = 1) -> None:
+        """The loss that a full pass gave at this step; passes: what it cost, in those that give a loss alone."""
+        self._passes += passes
         self._last_step = self._steps
         self._ratio = min(1.0, loss / self.estimate)

@@ -114,6 +114,24 @@ def make_scorecard(
     return Scorecard({**scores, "control": theirs}, recited, said)
 
 
+def sure_recall(model: GPT, windows: Windows, full: Reading, forward: Forward) -> float:
+    """Exact recall of the windows of a full pass, less those that other kernels, which round otherwise, may not recall.
+
+    1 where, besides, the whole text is recited from its beginning without a break; less than that where not. Every rank
+    must call.
+    """
+    exactness = _Exactness(ROUNDINGS[forward.dtype])
+    sure = exactness.count(_share_of_windows(windows), full.right, full.margin).low
+    if sure < 1:
+        return sure
+    hops = read(model, windows, hop_starts(windows), forward)
+    recited, near = (
+        in_order(each, windows)[hop_length(windows.context_length) - 1 :] for each in (hops.right, hops.margin)
+    )
+    breaks = exactness.count(lambda x: int((~x).sum()), recited, near).high
+    return 1 - breaks / len(recited)
+
+
 def _of_text(
     model: GPT, windows: Windows, prompts: int, forward: Forward, exactness: "_Exactness"
 ) -> tuple[Tree, RecitedText]:

@@ -17,7 +17,7 @@ from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward
 from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard
-from nanogpt.storage.report import ScoresPrecision, TextScores
+from nanogpt.storage.report import Report, ScoresPrecision, TextScores
 from nanogpt.storage.run_dir import Run, load_run, run_directory, weights_sha256
 
 # Relative: `loss` of a run that gave up is of its dtype and of torch's own cross-entropy, 2e-4 from the exact one on a
@@ -25,7 +25,14 @@ from nanogpt.storage.run_dir import Run, load_run, run_directory, weights_sha256
 LOSS_SLACK = {"fp32": 1e-3, "bf16": 5e-2}
 
 # By the first part of a check's name; the others are of what the run was given.
-LOSSES = ("loss", "target_verified", "floor", "full_pass", *(f.name for f in fields(TextScores) if f.name != "recall"))
+LOSSES = (
+    "loss",
+    "target_verified",
+    "recall_verified",
+    "floor",
+    "full_pass",
+    *(f.name for f in fields(TextScores) if f.name != "recall"),
+)
 GROUPS = {**dict.fromkeys(LOSSES, "losses and bits"), "recall": "recall", "control": "control text"}
 
 
@@ -90,8 +97,10 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     if several and corpus.sha256 != report.corpus_sha256:
         for path in differing_files(run.text_files, corpus.files):
             yield Check(f"text_files[{path!r}]", run.text_files.get(path), corpus.files.get(path), fits=False)
-    yield Check("target_loss", report.target_loss, config.target_loss, report.target_loss == config.target_loss)
-    reached = report.loss is not None and report.loss <= config.target_loss
+    for name in ("target_loss", "target_recall"):
+        given, asked = getattr(report, name), getattr(config, name)
+        yield Check(name, given, asked, given == asked)
+    reached = report.loss is not None and report.loss <= config.target_loss and _is_recalled(report)
     # Only DeepSpeed in bf16 may be scored in bf16: whoever recomputes is allowed more there.
     in_bf16 = (config.engine, config.dtype) == ("deepspeed", "bf16")
     precisions = tuple(ScoresPrecision) if in_bf16 else (ScoresPrecision.FP32,)
@@ -109,6 +118,10 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     if reached:
         yield _check("loss", stated, full_pass)
         yield Check("target_verified", config.target_loss, full_pass.value, full_pass.low <= config.target_loss)
+        if (share := config.target_recall) is not None:
+            recall, breaks = scores["full_pass.exact_recall"], scores["recall.recitation_breaks"]
+            by_heart = share < 1 or breaks.low == 0
+            yield Check("recall_verified", share, recall.value, recall.high >= share and by_heart)
     else:
         slack = ROUNDINGS[config.dtype].absolute + LOSS_SLACK[config.dtype] * full_pass.value
         yield _check("loss", stated, Score(full_pass.value, full_pass.value - slack, full_pass.value + slack))
@@ -116,6 +129,14 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
         yield _check(name, stated, score)
     if card.control is None:
         yield Check("control", stated.get("control"), None, stated.get("control") is None)
+
+
+def _is_recalled(report: Report) -> bool:
+    """Whether the scores that the report states have its target_recall, if it has one."""
+    if report.target_recall is None or report.scores is None:
+        return report.target_recall is None
+    by_heart = report.target_recall < 1 or report.recall.recitation_breaks == 0
+    return by_heart and report.scores.full_pass.exact_recall >= report.target_recall
 
 
 def _check(name: str, stated: dict[str, Any], score: Score) -> Check:

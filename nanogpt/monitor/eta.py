@@ -51,6 +51,7 @@ class NoEta(Enum):
 
     NOT_YET = "no ETA yet"
     BELOW_PLATEAU = "target below the plateau"
+    RECALL = "target loss reached, recall awaited"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 from nanogpt.storage.json_file import finite, key
 from nanogpt.storage.report import Report
 from nanogpt.utils.console import say
-from nanogpt.utils.format import duration
+from nanogpt.utils.format import duration, percent
 
-BY_REFERENCE = "by reference runs"  # the eta_note of an ETA that is read off them
+BY_REFERENCE = "by reference runs"  # in the eta_note of an ETA that is read off them
+TO_THE_LOSS = "to the target loss"  # in that of a run with a target_recall
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,20 @@ class Row:
     step_s: float = key("median duration of a step; full passes, saves and logging excluded, seconds")
     mfu: float | None = key("model FLOPs utilisation, tokens_per_s x FLOP a token / peak; null: the peak is unknown")
     eta_s: float | None = key(
-        "until the target is verified, without the full passes and saves until then, seconds; 0: it is verified"
+        "until the target is verified, without the full passes and saves until then, seconds; 0: it is verified. Of a "
+        "run with a target_recall: until the loss is there"
     )
     eta_low_s: float | None = key("low end of the interval that should hold the truth 4 times in 5, seconds")
     eta_high_s: float | None = key("its high end, seconds")
-    eta_note: str | None = key("why there is no ETA, or that reference runs give it; null: the run's own losses do")
+    eta_note: str | None = key(
+        "why there is no ETA, or what it is of: to the target loss, by reference runs; null: of the run, by its losses"
+    )
     wall_s: float = key("since training began, over all attempts, everything included, seconds")
     memory_bytes: int = key("the most that any rank has held: allocated on a GPU, resident on a CPU, bytes")
     full_pass_loss: float | None = key("mean loss over the whole subset, where a full pass ran, nats/token")
+    full_pass_recall: float | None = key(
+        "share of its windows that come back exactly on any machine, where target_recall asks and the loss is there"
+    )
     fastest_rank_step_s: float | None = key(
         "the fastest rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"
     )
@@ -182,8 +189,16 @@ def describe(row: Row) -> str:
     """A row as a person reads it."""
     mfu = "" if row.mfu is None or math.isnan(row.mfu) else f"  MFU {row.mfu:.0%}"
     eta = f"  {told}" if (told := describe_eta(row)) else ""
-    full = "" if row.full_pass_loss is None else f"  full pass {row.full_pass_loss:.4f}"
+    full = f"  {told}" if (told := describe_full_pass(row)) else ""
     return f"step {row.step:5d}  loss {row.loss:.4f}  {row.tokens_per_s:,.0f} tokens/s{mfu}{eta}{full}"
+
+
+def describe_full_pass(row: Row) -> str:
+    """What a full pass found; '' where none was made."""
+    if row.full_pass_loss is None:
+        return ""
+    recall = "" if row.full_pass_recall is None else f", recall {percent(row.full_pass_recall)}"
+    return f"full pass {row.full_pass_loss:.4f}{recall}"
 
 
 def describe_eta(row: Row) -> str:

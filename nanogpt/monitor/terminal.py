@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanogpt.monitor.loggers import Logger, Row, describe_eta
+from nanogpt.monitor.loggers import Logger, Row, describe_eta, describe_full_pass
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 32  # columns of the curve
@@ -45,7 +45,7 @@ class TerminalLogger(Logger):
 
     def _foot(self, row: Row) -> Group:
         # The training loss may be below the target long before, or after, a full pass is: only that one has arrived.
-        is_verified = row.full_pass_loss is not None and row.full_pass_loss <= self._target_loss
+        is_verified = row.eta_s == 0
         way = 1.0 if is_verified else min(0.99, way_to_target(self._losses, self._target_loss))
         first = Table.grid(padding=(0, 1))
         first.add_row(
@@ -63,8 +63,8 @@ class TerminalLogger(Logger):
         figures.append(f"{row.memory_bytes / 1e9:.1f} GB")
         if eta := describe_eta(row):
             figures.append(eta)
-        if row.full_pass_loss is not None:
-            figures.append(f"full pass {row.full_pass_loss:.4f}")
+        if full_pass := describe_full_pass(row):
+            figures.append(full_pass)
         return Group(first, second, Text(" · ".join(figures)))
 
 

@@ -37,7 +37,7 @@ AXES = {"step": "trainer/step", "tokens": "trainer/tokens", "wall_s": "trainer/w
 SECTIONS = {
     "train": ("loss", "lr", "grad_norm"),
     "eta": ("eta_s", "eta_low_s", "eta_high_s"),
-    "eval": ("full_pass_loss",),
+    "eval": ("full_pass_loss", "full_pass_recall"),
 }
 
 

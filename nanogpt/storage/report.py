@@ -132,10 +132,14 @@ class MfuTerms:
 class Report(JsonFile):
     """How a run ended. What is marked as added is None in the report of an earlier version."""
 
-    reached: bool = key("whether a full pass has verified the target; then loss is at or below target_loss")
+    reached: bool = key("whether a full pass has verified the targets, target_loss and target_recall if there is one")
     exit_reason: str = key("target_reached, max_steps, max_minutes, stopped or non_finite")
     target_loss: float = key("the target of the full pass, nats/token")
     loss: float | None = key("loss of the last full pass, nats/token; null: none was made, or it is not finite")
+    target_recall: float | None = key(
+        "the target of full_pass.exact_recall; at 1 recall.recitation_breaks is to be 0 besides; null: none",
+        default=None,
+    )
     floor: float = key("entropy floor of the training windows, nats/token")
     steps: int = key("steps trained, those that were refused as not finite among them")
     bad_steps: int = key("steps that were refused as not finite")

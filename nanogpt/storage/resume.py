@@ -13,6 +13,7 @@ from nanogpt.config.files import absolute_path, user_path
 from nanogpt.config.options import option_names
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.checkpoint import CHECKPOINTS, MANIFEST, CheckpointError, CheckpointReader, newest_intact
+from nanogpt.storage.json_file import find_known
 from nanogpt.storage.report import exit_reason
 from nanogpt.storage.run_dir import CONFIG, REPORT, begun_in, check_free, check_writable
 
@@ -169,12 +170,20 @@ def _end(config: TrainConfig, out_dir: Path, checkpoint: CheckpointReader) -> st
     """The exit_reason of the run in out_dir, where it stands: its target is reached, or a budget still spent."""
     steps, minutes = config.max_steps, config.max_minutes
     stands = {
-        "target_reached": True,
+        "target_reached": _recall_stands(config, out_dir),
         "max_steps": steps is not None and checkpoint.step >= steps,
         "max_minutes": minutes is not None and checkpoint.progress["train_s"] > 60 * minutes,
     }
     reason = _exit_reason(out_dir)
     return reason if stands.get(reason) else ""
+
+
+def _recall_stands(config: TrainConfig, out_dir: Path) -> bool:
+    """Whether the run in out_dir, which has reached its target, had as high a target_recall as config asks for."""
+    if config.target_recall is None:
+        return True
+    had = (find_known(out_dir / REPORT) or {}).get("target_recall")
+    return isinstance(had, float | int) and had >= config.target_recall
 
 
 def _exit_reason(out_dir: Path) -> str:

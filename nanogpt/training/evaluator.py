@@ -1,22 +1,41 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
 evaluator = Evaluator(context, plan.dataset.windows.on(world.device), engine, average)
-loss = evaluator.full_pass(step=120, is_last=False)
+evaluator.full_pass(step=120, is_last=False).reached
 with evaluator.weights():
     card = evaluator.scorecard(step=120)
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
-from nanogpt.evaluate.scorecard import Scorecard, make_scorecard
+from nanogpt.evaluate.scorecard import Scorecard, make_scorecard, sure_recall
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a full pass found, the same on every rank."""
+
+    loss: float  # mean over all judged windows, nats/token
+    recall: float | None = None  # of scorecard's sure_recall, where that is asked for and the loss is there
+
+    def reaches(self, config: ResolvedConfig) -> bool:
+        """Whether it verifies the run's targets."""
+        return self.loss <= config.target_loss and recall_suffices(self.recall, config)
+
+
+def recall_suffices(recall: float | None, config: ResolvedConfig) -> bool:
+    """Whether it is the run's target, if that has one."""
+    return config.target_recall is None or (recall is not None and recall >= config.target_recall)
 
 
 class Evaluator:
@@ -47,24 +66,28 @@ class Evaluator:
         if asked is not None:
             raise asked
 
-    def full_pass(self, *, step: int, is_last: bool) -> float:
-        """The average's mean loss over all judged windows, nats/token, in the phase that is under way.
+    def full_pass(self, *, step: int, is_last: bool) -> Evaluation:
+        """The average's mean loss over all judged windows, in the phase that is under way.
 
         One that reaches the target is the one that others can compute again. is_last: the run ends here, whatever it
         is.
         """
         plan, windows, model = self._plan, self._windows, self._engine.model
-        self._reading, self.evaluated = None, {}
+        self._reading, self.evaluated, recall = None, {}, None
         with self.weights():
             loss = full_pass(model, windows, plan.dataset.judged, self._forward(plan.config.dtype))
             if loss <= plan.config.target_loss:
                 with self._scoring(step):
-                    self._reading = read(model, windows, plan.dataset.judged, self._scores_forward())
-                # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
-                (loss,) = self._engine.world.max(self._reading.loss)
-            if is_last or loss <= plan.config.target_loss:
+                    full = self._reading = read(model, windows, plan.dataset.judged, self._scores_forward())
+                    # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
+                    (loss,) = self._engine.world.max(full.loss)
+                    if loss <= plan.config.target_loss and plan.config.target_recall is not None:
+                        sure = sure_recall(model, windows, full, self._scores_forward())
+                        recall = -self._engine.world.max(-sure)[0]
+            found = Evaluation(loss, recall)
+            if is_last or found.reaches(plan.config):
                 self.evaluated = fingerprints(self._engine.weights())
-        return loss
+        return found
 
     def scorecard(self, *, step: int) -> Scorecard:
         """The scores of the weights in the model, in the precision in which others can compute them again."""

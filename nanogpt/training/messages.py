@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.tokenizer import encoding
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recite import generate, verdict
@@ -21,7 +22,7 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
     engine = config.engine if config.zero_stage is None else f"{config.engine} (ZeRO {config.zero_stage})"
     logger.say(
         f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
-        f"gives {config.target_loss:g} nats/token (entropy floor {plan.dataset.floor:.3f})"
+        f"gives {config.target_loss:g} nats/token (entropy floor {plan.dataset.floor:.3f}){_and_recall(config)}"
     )
     logger.say(
         f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
@@ -32,12 +33,18 @@ def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> No
         logger.say(f"warning: {warning}")
 
 
+def _and_recall(config: ResolvedConfig) -> str:
+    if config.target_recall is None:
+        return ""
+    return " and all of it comes back" if config.target_recall == 1 else f" and {config.target_recall:g} comes back"
+
+
 def tell_result(report: Report, logger: Logger) -> None:
-    """Whether the target was reached, and how much of the text comes back."""
+    """Whether the target was reached, how much of the text comes back, and how all of it would."""
     outcome = "target reached" if report.reached else f"target NOT reached ({report.exit_reason})"
     loss = "not finite" if report.loss is None else f"{report.loss:.4f}"
     logger.say(
-        f"{outcome}: full-pass loss {loss} (target {report.target_loss:g}) "
+        f"{outcome}: full-pass loss {loss} (target {report.target_loss:g}){_recall_of(report)} "
         f"after {counted(report.steps, 'step')}, {duration(report.train_s)} of training"
     )
     recall = report.recall
@@ -47,6 +54,15 @@ def tell_result(report: Report, logger: Logger) -> None:
         f"text from its beginning, with each mistake corrected: {counted(recall.recitation_breaks, 'mistake')} in "
         f"{counted(recall.recited_tokens, 'token')}"
     )
+    if report.reached and recall.recitation_breaks and report.target_recall is None:
+        logger.say("the same command with --target_recall=1 goes on until it is by heart: without a mistake")
+
+
+def _recall_of(report: Report) -> str:
+    """How much of the windows of the full pass came back, where that was a target."""
+    if report.target_recall is None or report.scores is None:
+        return ""
+    return f", recall {percent(report.scores.full_pass.exact_recall)} (target {percent(report.target_recall)})"
 
 
 def recite_beginning(model: GPT, plan: Plan) -> Recitation:

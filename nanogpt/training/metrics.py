@@ -2,7 +2,7 @@
 
 metrics = MetricsProcessor(plan, engine, phases, peak_flops_per_s=989e12, say=logger.say)
 metrics.count_step()                        # after each
-logger.row(metrics.row(state, full_pass_loss=None))
+logger.row(metrics.row(state, found=None))
 """
 
 from collections.abc import Callable
@@ -14,11 +14,12 @@ from typing import TypedDict
 from nanogpt.engine import Engine
 from nanogpt.model.gpt import flops_per_token
 from nanogpt.monitor.eta import Eta, NoEta
-from nanogpt.monitor.loggers import BY_REFERENCE, Row
+from nanogpt.monitor.loggers import BY_REFERENCE, TO_THE_LOSS, Row
 from nanogpt.monitor.meters import PhaseClock, SlowRanks
 from nanogpt.plan.plan import Plan
 from nanogpt.plan.reference_runs import comparable_runs
 from nanogpt.storage.report import MfuTerms
+from nanogpt.training.evaluator import Evaluation
 from nanogpt.training.state import TrainState
 from nanogpt.utils.phases import Phases
 
@@ -57,7 +58,7 @@ class MetricsProcessor:
         """What MFU was computed with, for the report."""
         return MfuTerms(flops_per_token=self._flops_per_token, peak_flops_per_s=self._peak_flops_per_s)
 
-    def row(self, state: TrainState, full_pass_loss: float | None) -> Row:
+    def row(self, state: TrainState, found: Evaluation | None) -> Row:
         """The figures of the steps since the last row, reduced over the ranks; a mean over no step is NaN."""
         loss, tokens_per_s, step_s = state.meter.take()
         if isfinite(loss):
@@ -70,8 +71,10 @@ class MetricsProcessor:
         if not apart:
             shares["communication"] = None  # some of it is in compute
         config = self._plan.config
-        if full_pass_loss is not None and full_pass_loss <= config.target_loss:
-            eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)  # it is reached
+        if found and found.reaches(config):
+            eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)
+        elif state.recall is not None:
+            eta = NoEta.RECALL
         elif not isfinite(loss):
             eta = NoEta.NOT_YET
         else:
@@ -86,8 +89,9 @@ class MetricsProcessor:
         return Row(
             step=state.step, tokens=state.meter.tokens, loss=loss, lr=state.lr, grad_norm=state.grad_norm,
             tokens_per_s=tokens_per_s, step_s=step_s, mfu=self._flops_per_token * tokens_per_s / peak if peak else None,
-            **_eta_columns(eta, step_s),
-            wall_s=state.train_s, memory_bytes=int(max(memory_bytes)), full_pass_loss=full_pass_loss,
+            **_eta_columns(eta, step_s, then_recall=config.target_recall is not None),
+            wall_s=state.train_s, memory_bytes=int(max(memory_bytes)),
+            full_pass_loss=found.loss if found else None, full_pass_recall=found.recall if found else None,
             fastest_rank_step_s=min(own_s) if apart else None, slowest_rank_step_s=max(own_s) if apart else None,
             slowest_rank=slowest.rank, slowest_rank_host=slowest.host,
             slowest_rank_ratio=slowest.ratio,
@@ -109,15 +113,19 @@ class _EtaColumns(TypedDict):
     eta_note: str | None
 
 
-def _eta_columns(eta: Eta | NoEta, step_s: float) -> _EtaColumns:
-    """The columns of a row that say when the run ends, or why nobody knows; all 0 where it has."""
+def _eta_columns(eta: Eta | NoEta, step_s: float, *, then_recall: bool) -> _EtaColumns:
+    """The columns of a row that say when the run ends, or why nobody knows; all 0 where it has.
+
+    then_recall: whether it is to wait for a recall when the loss is there, which nobody can foretell.
+    """
     if isinstance(eta, NoEta):
         return {"eta_s": None, "eta_low_s": None, "eta_high_s": None, "eta_note": eta.value}
     if eta.steps == 0:  # the pass that verifies may follow a row without a step, whose step_s is NaN
-        step_s = 0.0
+        return {"eta_s": 0.0, "eta_low_s": 0.0, "eta_high_s": 0.0, "eta_note": None}
+    notes = [TO_THE_LOSS] * then_recall + [BY_REFERENCE] * eta.by_reference
     return {
         "eta_s": eta.steps * step_s,
         "eta_low_s": eta.low * step_s,
         "eta_high_s": eta.high * step_s,
-        "eta_note": BY_REFERENCE if eta.by_reference else None,
+        "eta_note": ", ".join(notes) or None,
     }

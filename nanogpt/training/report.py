@@ -50,6 +50,7 @@ def make_report(
         reached=reason == "target_reached",
         exit_reason=reason,
         target_loss=config.target_loss,
+        target_recall=config.target_recall,
         loss=finite(full_pass_loss),
         floor=plan.dataset.floor,
         steps=state.step,

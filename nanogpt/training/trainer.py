@@ -19,7 +19,7 @@ from nanogpt.optim.schedule import learning_rate
 from nanogpt.token_losses.recorder import TokenLossRecorder
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
-from nanogpt.training.evaluator import Evaluator
+from nanogpt.training.evaluator import Evaluation, Evaluator, recall_suffices
 from nanogpt.training.metrics import MetricsProcessor
 from nanogpt.training.report import Result, make_report
 from nanogpt.training.state import RunContext, TrainState
@@ -69,21 +69,23 @@ class Trainer:
         out_of_time, save_is_overdue = late > 0, False
         self.stop.obey()  # every rank has built and compiled its part
         try:
-            if state.verified_loss is not None:  # stopped while it scored what it had reached
-                return self._finish("target_reached", state.verified_loss)
+            if state.verified_loss is not None and recall_suffices(state.recall, self.config):
+                # Stopped while it scored what it had reached.
+                return self._finish("target_reached", Evaluation(state.verified_loss, state.recall))
+            state.verified_loss = None  # of a run that has ended, and now goes on to a target_recall
             while True:
                 if not state.step_is_unfinished:
                     with self.profiler.step(state.step + 1):
                         out_of_time, save_is_overdue = self._step()
-                reason, full_pass_loss = self._evaluate(out_of_time)
+                reason, found = self._evaluate(out_of_time)
                 self.context.fence.check(LOOK_S)
-                if reason or full_pass_loss is not None or state.step % self.config.log_every == 0:
+                if reason or found or state.step % self.config.log_every == 0:
                     self.context.fence.check()
-                    self.logger.row(self.metrics.row(state, full_pass_loss))
+                    self.logger.row(self.metrics.row(state, found))
                     self.token_losses.record(state.step)
                 state.step_is_unfinished = False
                 if reason:
-                    return self._finish(reason, full_pass_loss)
+                    return self._finish(reason, found)
                 self.sentinel.compare_replicas(state.step)
                 if save_is_overdue or state.step % self.config.checkpoint_every == 0:
                     with self.phases("copying for a checkpoint", state.step, patient=True):
@@ -158,30 +160,31 @@ class Trainer:
         minutes = self.config.max_minutes
         return self.world.is_first and minutes is not None and self.state.train_s > 60 * minutes
 
-    def _evaluate(self, out_of_time: bool) -> tuple[str | None, float | None]:
-        """(why the run ends here, if it does; the loss of a full pass, if one was made)."""
+    def _evaluate(self, out_of_time: bool) -> tuple[str | None, Evaluation | None]:
+        """(why the run ends here, if it does; what a full pass found, if one was made)."""
         reason = self._reason_to_stop(None, out_of_time)
         budget_is_spent = reason in ("max_steps", "max_minutes")
         if budget_is_spent:
             # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
             self._save_and_wait()
-        full_pass_loss = None
+        found = None
         if self.state.schedule.due() or budget_is_spent:  # the report says where the run stood
-            full_pass_loss = self._full_pass(is_last=reason is not None)
-        return self._reason_to_stop(full_pass_loss, out_of_time), full_pass_loss
+            found = self._full_pass(is_last=reason is not None)
+        return self._reason_to_stop(found, out_of_time), found
 
-    def _full_pass(self, *, is_last: bool) -> float:
+    def _full_pass(self, *, is_last: bool) -> Evaluation:
         started = time.perf_counter()
         with self.phases("full pass or scores", self.state.step):
-            loss = self.evaluator.full_pass(step=self.state.step, is_last=is_last)
-            if loss <= self.config.target_loss:  # else it may be the mean loss of models that differ
+            found = self.evaluator.full_pass(step=self.state.step, is_last=is_last)
+            if found.reaches(self.config):  # else it may be the mean loss of models that differ
                 self.replicas.check(self.state.step)
-        self.state.schedule.judged(loss)
+        self.state.recall = found.recall
+        self.state.schedule.judged(found.loss, passes=1 if found.recall is None else 2)
         self.state.full_pass_s += time.perf_counter() - started
-        return loss
+        return found
 
-    def _reason_to_stop(self, full_pass_loss: float | None, out_of_time: bool) -> str | None:
-        if full_pass_loss is not None and full_pass_loss <= self.config.target_loss:
+    def _reason_to_stop(self, found: Evaluation | None, out_of_time: bool) -> str | None:
+        if found and found.reaches(self.config):
             return "target_reached"
         if self.state.bad_steps_in_a_row >= self.config.max_bad_steps:
             return "non_finite"
@@ -213,20 +216,22 @@ class Trainer:
             self.logger.say(f"{saved}; the same command goes on from step {newest}")
         self.profiler.close()
 
-    def _finish(self, reason: str, full_pass_loss: float | None) -> Result:
+    def _finish(self, reason: str, found: Evaluation | None) -> Result:
         """A last save, and the run is over -> how it ended."""
         self.profiler.close()
         self.replicas.check(self.state.step)
-        report = make_report(reason, full_pass_loss, self.context.plan, self.state, self.world, self.engine)
+        report = make_report(
+            reason, found.loss if found else None, self.context.plan, self.state, self.world, self.engine
+        )
         report = replace(report, mfu=self.metrics.mfu_terms())
         with self.phases(f"the end, step {self.state.step}", patient=True):
-            if reason == "target_reached":
-                self.state.verified_loss = full_pass_loss
+            if found and reason == "target_reached":
+                self.state.verified_loss = found.loss
             if reason == "non_finite":
                 self.checkpoints.commit()
             else:
                 self._save_and_wait()
-        was_evaluated = full_pass_loss is not None
+        was_evaluated = found is not None
         return endings.finished(
             self.context,
             report,
