@@ -65,6 +65,8 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str |
         if name in flags:
             raise ConfigError(f"unexpected argument {words[i]!r}: --{name} is given too")
         flags[name] = tuple(words[i:]) if get_origin(kind) is tuple else words[i]
+    if takes_several and not words:
+        flags.setdefault(positional[-1][0], ())  # whether none are allowed is the command's to say
     if missing := [name for name, _ in positional if name not in flags]:
         raise ConfigError(f"{missing[0].upper()} is missing: {program} --help shows the usage")
     return cls(**flags)

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from harness.runs import REPOSITORY, SHORT, flags, metrics, report, run, train
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.monitor.live_plot import LivePlot
+from nanogpt.monitor.live_plot import live_plot
 from nanogpt.plots.loss_plot import COLOURS, draw, save
 from nanogpt.plots.run_history import name_differences, read_curve
 
@@ -136,7 +136,7 @@ def test_a_picture_while_the_run_goes_on(tmp_path):
     """Invariant: without a row no picture and no word; then the picture is there before the end, and whole at it."""
     directory, heard = tmp_path / "run", []
     write_run(directory, rows=())
-    with closing(LivePlot(directory, heard.append, period_s=0.02)) as live:
+    with closing(live_plot(directory, heard.append, period_s=0.02)) as live:
         time.sleep(0.2)
         assert not (directory / "loss.png").exists()
         (directory / "metrics.jsonl").write_text(json.dumps(ROW) + "\n" + '{"step": 20, "lo')  # being written
@@ -183,9 +183,9 @@ def test_a_full_disk_costs_one_line(tmp_path):
     """Invariant: however often drawing fails, it is said once; the picture before and no other file stay."""
     directory, heard = tmp_path / "run", []
     write_run(directory)
-    LivePlot(directory, heard.append).result({}, None)
+    live_plot(directory, heard.append).result({}, None)
     before = (directory / "loss.png").read_bytes()
-    with no_file_above(10_000), closing(LivePlot(directory, heard.append, period_s=0.02)) as live:
+    with no_file_above(10_000), closing(live_plot(directory, heard.append, period_s=0.02)) as live:
         time.sleep(2)
         live.result({}, None)
     assert len(heard) == 1
