@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nanogpt.model.cross_entropy import TokenCrossEntropy
-
 ROWS = 64  # a multiple that suits a GPU's matrix kernels
+CHUNK = 2**21  # logits whose loss is computed at once: they stay in a CPU's caches
 
 
 class ModelOptions(Protocol):
@@ -161,6 +161,35 @@ class LMHead(nn.Linear):
         # Rows of 50,257 logits begin at odd addresses, which keeps the fast kernels away (benchmarks/LOG.md).
         padded = F.pad(self.weight, (0, 0, 0, -self.out_features % ROWS))
         return (product or F.linear)(x, padded)[..., : self.out_features]
+
+
+class TokenCrossEntropy(torch.autograd.Function):
+    """Logits (N, V) and targets (N,) -> their cross-entropies, nats, (N,), in fp32.
+
+    Where a gradient is wanted it is made at once and written over the logits, some rows at a time: nothing else of
+    their size is ever there. Torch's own holds three, in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.detach()  # the layer that made them does not need them again
+        losses = torch.empty(len(logits), device=logits.device)
+        rows = max(1, CHUNK // logits.size(1))
+        for part, wanted, loss in zip(*(each.split(rows) for each in (logits, targets[:, None], losses)), strict=True):
+            log_p = part.log_softmax(dim=-1, dtype=torch.float32)
+            torch.neg(log_p.gather(-1, wanted)[:, 0], out=loss)
+            if ctx.needs_input_grad[0]:
+                part.copy_(log_p.exp_().scatter_add_(-1, wanted, torch.full_like(log_p[:, :1], -1)))
+        ctx.gradient = logits
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("backward a second time: the gradient was written over the logits, and scaled there")
+        return gradient.mul_(scale[:, None]), None
 
 
 class Transformer(nn.Module):

@@ -62,16 +62,17 @@ class TokenHistory:
             np.savez(file, steps=self.steps, levels=self.levels, recital=np.array(self.recital or (), str))
 
     def with_row(self, step: int, levels: NDArray[np.uint8]) -> "TokenHistory":
-        """It with one more row. A history that grows too large loses every other row, never its newest."""
-        steps, rows = np.append(self.steps, step), np.concatenate([self.levels, levels[None]])
-        if len(steps) > min(MOST_ROWS, MOST_BYTES // rows.shape[1]):
-            first = (len(steps) - 1) % 2
-            steps, rows = steps[first::2], rows[first::2]
-        return TokenHistory(steps, rows)
+        """It with one more row. One that grows too large loses the row whose neighbours are closest, never its ends."""
+        steps, rows = self.steps, self.levels
+        if len(steps) >= min(MOST_ROWS, MOST_BYTES // rows.shape[1]):
+            apart = np.append(steps[2:], step) - steps[:-1]  # without each row but the first
+            gone = 1 + int(apart.argmin())
+            steps, rows = np.delete(steps, gone), np.delete(rows, gone, axis=0)
+        return TokenHistory(np.append(steps, step), np.concatenate([rows, levels[None]]))
 
-    def before(self, step: int) -> "TokenHistory":
-        """Its rows before a step, from which a run goes on."""
-        count = int(np.searchsorted(self.steps, step))
+    def until(self, step: int) -> "TokenHistory":
+        """Its rows up to a step, from which a run goes on."""
+        count = int(np.searchsorted(self.steps, step, side="right"))
         return TokenHistory(self.steps[:count], self.levels[:count])
 
     def with_recital(self, recital: tuple[str, str, str] | None) -> "TokenHistory":
@@ -80,10 +81,10 @@ class TokenHistory:
 
     def learnt_at(self) -> NDArray[np.int64]:
         """The step from which on each token is known in every row, (N,); -1 where it is not in the newest."""
-        known = self.levels <= KNOWN_LEVEL  # (S, N)
-        since = np.logical_and.accumulate(known[::-1])[::-1]
-        first = since.argmax(axis=0)
-        return np.where(since.any(axis=0), self.steps[first], -1) if len(self.steps) else np.full(known.shape[1], -1)
+        if not len(self.steps):
+            return np.full(self.levels.shape[1], -1)
+        since = np.logical_and.accumulate(self.levels[::-1] <= KNOWN_LEVEL)[::-1]  # (S, N)
+        return np.where(since[-1], self.steps[since.argmax(axis=0)], -1)
 
 
 def levels_of(losses: NDArray[np.float32]) -> NDArray[np.uint8]:

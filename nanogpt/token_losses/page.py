@@ -72,7 +72,7 @@ def _packed(text: str, pieces: NDArray[np.uint16], levels: NDArray[np.uint8]) ->
     """Text, pieces and levels, each row of these as its difference from the one before, which packs better."""
     rows = np.diff(levels, axis=0, prepend=np.zeros((1, levels.shape[1]), np.uint8))
     content = text.encode() + pieces.astype("<u2").tobytes() + rows.tobytes()
-    return base64.b64encode(zlib.compress(content, 6)).decode()
+    return base64.b64encode(zlib.compress(content, 3)).decode()  # 6 saves 6 % and takes three times as long
 
 
 def _data(history: TokenHistory, curve: Curve, text: str, is_running: bool) -> dict[str, object]:

@@ -30,9 +30,10 @@ def draw_memory(history: TokenHistory, curve: Curve, *, title: str) -> "Figure":
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     colours = LinearSegmentedColormap.from_list("dusk to lit", scale.ramp(scale.DUSK, scale.LIT, 256))
-    figure = Figure(figsize=(12, 6), dpi=120, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+    figure = Figure(figsize=(12, 6), dpi=120, facecolor=PAPER, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
     heat, share, loss = figure.subplots(1, 3, sharey=True, width_ratios=(9, 1.6, 1.6))
     steps, tokens = history.steps.tolist(), history.levels.shape[1]
     last = max(steps[-1], steps[0] + 1)
@@ -45,6 +46,7 @@ def draw_memory(history: TokenHistory, curve: Curve, *, title: str) -> "Figure":
     loss.plot([y for _, y in shown], [x for x, _ in shown], color=LOSS, linewidth=1.6)
     loss.axvline(curve.target, color=FAINT, linestyle=(0, (1, 2)), linewidth=1.2)
     loss.set_xscale("log")
+    loss.xaxis.set(major_formatter=FuncFormatter(lambda nats, _: f"{nats:g}"), minor_locator=NullLocator())
     heat.set(ylabel="step", xlabel="place in the text (tokens)", ylim=(last, steps[0]))
     share.set(xlabel="tokens known (%)", xlim=(0, 100))
     loss.set(xlabel="loss (nats/token)")

@@ -1,6 +1,6 @@
 """Records during a run how well each token is known; it costs no forward: each step's own losses are kept.
 
-recorder = open_recorder(config, windows, world, out_dir, before_step=1, say=print)
+recorder = open_recorder(config, windows, world, out_dir, begun_at=0, say=print)
 recorder.count(step, engine.losses.newest())        # after each step
 recorder.record(step)                               # at each row of metrics.jsonl
 """
@@ -22,6 +22,7 @@ from nanogpt.distributed.world import World
 from nanogpt.token_losses.history import MEMORY_NPZ, MOST_TOKENS, UNSEEN, TokenHistory, levels_of
 
 PERIOD_S = 1.0  # between two writings of the file, at least
+LITTLE = 8  # tokens before one in its window with which nobody can know it: what it was with more context stays
 REST = 200.0  # times as long as the last one took, likewise: they take half a percent of the time at most
 
 
@@ -54,8 +55,8 @@ class TokenLossRecorder:
         self._steps.append((step, losses))
 
     def record(self, step: int) -> None:
-        """Add a row to the history, with the newest loss of each token on any rank."""
-        if not self._steps:
+        """Add a row to the history, with the newest loss of each token on any rank that it had with some context."""
+        if not self._steps:  # a run that goes on at this step, whose row was made before
             return
         steps, losses = zip(*self._steps, strict=True)
         self._steps.clear()
@@ -73,9 +74,10 @@ class TokenLossRecorder:
     def _take(self, step: int, levels: NDArray[np.uint8]) -> None:
         """The levels (B, T) of a step's windows, counted from 1."""
         starts = self._windows.global_batch(step - 1, self._batch_size).numpy()
-        token = starts[:, None] + np.arange(1, levels.shape[1] + 1)
-        # By position: where windows overlap the last one written has the most context, as when the text is recited.
-        self._levels[token.T.ravel()] = levels.T.ravel()
+        for context in range(1, levels.shape[1] + 1):  # where windows overlap, the last one written has the most
+            token, level = starts + context, levels[:, context - 1]
+            known = (context < LITTLE) & (token >= LITTLE) & (self._levels[token] != UNSEEN)
+            self._levels[token[~known]] = level[~known]
 
     def save(self, recital: tuple[str, str, str] | None = None) -> None:
         """Write memory.npz now, on the first rank. What fails costs one line, never the run.
@@ -102,10 +104,10 @@ def open_recorder(
     world: World,
     out_dir: Path,
     *,
-    before_step: int,
+    begun_at: int,
     say: Callable[[str], None],
 ) -> TokenLossRecorder:
-    """That of a run which goes on with the rows of memory.npz before a step, if there are any; 0: a new one.
+    """That of a run which goes on after a step, with the rows of memory.npz up to it, if there are any; 0: a new one.
 
     Every rank must call, with the windows on the CPU.
     """
@@ -114,9 +116,9 @@ def open_recorder(
     path = out_dir / MEMORY_NPZ
     if world.is_first and tokens > MOST_TOKENS:
         say(f"{MEMORY_NPZ} is for texts of {MOST_TOKENS:,} tokens at most: this run writes none")
-    if world.is_first and before_step:
+    if world.is_first and begun_at:
         try:
-            found = TokenHistory.load(path).before(before_step)
+            found = TokenHistory.load(path).until(begun_at)
             if found.levels.shape[1] != tokens:
                 raise ConfigError(f"{path} is of another text")
             history = found

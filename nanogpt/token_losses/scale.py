@@ -23,7 +23,7 @@ DUSK, LIT = (0.27, 0.04, 282.0), (0.89, 0.125, 86.0)  # of a picture, on dark pa
 # The page's: paper behind the letters and the letters, from unknown to known, then from learnt late to learnt early.
 LIGHT_PAPER, LIGHT_INK = ((0.77, 0.035, 282.0), (0.972, 0.05, 88.0)), ((0.37, 0.045, 280.0), (0.22, 0.03, 70.0))
 DARK_PAPER, DARK_INK = ((0.19, 0.02, 275.0), (0.31, 0.044, 72.0)), ((0.64, 0.03, 275.0), (0.91, 0.11, 87.0))
-LIGHT_LEARNT = ((0.68, 0.13, 345.0), (0.965, 0.075, 92.0)), ((0.2, 0.05, 345.0), (0.22, 0.03, 80.0))
+LIGHT_LEARNT = ((0.7, 0.1, 345.0), (0.965, 0.075, 92.0)), ((0.2, 0.05, 345.0), (0.22, 0.03, 80.0))
 DARK_LEARNT = ((0.28, 0.1, 345.0), (0.45, 0.085, 80.0)), ((0.82, 0.08, 345.0), (0.97, 0.06, 92.0))
 LIGHT_MAP, DARK_MAP = ((0.68, 0.045, 282.0), (0.92, 0.105, 88.0)), (DUSK, LIT)
 LIGHT_LEARNT_MAP, DARK_LEARNT_MAP = (

@@ -199,15 +199,13 @@ def _build_trainer(
         checkpoints=checkpoints,
         evaluator=Evaluator(context, windows, engine, average),
         profiler=profiler,
-        metrics=MetricsProcessor(
-            plan, engine, context.phases, peak_flops_per_s=peak_flops_per_s, say=context.logger.say
-        ),
+        metrics=MetricsProcessor(plan, engine, context.phases, peak_flops_per_s=peak_flops_per_s, say=logger.say),
         token_losses=open_recorder(
             config,
             plan.dataset.windows,
             world,
             start.out_dir,
-            before_step=_first_step_to_log(checkpoint),
+            begun_at=begun_at,
             say=logger.say,
         ),
     )

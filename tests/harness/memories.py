@@ -1,6 +1,6 @@
 """A made-up run whose text lights up, for tests of the page and the picture, and to look at them.
 
-python tests/harness/memories.py OUT_DIR     # writes sample pages and pictures
+PYTHONPATH=. python tests/harness/memories.py OUT_DIR     # writes sample pages and pictures
 """
 
 import base64

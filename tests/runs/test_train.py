@@ -24,14 +24,14 @@ from nanogpt.model.gpt import GPT, GPTConfig
 
 METRICS_KEYS = (
     "step tokens loss lr grad_norm tokens_per_s step_s mfu eta_s eta_low_s eta_high_s eta_note wall_s "
-    "memory_bytes full_pass_loss fastest_rank_step_s slowest_rank_step_s slowest_rank slowest_rank_host "
-    "slowest_rank_ratio time_share"
+    "memory_bytes full_pass_loss full_pass_recall fastest_rank_step_s slowest_rank_step_s slowest_rank "
+    "slowest_rank_host slowest_rank_ratio time_share"
 )
 REPORT_KEYS = (
     "reached exit_reason target_loss loss strided_loss floor steps tokens launch_s train_s device_s recall engine "
     "world_size corpus_sha256 full_pass control control_note scores_precision scores_s weights_sha256 data "
     "subset_tokens context_length stride phase judged_grids seed versions git_commit random_offset_loss "
-    "reference_loss memorised_bits bits_per_parameter compiled cuda_graphs"
+    "reference_loss memorised_bits bits_per_parameter compiled cuda_graphs target_recall"
 )
 
 
@@ -68,8 +68,8 @@ def test_the_run_directory_is_a_contract(finished):
     """Invariant: the names and keys that other programs read."""
     out_dir, _ = finished
     assert sorted(p.name for p in out_dir.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "loss.png", "metrics.jsonl", "model.safetensors", "recall.png",
-        "report.json",
+        ".lock", "checkpoints", "config.json", "loss.png", "memory.html", "memory.npz", "memory.png", "metrics.jsonl",
+        "model.safetensors", "recall.png", "report.json",
     ]  # fmt: skip
     modes = {p.stat().st_mode for p in out_dir.rglob("*") if p.is_file()}
     assert len(modes) == 1, "whoever may read one of its files may read all of them"

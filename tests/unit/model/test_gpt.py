@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanogpt.model.cross_entropy import TokenCrossEntropy
-from nanogpt.model.gpt import GPT, GPTConfig, KVCache
+from nanogpt.model.gpt import GPT, GPTConfig, KVCache, TokenCrossEntropy
 
 SMALL = GPTConfig(block_size=48, n_layer=3, n_head=4, n_embd=64)
 
@@ -138,7 +137,7 @@ def test_impossible_shapes_are_refused(small):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_the_losses_and_their_gradient_are_the_cross_entropys(monkeypatch, dtype, tolerance):
     """Reference: torch's, in double precision; 4e-3 is a rounding of bf16. In chunks of 3 rows, the last of one."""
-    monkeypatch.setattr("nanogpt.model.cross_entropy.CHUNK", 3 * 101)
+    monkeypatch.setattr("nanogpt.model.gpt.CHUNK", 3 * 101)
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(10, 101, generator=generator)).to(dtype)
     targets = torch.randint(101, (10,), generator=generator)

@@ -44,7 +44,7 @@ def test_only_a_full_pass_has_arrived():
     low = replace(ROW, loss=0.05)
     assert "99% of the way" in drawn(100, low)
     assert "100%" not in drawn(100, low, replace(low, full_pass_loss=0.1))
-    assert "100% of the way" in drawn(100, replace(ROW, loss=0.15, full_pass_loss=0.098), losses=[9.9])
+    assert "100% of the way" in drawn(100, replace(ROW, loss=0.15, full_pass_loss=0.098, eta_s=0.0), losses=[9.9])
 
 
 def test_a_resumed_run_has_its_way_behind_it():

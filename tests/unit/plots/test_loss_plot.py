@@ -160,7 +160,7 @@ def test_without_matplotlib_a_run_goes_on(tmp_path):
     env = {"PYTHONPATH": f"{tmp_path / 'without'}:{REPOSITORY}"}
     done = train(*flags(**SHORT, max_steps=2), cwd=tmp_path, env=env)
     assert done.returncode == 3, done.stderr
-    for name in ("loss.png", "recall.png"):
+    for name in ("loss.png", "memory.png", "recall.png"):
         assert done.stdout.count(f"warning: {name} could not be drawn (No module matplotlib); going on") == 1
     assert report(tmp_path / "out")["steps"] == 2
     done = run(sys.executable, "-m", "nanogpt", "plot", "out", cwd=tmp_path, env=env)

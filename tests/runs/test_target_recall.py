@@ -1,0 +1,137 @@
+"""--target_recall: a run ends when so much of the text comes back, and what verify makes of a report that says so."""
+
+import json
+
+import pytest
+
+from harness.forks import forked, forked_ranks, train
+from harness.lanes import slow
+from harness.runs import TINY, TRAIN, flags, metrics, report
+
+# Its loss is reached long before all of the text comes back.
+OPTIONS = TINY | {"subset_tokens": 200, "batch_size": 8, "dtype": "fp32", "target_loss": 0.8, "max_steps": 600}
+BY_HEART = OPTIONS | {"target_recall": 1}
+
+
+@pytest.fixture(scope="module")
+def by_heart(tmp_path_factory):
+    """A run that ended when it knew all by heart: its directory, and what was printed."""
+    cwd = tmp_path_factory.mktemp("by_heart")
+    done = train(*flags(**BY_HEART), cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd / "out", done.stdout
+
+
+def test_it_ends_when_all_comes_back(by_heart):
+    """Invariant: the last full pass is the first whose recall is 1, without a break in the recital; verify agrees."""
+    out_dir, said = by_heart
+    found, passes = report(out_dir), [row for row in metrics(out_dir) if row["full_pass_loss"] is not None]
+    assert (found["reached"], found["target_recall"]) == (True, 1)
+    assert (found["full_pass"]["exact_recall"], found["recall"]["recitation_breaks"]) == (1, 0)
+    below = [row["full_pass_recall"] for row in passes if row["full_pass_loss"] <= 0.8]
+    assert len(below) > 1, "the loss was there before the recall: else this test shows nothing"
+    assert below[-1] == 1
+    assert max(below[:-1]) < 1
+    assert all(row["full_pass_recall"] is None for row in passes if row["full_pass_loss"] > 0.8)
+    assert "and all of it comes back" in said
+    assert "recall 100.0% (target 100.0%)" in said
+    assert "[word for word as in the memorised text" in said
+    assert "--target_recall=1" not in said
+    assert forked(out_dir.parent, "nanogpt", "verify", "out").returncode == 0
+
+
+def test_the_eta_says_what_is_awaited(by_heart):
+    """Invariant: up to the loss an ETA is of it, between loss and recall there is none, and at the end it is 0."""
+    rows = metrics(by_heart[0])
+    notes = [row["eta_note"] for row in rows]
+    between = [i for i, row in enumerate(rows) if (row["full_pass_recall"] or 1) < 1]
+    assert all("to the target loss" in note for note in notes[: between[0]] if "no ETA" not in note)
+    assert set(notes[between[0] : -1]) == {"target loss reached, recall awaited"}
+    assert (rows[-1]["eta_s"], notes[-1]) == (0, None)
+
+
+def test_passes_stay_within_the_budget(by_heart):
+    """Invariant: each pass that looks for the recall counts as two, and those after the first two earn their cost."""
+    found, rows = report(by_heart[0]), metrics(by_heart[0])
+    cost = sum(1 if row["full_pass_recall"] is None else 2 for row in rows if row["full_pass_loss"] is not None)
+    windows = found["full_pass"]["windows"]
+    assert (cost - 4) * 0.4 * windows / 8 <= 0.08 * found["steps"]
+
+
+def test_a_run_that_has_ended_goes_on(by_heart, tmp_path):
+    """Reference: the curve of the run that was asked at once, whose passes come at other steps; then it has ended."""
+    done = train(*flags(**OPTIONS), cwd=tmp_path)
+    assert done.returncode == 0
+    assert "the same command with --target_recall=1 goes on until it is by heart" in done.stdout
+    first = report(tmp_path / "out")
+    assert first["target_recall"] is None
+    done = train(*flags(**BY_HEART), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from step_{first['steps']:08d}" in done.stdout
+    found = report(tmp_path / "out")
+    assert (found["recall"]["recitation_breaks"], found["full_pass"]["exact_recall"]) == (0, 1)
+    ours, theirs = ({row["step"]: row["grad_norm"] for row in metrics(d)} for d in (tmp_path / "out", by_heart[0]))
+    common = ours.keys() & theirs.keys()
+    assert max(common) > first["steps"]
+    assert [ours[step] for step in common] == [theirs[step] for step in common]
+    for options in (BY_HEART, OPTIONS, OPTIONS | {"target_recall": 0.5}):
+        done = train(*flags(**options), cwd=tmp_path)
+        assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
+
+
+def test_a_spent_budget_is_not_reached(by_heart, tmp_path):
+    """Invariant: with the loss and not the recall, status 3, and the last lines say how much came back."""
+    row = next(row for row in metrics(by_heart[0]) if (row["full_pass_recall"] or 1) < 1)
+    done = train(*flags(**BY_HEART | {"max_steps": row["step"]}), cwd=tmp_path)
+    assert done.returncode == 3
+    found = report(tmp_path / "out")
+    assert (found["reached"], found["exit_reason"]) == (False, "max_steps")
+    assert found["loss"] <= 0.8
+    assert "target NOT reached (max_steps): full-pass loss" in done.stdout
+    assert "(target 100.0%)" in done.stdout
+    assert forked(tmp_path, "nanogpt", "verify", "out").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("target_recall", None, "target_recall"),
+        ("target_recall", 0.5, "target_recall"),
+        ("recall.recitation_breaks", 1, "reached"),
+        ("full_pass.exact_recall", 0.99, "reached"),
+    ],
+)
+def test_an_edited_report_is_found(by_heart, tmp_path, key, value, named):
+    """Invariant: verify names what does not follow from the other figures."""
+    path = by_heart[0] / "report.json"
+    before = path.read_text()
+    stated = json.loads(before)
+    *outer, last = key.split(".")
+    inner = stated
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    path.write_text(json.dumps(stated))
+    try:
+        done = forked(tmp_path, "nanogpt", "verify", by_heart[0])
+    finally:
+        path.write_text(before)
+    assert done.returncode == 1
+    assert named in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        slow(2, {"engine": "ddp"}),
+        slow(2, {"engine": "sharded"}),
+        slow(2, {"engine": "deepspeed", "zero_stage": 1}),
+        slow(2, {"engine": "deepspeed", "zero_stage": 3}),
+    ],
+)
+def test_every_engine_knows_it(tmp_path, ranks, options):
+    """Invariant: by heart means the same: verify finds it in the weights."""
+    done = forked_ranks(ranks, tmp_path, TRAIN, *flags(**BY_HEART | options))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert report(tmp_path / "out")["recall"]["recitation_breaks"] == 0
+    assert forked(tmp_path, "nanogpt", "verify", "out").returncode == 0
