@@ -14,7 +14,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import TypeVar, get_origin
@@ -23,15 +23,15 @@ import fire
 from fire.decorators import SetParseFn
 
 from nanogpt.config.errors import ConfigError, ReplicaError, RunError
-from nanogpt.config.options import describe_type, option_types
+from nanogpt.config.options import Options, describe_type, option_types
 from nanogpt.utils.console import OutputLost, ReaderLeft, standard_streams
 
-Options = TypeVar("Options")
+Parsed = TypeVar("Parsed", bound=Options)
 READER_LEFT = 128 + signal.SIGPIPE  # what a shell shows of a program that SIGPIPE ended, which Python ignores
 SILENCE_S = 10.0  # that other ranks keep before they say what is wrong
 
 
-def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str | None) -> Options:
+def parse(cls: type[Parsed], argv: Sequence[str], *, program: str, about: str | None) -> Parsed:
     """The options dataclass cls, filled from argv. Prints help and leaves with status 0 on --help or -h.
 
     Fields without a default are positional, in order; one that is a tuple, which must be the last, takes all words
@@ -52,6 +52,7 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str |
     # Every value stays the string that was typed: the dataclass knows its type, fire could only guess it.
     fire.Fire(SetParseFn(str)(collect), command=list(argv), name=program)
     names = [f.name for f, _ in option_types(cls)]
+    preset = flags.pop("preset", None) if cls.presets else None
     for name in flags:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -69,7 +70,7 @@ def parse(cls: type[Options], argv: Sequence[str], *, program: str, about: str |
         flags.setdefault(positional[-1][0], ())  # whether none are allowed is the command's to say
     if missing := [name for name, _ in positional if name not in flags]:
         raise ConfigError(f"{missing[0].upper()} is missing: {program} --help shows the usage")
-    return cls(**flags)
+    return cls(**flags) if preset is None else cls.preset(str(preset), **flags)
 
 
 def without_local_rank(argv: Sequence[str]) -> list[str]:
@@ -103,7 +104,18 @@ def help_text(cls: type, *, program: str, about: str | None) -> str:
         unit = f", {f.metadata['unit']}" if f.metadata["unit"] else ""
         lines.append(f"  {name}  ({describe_type(kind)}{unit}; {default})")
         lines += textwrap.wrap(f.metadata["doc"], width, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_presets_text(cls, width)])
+
+
+def _presets_text(cls: type[Options], width: int) -> Iterator[str]:
+    if cls.presets:
+        yield "Presets, whose options can be given as well:"
+    for name, values in cls.presets.items():
+        yield f"  --preset={name}"
+        given = " ".join(f"--{option}={value}" for option, value in values.items())
+        yield from textwrap.wrap(
+            given, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+        )
 
 
 def main(command: Callable[[], int]) -> None:

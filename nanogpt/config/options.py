@@ -3,13 +3,17 @@
 rate: float = option(6e-4, "of the optimizer")
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from nanogpt.config.errors import ConfigError
 
 LARGEST = 2**31 - 1  # of a count, and of seconds: beyond it is a slip, and sizes and clocks overflow
+
+
+Self = TypeVar("Self", bound="Options")
 
 
 def option(
@@ -27,6 +31,15 @@ def option(
 @dataclass(frozen=True)
 class Options:
     """Options of a command; strings, as a command line gives them, become the type of their field or are refused."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # values of options under a name, for --preset=NAME
+
+    @classmethod
+    def preset(cls: type[Self], name: str, **options: Any) -> Self:
+        """The options of a preset, but for those given here. Raises ConfigError where there is no such preset."""
+        if name not in cls.presets:
+            raise ConfigError(f"--preset={name} must be one of {', '.join(cls.presets)}")
+        return cls(**{**cls.presets[name], **options})
 
     def __post_init__(self) -> None:
         for f, kind in option_types(type(self)):

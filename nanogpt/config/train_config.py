@@ -7,9 +7,10 @@ This module imports no torch, so a wrong option is refused in a fraction of a se
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.fault import Fault
@@ -30,6 +31,14 @@ wandb_option = partial(option, group="Weights & Biases", may_change=True, shapes
 @dataclass(frozen=True)
 class TrainConfig(Options):
     """What a run is. Two runs with the same TrainConfig on the same text follow the same curve."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # By heart within a minute on two CPU cores without bf16, starts and scores included (benchmarks/LOG.md).
+        "demo": {
+            "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "subset_tokens": 512, "batch_size": 8,
+            "recipe": "fast", "target_recall": 1.0, "log_every": 2, "out_dir": "demo",
+        },
+    }  # fmt: skip
 
     data: str = text_option(
         "builtin",
