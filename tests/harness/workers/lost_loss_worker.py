@@ -24,9 +24,9 @@ from nanogpt.plan.plan import make_plan
 SMALL = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--subset_tokens=100", "--context_length=16", "--dtype=fp32"]
 
 
-def _add(forward, constant, idx, targets):
-    """A loss that is off by a constant: its gradient is the same."""
-    return forward(idx, targets) + constant
+def _add(forward, constant, idx, targets, reduction):
+    """Losses that are off by a constant: their gradient is the same."""
+    return forward(idx, targets, reduction=reduction) + constant
 
 
 def run() -> int:

@@ -102,7 +102,7 @@ def test_a_looser_precision_cannot_be_claimed(copy):
     edit_report(copy, "scores_precision", "bf16")
     edit_report(copy, "exit_reason", "max_steps")
     loaded = load_run(str(copy))
-    facts = islice(verify_run(loaded, copy, read_corpus(loaded.config.data)), 12)  # before anything is computed
+    facts = islice(verify_run(loaded, copy, read_corpus(loaded.config.data)), 13)  # before anything is computed
     assert [check.name for check in facts if not check.fits] == ["scores_precision", "reached"]
 
 

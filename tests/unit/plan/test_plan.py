@@ -21,7 +21,7 @@ def test_nothing_is_left_open():
     assert (config.engine, config.compile, config.stride, config.micro_batch_size) == ("single", "false", 64, 16)
     assert config.subset_tokens == DEFAULT_SUBSET_TOKENS
     assert config.dtype in ("bf16", "fp32")
-    not_asked = {"max_steps", "max_minutes", "init_from", "profile_steps", "inject"}
+    not_asked = {"target_recall", "max_steps", "max_minutes", "init_from", "profile_steps", "inject"}
     not_asked |= {f"wandb_{name}" for name in ("project", "group", "name", "tags", "notes")}
     assert {name for name, value in vars(config).items() if value is None} == {*not_asked, "zero_stage", "ds_config"}
     config = make_plan(TrainConfig(engine="deepspeed"), world()).config
