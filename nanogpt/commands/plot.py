@@ -18,8 +18,8 @@ from nanogpt.plots.loss_plot import FORMATS, draw, save
 from nanogpt.plots.run_history import read_curve
 from nanogpt.storage.json_file import SchemaError, no_run
 from nanogpt.storage.provenance import RunInfo
-from nanogpt.storage.run_dir import CONFIG, FINISHED, run_directory
-from nanogpt.token_losses.draw import MEMORY_HTML, MEMORY_PNG, draw_page, draw_picture
+from nanogpt.storage.run_dir import CONFIG, FINISHED, MEMORY_PNG, run_directory
+from nanogpt.token_losses.draw import MEMORY_HTML, draw_page, draw_picture
 from nanogpt.token_losses.history import MEMORY_NPZ, TokenHistory
 
 

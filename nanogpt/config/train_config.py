@@ -35,8 +35,8 @@ class TrainConfig(Options):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # By heart within a minute on two CPU cores without bf16, starts and scores included (benchmarks/LOG.md).
         "demo": {
-            "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "subset_tokens": 512, "batch_size": 8,
-            "recipe": "fast", "target_recall": 1.0, "log_every": 2, "out_dir": "demo",
+            "n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 32, "context_length": 32, "subset_tokens": 512,
+            "batch_size": 8, "recipe": "fast", "target_recall": 1.0, "log_every": 2, "out_dir": "demo",
         },
     }  # fmt: skip
 

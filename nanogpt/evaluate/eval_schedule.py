@@ -46,7 +46,7 @@ class EvalSchedule:
         self.cost_steps = FORWARD_SHARE * windows / batch_size
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
-        self._passes = 0
+        self._passes = 0.0  # in what one costs that gives a loss alone
         self._last_step = 0
         self._far_step = 0  # the newest at which the estimate was far off
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
@@ -122,7 +122,7 @@ class EvalSchedule:
         # At a hot rate the training loss may never come nearer, while the averaged weights are there.
         return min(rested, self._steps - self._far_step) >= self.cost_steps / BUDGET
 
-    def judged(self, loss: float, *, passes: int = 1) -> None:
+    def judged(self, loss: float, *, passes: float = 1) -> None:
         """The loss that a full pass gave at this step; passes: what it cost, in those that give a loss alone."""
         self._passes += passes
         self._last_step = self._steps

@@ -10,6 +10,7 @@ many windows at once, with no token generated; tests compare that with real deco
 to be decoded: recite_text.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.world import World
-from nanogpt.model.generate import decode_greedily, hop_length
+from nanogpt.model.generate import decode_greedily, hop_length, second_half
 from nanogpt.model.gpt import GPT, evaluating
 
 
@@ -109,6 +110,21 @@ def read(model: GPT, windows: Windows, starts: Tensor, forward: Forward) -> Read
     truth, rival, others = world.sum_tensor(torch.stack([truth, rival, others])).cpu()
     # -ln p = ln(1 + sum over the others of exp(logit - truth)): exact where p is nearly 1, as in a text memorised well.
     return Reading(right=truth > rival, margin=(truth - rival).abs(), nll=F.softplus(others - truth))
+
+
+def possible_recall(windows: Windows, starts: Tensor) -> float:
+    """The most exact recall that any model can have of the windows at starts (W,).
+
+    Greedily a prompt has one continuation: of windows whose first half is the same only those are recalled whose second
+    half is the most frequent one.
+    """
+    hop, part = hop_length(windows.context_length), second_half(windows.context_length)
+    ids = windows.ids.tolist()
+    continuations: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {}
+    for start in starts.tolist():
+        prompt, rest = ids[start : start + hop], ids[start + hop : start + part.stop + 1]
+        continuations.setdefault(tuple(prompt), Counter())[tuple(rest)] += 1
+    return sum(max(counts.values()) for counts in continuations.values()) / len(starts)
 
 
 def hop_starts(windows: Windows) -> Tensor:

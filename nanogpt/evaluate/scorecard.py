@@ -114,22 +114,20 @@ def make_scorecard(
     return Scorecard({**scores, "control": theirs}, recited, said)
 
 
-def sure_recall(model: GPT, windows: Windows, full: Reading, forward: Forward) -> float:
-    """Exact recall of the windows of a full pass, less those that other kernels, which round otherwise, may not recall.
+def sure_recall(windows: Windows, full: Reading, dtype: str) -> float:
+    """Exact recall of the windows of a full pass in dtype, less those that other kernels may not recall."""
+    return _Exactness(ROUNDINGS[dtype]).count(_share_of_windows(windows), full.right, full.margin).low
 
-    1 where, besides, the whole text is recited from its beginning without a break; less than that where not. Every rank
-    must call.
+
+def is_by_heart(model: GPT, windows: Windows, forward: Forward) -> bool:
+    """Whether all of the text is recited from its beginning without a break, by other kernels too.
+
+    Every rank must call.
     """
-    exactness = _Exactness(ROUNDINGS[forward.dtype])
-    sure = exactness.count(_share_of_windows(windows), full.right, full.margin).low
-    if sure < 1:
-        return sure
     hops = read(model, windows, hop_starts(windows), forward)
-    recited, near = (
-        in_order(each, windows)[hop_length(windows.context_length) - 1 :] for each in (hops.right, hops.margin)
-    )
-    breaks = exactness.count(lambda x: int((~x).sum()), recited, near).high
-    return 1 - breaks / len(recited)
+    right, margin = in_order(hops.right, windows), in_order(hops.margin, windows)
+    sure = right & (margin >= ROUNDINGS[forward.dtype].margin)
+    return bool(sure[hop_length(windows.context_length) - 1 :].all())
 
 
 def _of_text(

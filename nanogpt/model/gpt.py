@@ -189,7 +189,8 @@ class TokenCrossEntropy(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("backward a second time: the gradient was written over the logits, and scaled there")
-        return gradient.mul_(scale[:, None]), None
+        # Of a sum it is one number, by which a bf16 gradient is scaled without a copy of all of it in fp32.
+        return gradient.mul_(scale[0] if scale.stride() == (0,) else scale[:, None]), None
 
 
 class Transformer(nn.Module):

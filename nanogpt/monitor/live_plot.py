@@ -15,7 +15,8 @@ from nanogpt.monitor.loggers import Logger, Recitation, Row
 from nanogpt.plots.loss_plot import draw, save
 from nanogpt.plots.run_history import read_curve
 from nanogpt.storage.report import Report
-from nanogpt.token_losses.draw import MEMORY_HTML, MEMORY_PNG, draw_page, draw_picture
+from nanogpt.storage.run_dir import MEMORY_PNG
+from nanogpt.token_losses.draw import MEMORY_HTML, draw_page, draw_picture
 
 LOSS_PNG = "loss.png"
 PLOT_S, PAGE_S = 60.0, 2.0  # from one drawing to the next, at least
@@ -48,8 +49,7 @@ class LivePicture(Logger):
         self._draw(goes_on=False)
 
     def died(self, error: BaseException) -> None:
-        self.close()
-        self._draw(goes_on=False)
+        self.close()  # the directory may be another run's by now
 
     def close(self) -> None:
         self._over.set()

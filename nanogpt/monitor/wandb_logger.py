@@ -25,11 +25,11 @@ from nanogpt.monitor.loggers import Logger, NullLogger, Recitation, Row
 from nanogpt.storage.json_file import finite
 from nanogpt.storage.provenance import RunInfo
 from nanogpt.storage.report import Report
-from nanogpt.storage.run_dir import CONFIG, RECALL_PNG, WEIGHTS
+from nanogpt.storage.run_dir import CONFIG, MEMORY_PNG, RECALL_PNG, WEIGHTS
 from nanogpt.utils.format import counted
 
 PROJECT = "nanogpt-overfit"
-PICTURES = ("loss.png", RECALL_PNG, "memory.png")  # of the run directory
+PICTURES = ("loss.png", RECALL_PNG, MEMORY_PNG)  # of the run directory
 CONNECT_S = 15.0  # in which the server must answer, to which W&B adds some 10 s; the run trains meanwhile
 FINISH_S = 45.0  # that the run waits at its end, for the connection too if it was so short
 LEAVE_S = 8.0  # that it waits when it was asked to stop: torchrun kills 30 s after the signal, and the save is to fit

@@ -4,7 +4,7 @@ plan = make_plan(TrainConfig(), World.from_env())
 """
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import floor, inf
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from nanogpt.data.dataset import Dataset, load_text, make_dataset
 from nanogpt.distributed.hardware import best_dtype, table_peak
 from nanogpt.distributed.world import World
 from nanogpt.engine.deepspeed_config import DEFAULT_PATH, dtype_of, read_ds_config
+from nanogpt.evaluate.recall import possible_recall
 from nanogpt.model.fp8 import MULTIPLE
 from nanogpt.model.gpt import GPTConfig, flops_per_token
 from nanogpt.optim.recipe import recipe_of, resolve_recipe
@@ -47,6 +48,11 @@ def make_plan(config: TrainConfig, world: World) -> Plan:
     resolved, deepspeed = _resolve_machine(open_config, world)
     dataset = make_dataset(corpus, ids, resolved)
     warnings = [_floor_warning(resolved, dataset)] if dataset.floor >= resolved.target_loss else []
+    if config.target_recall and (most := possible_recall(dataset.windows, dataset.judged)) < config.target_recall:
+        warnings.append(
+            f"--target_recall={config.target_recall:g} is above {most:.6g}, the most that is possible: some windows "
+            f"begin alike and go on differently: a longer --context_length, or {floor(1e4 * most) / 1e4:g}"
+        )
     if short := shortage(resolved, world, deepspeed):
         warnings.append(short)
     if warnings and config.preflight == "strict":

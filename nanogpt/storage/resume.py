@@ -175,6 +175,8 @@ def _end(config: TrainConfig, out_dir: Path, checkpoint: CheckpointReader) -> st
         "max_minutes": minutes is not None and checkpoint.progress["train_s"] > 60 * minutes,
     }
     reason = _exit_reason(out_dir)
+    if reason == "target_reached" and not stands[reason]:  # within its budget it goes on to a target_recall
+        return next((budget for budget in ("max_steps", "max_minutes") if stands[budget]), "")
     return reason if stands.get(reason) else ""
 
 

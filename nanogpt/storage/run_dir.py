@@ -27,6 +27,7 @@ from nanogpt.storage.report import Report
 from nanogpt.storage.tensor_file import file_sha256, save_tensors
 
 CONFIG, METRICS, REPORT, WEIGHTS = "config.json", "metrics.jsonl", "report.json", "model.safetensors"
+MEMORY_PNG = "memory.png"
 RECALL_PNG = "recall.png"
 FINISHED = "the directory of a finished run"
 ROW_BYTES = 2**20  # more than a row of metrics.jsonl has
@@ -76,7 +77,7 @@ def write_config(out_dir: Path, info: RunInfo, *, fresh: bool, from_step: int) -
             raise ConfigError(_taken(str(out_dir))) from None
         if not fresh:
             _cut_metrics(out_dir / METRICS, from_step)
-            for name in (REPORT, WEIGHTS, RECALL_PNG):  # they would tell of another end
+            for name in (REPORT, WEIGHTS, RECALL_PNG, MEMORY_PNG):  # they would tell of another end
                 (out_dir / name).unlink(missing_ok=True)
 
 

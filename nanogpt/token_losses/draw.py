@@ -9,11 +9,12 @@ from pathlib import Path
 from nanogpt.config.files import whole
 from nanogpt.plots.loss_plot import save
 from nanogpt.plots.run_history import read_curve
+from nanogpt.storage.run_dir import MEMORY_PNG
 from nanogpt.token_losses.history import MEMORY_NPZ, TokenHistory
 from nanogpt.token_losses.page import make_page
 from nanogpt.token_losses.picture import draw_memory
 
-MEMORY_HTML, MEMORY_PNG = "memory.html", "memory.png"
+MEMORY_HTML = "memory.html"
 
 
 def draw_page(out_dir: Path, tokens: Sequence[bytes], *, goes_on: bool) -> None:

@@ -5,6 +5,7 @@ history.save(out_dir / MEMORY_NPZ)
 TokenHistory.load(out_dir / MEMORY_NPZ).learnt_at()
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
@@ -52,7 +53,8 @@ class TokenHistory:
             raise ConfigError(f"{path}: no such file: the run has logged no step, or was of an older version") from None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ConfigError(f"{path} is damaged ({error})") from None
-        if history.levels.dtype != np.uint8 or history.levels.shape[:1] != history.steps.shape:
+        fit = history.steps.ndim == 1 and history.levels.ndim == 2 and len(history.steps) == len(history.levels)
+        if not fit or history.levels.dtype != np.uint8:
             raise ConfigError(f"{path} is damaged: its arrays do not fit together")
         return history
 
@@ -62,13 +64,8 @@ class TokenHistory:
             np.savez(file, steps=self.steps, levels=self.levels, recital=np.array(self.recital or (), str))
 
     def with_row(self, step: int, levels: NDArray[np.uint8]) -> "TokenHistory":
-        """It with one more row. One that grows too large loses the row whose neighbours are closest, never its ends."""
-        steps, rows = self.steps, self.levels
-        if len(steps) >= min(MOST_ROWS, MOST_BYTES // rows.shape[1]):
-            apart = np.append(steps[2:], step) - steps[:-1]  # without each row but the first
-            gone = 1 + int(apart.argmin())
-            steps, rows = np.delete(steps, gone), np.delete(rows, gone, axis=0)
-        return TokenHistory(np.append(steps, step), np.concatenate([rows, levels[None]]))
+        """It with one more row."""
+        return TokenHistory(np.append(self.steps, step), np.concatenate([self.levels, levels[None]]))
 
     def until(self, step: int) -> "TokenHistory":
         """Its rows up to a step, from which a run goes on."""
@@ -85,6 +82,16 @@ class TokenHistory:
             return np.full(self.levels.shape[1], -1)
         since = np.logical_and.accumulate(self.levels[::-1] <= KNOWN_LEVEL)[::-1]  # (S, N)
         return np.where(since[-1], self.steps[since.argmax(axis=0)], -1)
+
+
+def row_to_drop(steps: Sequence[int], tokens: int) -> int | None:
+    """Which of the rows at steps, ascending, a history of so many tokens loses: the one whose neighbours are closest.
+
+    Never the first or the last; None where there is room for all.
+    """
+    if len(steps) <= min(MOST_ROWS, MOST_BYTES // tokens):
+        return None
+    return 1 + int((np.array(steps[2:]) - np.array(steps[:-2])).argmin())
 
 
 def levels_of(losses: NDArray[np.float32]) -> NDArray[np.uint8]:

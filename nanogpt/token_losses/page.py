@@ -12,6 +12,7 @@ import codecs
 import html
 import json
 import re
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -81,6 +82,7 @@ def _data(history: TokenHistory, curve: Curve, text: str, is_running: bool) -> d
     losses = [curve.loss[i] if i >= 0 else nan for i in at.tolist()]
     return {
         "running": is_running,
+        "written_ms": round(1000 * time.time()) if is_running else None,
         "tokens": history.levels.shape[1],
         "text_bytes": len(text.encode()),
         "steps": history.steps.tolist(),

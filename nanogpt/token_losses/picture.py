@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MEMORY_PNG = "memory.png"
 COLUMNS = 1024  # of the heat map, at most
 PAPER, INK, FAINT, EDGE, LOSS = "#0b0d12", "#e9e7e1", "#9aa1ae", "#2a2f3a", "#8fb0ee"
 

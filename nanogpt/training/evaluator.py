@@ -1,7 +1,7 @@
 """Judges a run by the weights that are its result, the average: full passes while it trains, scores at its end.
 
 evaluator = Evaluator(context, plan.dataset.windows.on(world.device), engine, average)
-evaluator.full_pass(step=120, is_last=False).reached
+evaluator.full_pass(step=120, is_last=False).reaches(config)
 with evaluator.weights():
     card = evaluator.scorecard(step=120)
 """
@@ -15,10 +15,12 @@ from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
-from nanogpt.evaluate.scorecard import Scorecard, make_scorecard, sure_recall
+from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, sure_recall
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
+
+FP32_COST = 4.0  # of a pass in fp32, in passes in bf16 (docs/reference/performance.md)
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Evaluation:
 
     loss: float  # mean over all judged windows, nats/token
     recall: float | None = None  # of scorecard's sure_recall, where that is asked for and the loss is there
+    by_heart: bool = False  # of scorecard's is_by_heart, where every window is recalled
+    cost: float = 1.0  # in full passes of the training's precision
 
     def reaches(self, config: ResolvedConfig) -> bool:
         """Whether it verifies the run's targets."""
-        return self.loss <= config.target_loss and recall_suffices(self.recall, config)
-
-
-def recall_suffices(recall: float | None, config: ResolvedConfig) -> bool:
-    """Whether it is the run's target, if that has one."""
-    return config.target_recall is None or (recall is not None and recall >= config.target_recall)
+        if self.loss > config.target_loss or config.target_recall is None:
+            return self.loss <= config.target_loss
+        share = config.target_recall
+        return self.recall is not None and self.recall >= share and (share < 1 or self.by_heart)
 
 
 class Evaluator:
@@ -66,28 +68,41 @@ class Evaluator:
         if asked is not None:
             raise asked
 
-    def full_pass(self, *, step: int, is_last: bool) -> Evaluation:
+    def full_pass(self, *, step: int, is_last: bool, awaits_recall: bool = False) -> Evaluation:
         """The average's mean loss over all judged windows, in the phase that is under way.
 
         One that reaches the target is the one that others can compute again. is_last: the run ends here, whatever it
-        is.
+        is. awaits_recall: the loss has been there before.
         """
-        plan, windows, model = self._plan, self._windows, self._engine.model
-        self._reading, self.evaluated, recall = None, {}, None
+        config = self._plan.config
+        self._reading, self.evaluated = None, {}
         with self.weights():
-            loss = full_pass(model, windows, plan.dataset.judged, self._forward(plan.config.dtype))
-            if loss <= plan.config.target_loss:
+            found = Evaluation(0.0, cost=0.0) if awaits_recall else Evaluation(self._loss())
+            if found.loss <= config.target_loss:
                 with self._scoring(step):
-                    full = self._reading = read(model, windows, plan.dataset.judged, self._scores_forward())
-                    # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
-                    (loss,) = self._engine.world.max(full.loss)
-                    if loss <= plan.config.target_loss and plan.config.target_recall is not None:
-                        sure = sure_recall(model, windows, full, self._scores_forward())
-                        recall = -self._engine.world.max(-sure)[0]
-            found = Evaluation(loss, recall)
-            if is_last or found.reaches(plan.config):
+                    found = self._read(found.cost)
+            if is_last or found.reaches(config):
                 self.evaluated = fingerprints(self._engine.weights())
         return found
+
+    def _loss(self) -> float:
+        """In the precision of the training."""
+        plan = self._plan
+        return full_pass(self._engine.model, self._windows, plan.dataset.judged, self._forward(plan.config.dtype))
+
+    def _read(self, cost: float) -> Evaluation:
+        """In the precision of the scores; cost: of what was done before."""
+        config, forward, windows = self._plan.config, self._scores_forward(), self._windows
+        model, world = self._engine.model, self._engine.world
+        full = self._reading = read(model, windows, self._plan.dataset.judged, forward)
+        cost += FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
+        # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
+        (loss,) = world.max(full.loss)
+        if config.target_recall is None or loss > config.target_loss:
+            return Evaluation(loss, cost=cost)
+        recall = -world.max(-sure_recall(windows, full, forward.dtype))[0]
+        by_heart = recall == 1 == config.target_recall and is_by_heart(model, windows, forward)
+        return Evaluation(loss, recall, not world.max(float(not by_heart))[0], cost)
 
     def scorecard(self, *, step: int) -> Scorecard:
         """The scores of the weights in the model, in the precision in which others can compute them again."""

@@ -55,7 +55,7 @@ def tell_result(report: Report, logger: Logger) -> None:
         f"{counted(recall.recited_tokens, 'token')}"
     )
     if report.reached and recall.recitation_breaks and report.target_recall is None:
-        logger.say("the same command with --target_recall=1 goes on until it is by heart: without a mistake")
+        logger.say("to have all of it by heart: the same command with --target_recall=1 goes on from here")
 
 
 def _recall_of(report: Report) -> str:

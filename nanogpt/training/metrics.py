@@ -73,7 +73,7 @@ class MetricsProcessor:
         config = self._plan.config
         if found and found.reaches(config):
             eta: Eta | NoEta = Eta(0.0, 0.0, 0.0)
-        elif state.recall is not None:
+        elif state.awaits_recall:
             eta = NoEta.RECALL
         elif not isfinite(loss):
             eta = NoEta.NOT_YET

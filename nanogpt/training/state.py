@@ -53,7 +53,9 @@ class TrainState:
     bad_steps_in_a_row: int = 0
     full_pass_s: float = 0.0
     other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
-    recall: float | None = None  # of the newest full pass, as Evaluation has it
+    awaits_recall: bool = False  # the newest full pass found the loss, and looked for a recall
+    verified_recall: float | None = None  # as verified_loss, of a run with a target_recall
+    verified_by_heart: bool = False  # likewise
     verified_loss: float | None = None  # of the full pass that reached the target: only files and scores are to come
     lr: float = nan  # of the newest step, as is
     grad_norm: float = nan
@@ -114,7 +116,9 @@ class TrainState:
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON once figures that are not finite are null."""
         return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
-            "recall": self.recall,
+            "awaits_recall": self.awaits_recall,
+            "verified_recall": self.verified_recall,
+            "verified_by_heart": self.verified_by_heart,
             "train_s": self.train_s,
             "launch_s": self.launch_s,
             "meter": self.meter.state_dict(),
@@ -125,7 +129,9 @@ class TrainState:
         """Go on, on as many ranks, from state_dict() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
-        self.recall = state.get("recall")  # not in checkpoints of 0.2.0
+        self.awaits_recall = state.get("awaits_recall", False)  # these three are not in checkpoints of 0.2.0
+        self.verified_recall = state.get("verified_recall")
+        self.verified_by_heart = state.get("verified_by_heart", False)
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
         self.history = [(step, loss) for step, loss in self.history]
         self.started_at -= state["train_s"]

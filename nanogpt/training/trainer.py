@@ -19,7 +19,7 @@ from nanogpt.optim.schedule import learning_rate
 from nanogpt.token_losses.recorder import TokenLossRecorder
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
-from nanogpt.training.evaluator import Evaluation, Evaluator, recall_suffices
+from nanogpt.training.evaluator import Evaluation, Evaluator
 from nanogpt.training.metrics import MetricsProcessor
 from nanogpt.training.report import Result, make_report
 from nanogpt.training.state import RunContext, TrainState
@@ -69,10 +69,11 @@ class Trainer:
         out_of_time, save_is_overdue = late > 0, False
         self.stop.obey()  # every rank has built and compiled its part
         try:
-            if state.verified_loss is not None and recall_suffices(state.recall, self.config):
-                # Stopped while it scored what it had reached.
-                return self._finish("target_reached", Evaluation(state.verified_loss, state.recall))
-            state.verified_loss = None  # of a run that has ended, and now goes on to a target_recall
+            if state.verified_loss is not None:  # stopped while it scored what it had reached, or ended
+                verified = Evaluation(state.verified_loss, state.verified_recall, state.verified_by_heart)
+                if verified.reaches(self.config):
+                    return self._finish("target_reached", verified)
+                state.verified_loss, state.awaits_recall = None, True  # it goes on to a target_recall
             while True:
                 if not state.step_is_unfinished:
                     with self.profiler.step(state.step + 1):
@@ -82,7 +83,8 @@ class Trainer:
                 if reason or found or state.step % self.config.log_every == 0:
                     self.context.fence.check()
                     self.logger.row(self.metrics.row(state, found))
-                    self.token_losses.record(state.step)
+                    with self.phases("token losses", state.step, patient=True):
+                        self.token_losses.record(state.step)
                 state.step_is_unfinished = False
                 if reason:
                     return self._finish(reason, found)
@@ -123,7 +125,7 @@ class Trainer:
             state.step_is_unfinished = True
             self._count(result.loss_sum, started)
         self.metrics.count_step()
-        self.token_losses.count(number, self.engine.losses.newest())
+        self.token_losses.count(number, self.engine.losses)
         if not writing:
             with phases("completing a checkpoint", number, patient=True):
                 self.checkpoints.commit()
@@ -175,12 +177,13 @@ class Trainer:
     def _full_pass(self, *, is_last: bool) -> Evaluation:
         started = time.perf_counter()
         with self.phases("full pass or scores", self.state.step):
-            found = self.evaluator.full_pass(step=self.state.step, is_last=is_last)
+            state = self.state
+            found = self.evaluator.full_pass(step=state.step, is_last=is_last, awaits_recall=state.awaits_recall)
             if found.reaches(self.config):  # else it may be the mean loss of models that differ
-                self.replicas.check(self.state.step)
-        self.state.recall = found.recall
-        self.state.schedule.judged(found.loss, passes=1 if found.recall is None else 2)
-        self.state.full_pass_s += time.perf_counter() - started
+                self.replicas.check(state.step)
+        state.awaits_recall = found.recall is not None
+        state.schedule.judged(found.loss, passes=found.cost)
+        state.full_pass_s += time.perf_counter() - started
         return found
 
     def _reason_to_stop(self, found: Evaluation | None, out_of_time: bool) -> str | None:
@@ -203,7 +206,9 @@ class Trainer:
             return endings.lost(self.context)
         self.logger.say(f"asked to stop by {asked} at step {self.state.step}: saving")
         self._save_and_wait()
-        self.token_losses.save()
+        with self.phases("token losses", self.state.step, patient=True):
+            self.token_losses.record(self.state.step)
+            self.token_losses.save()
         return endings.stopped(self.context, self.state, self.engine, once_reported=self._say_what_is_saved)
 
     def _say_what_is_saved(self) -> None:
@@ -226,7 +231,8 @@ class Trainer:
         report = replace(report, mfu=self.metrics.mfu_terms())
         with self.phases(f"the end, step {self.state.step}", patient=True):
             if found and reason == "target_reached":
-                self.state.verified_loss = found.loss
+                self.state.verified_loss, self.state.verified_recall = found.loss, found.recall
+                self.state.verified_by_heart = found.by_heart
             if reason == "non_finite":
                 self.checkpoints.commit()
             else:

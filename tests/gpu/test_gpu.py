@@ -135,6 +135,7 @@ def _assert_same_steps(found, expected):
         assert a.loss_sum == pytest.approx(b.loss_sum, rel=1e-5), step
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5), step
         assert a.figures == b.figures == (1.0, 2.0)
+        torch.testing.assert_close(found.losses.newest(), expected.losses.newest(), rtol=1e-5, atol=1e-5)
 
 
 def _step(engine, batch):

@@ -1,6 +1,7 @@
 """memory.html in a browser: opened as a file, with slider, keyboard and pointer, while a run goes on and after it."""
 
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -167,6 +168,19 @@ def test_a_page_of_a_run_that_goes_on_loads_itself_again(browser, tmp_path):
     assert browser.ask("ready.then(() => [data.running, steps[row]])") == [False, STEPS[-1]]
     browser.ask("void (window.old = true)")
     browser.ask("new Promise(done => setTimeout(done, 1200))")
+    assert browser.ask("window.old") is True
+
+
+def test_a_run_that_was_killed_is_not_waited_for(browser, tmp_path):
+    """Invariant: a page that was written more than ten minutes ago says so, and does not load itself again."""
+    path = write(tmp_path / "memory.html", HISTORY.until(180), is_running=True, reload_ms=200)
+    path.write_text(re.sub(r'"written_ms":\d+', f'"written_ms":{1000 * (int(time.time()) - 1200)}', path.read_text()))
+    opened(browser, path)
+    assert browser.ask("ready.then(() => document.getElementById('about').textContent)") == (
+        "last written 20 minutes ago: the run may have ended"
+    )
+    browser.ask("void (window.old = true)")
+    browser.ask("new Promise(done => setTimeout(done, 1000))")
     assert browser.ask("window.old") is True
 
 

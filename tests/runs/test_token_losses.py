@@ -1,5 +1,8 @@
 """memory.npz of whole runs: whose losses it holds, on any number of ranks, after a stop, and what plot makes of it."""
 
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch.nn import functional as F
 
 from harness.forks import forked, forked_ranks, train
 from harness.lanes import slow
-from harness.runs import TRAIN, flags
+from harness.runs import TRAIN, flags, run
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import Windows
@@ -82,13 +85,27 @@ def test_any_number_of_ranks(alone, tmp_path, ranks, options):
     assert (differing & ((found.levels == UNSEEN) | (expected.levels == UNSEEN))).sum() == 0
 
 
-def test_a_run_that_goes_on(alone, tmp_path):
-    """Reference: the undisturbed run; the rows after the checkpoint are made again."""
-    assert train(*flags(**OPTIONS | {"max_steps": 6}), cwd=tmp_path).returncode == 3
+@pytest.mark.parametrize("stopped_at", [6, 7])
+def test_a_run_that_goes_on(alone, tmp_path, stopped_at):
+    """Reference: the undisturbed run; where it stopped it has a row besides."""
+    assert train(*flags(**OPTIONS | {"max_steps": stopped_at}), cwd=tmp_path).returncode == 3
     assert train(*flags(**OPTIONS), cwd=tmp_path).returncode == 3
     expected, found = history(alone), history(tmp_path / "out")
-    assert found.steps.tolist() == expected.steps.tolist()
-    assert (found.levels == expected.levels).all()
+    assert found.steps.tolist() == sorted({*expected.steps.tolist(), stopped_at})
+    assert (found.levels[np.isin(found.steps, expected.steps)] == expected.levels).all()
+
+
+def test_nothing_of_another_end_stays(alone, tmp_path):
+    """Invariant: a run that goes on drops the recital and the pictures of its end before its next row."""
+    shutil.copytree(alone, tmp_path / "out")
+    options = OPTIONS | {"max_steps": 20, "log_every": 100}
+    patch = "import nanogpt.training.trainer as t; t.Trainer.run = lambda self: 1 / 0"
+    done = run(sys.executable, "-c", f"{patch}; import train_overfit; train_overfit.run()", *flags(**options),
+               cwd=tmp_path)  # fmt: skip
+    assert "ZeroDivisionError" in done.stderr
+    found = history(tmp_path / "out")
+    assert (found.recital, found.steps.tolist()) == (None, [3, 6, 9, 12])
+    assert not (tmp_path / "out" / "memory.png").exists()
 
 
 def test_plot_writes_page_and_picture_again(alone, tmp_path):

@@ -17,6 +17,7 @@ from nanogpt.evaluate.recall import (
     hop_starts,
     in_order,
     longest_run,
+    possible_recall,
     read,
     recite_text,
     verbatim_runs,
@@ -254,3 +255,11 @@ def test_the_verdict_counts_whole_characters():
 def test_the_verdict_at_the_end_of_the_text():
     """Invariant: a prompt that ends the text has nothing to agree with."""
     assert "for 0 characters, to its end" in verdict(b"fox", b" runs", b"the fox")
+
+
+def test_what_recall_is_possible_at_all():
+    """Reference: written out. Of windows that begin alike only those count whose end is the most frequent."""
+    ids = torch.tensor([1, 2, 3, 4, 9, 1, 2, 3, 4, 9, 1, 2, 5, 6, 9])  # 1 2 goes on with 3 4, 3 4 and 5 6
+    windows = Windows(ids, context_length=4, stride=4, phase="fixed", seed=0)
+    assert possible_recall(windows, torch.tensor([0, 5, 10])) == pytest.approx(2 / 3)
+    assert possible_recall(windows, torch.tensor([0, 5, 1])) == 1

@@ -96,5 +96,5 @@ def test_every_share_has_its_phases():
         if isinstance(call, ast.Call) and ast.unparse(call.func).lower().endswith("phases")
         if call.args and isinstance(call.args[0], ast.Constant)
     }
-    assert announced == {*SHARE_OF, "the beginning", "the end"}
+    assert announced == {*SHARE_OF, "the beginning", "the end", "token losses"}
     assert {*SHARE_OF.values(), "communication"} == set(SHARES), "the engine tells what of a step it was"
