@@ -25,7 +25,7 @@ def score_table(report: Report) -> str:
     for column in table.columns[1:]:
         column.justify = "right"
     text = StringIO()
-    console = Console(file=text, width=100)
+    console = Console(file=text, width=100, force_jupyter=False)  # which would show it in a notebook itself
     console.print(table)
     if scores.control is None:
         console.print(f"no control: {report.control_note}")
