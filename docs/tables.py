@@ -42,7 +42,11 @@ def options() -> str:
     for f, kind in option_types(TrainConfig):
         groups.setdefault(f.metadata["group"], []).append(_option(f, kind))
     head = ["| option | value | default | what it is |", "|---|---|---|---|"]
-    return "\n\n".join("\n".join([f"### {name}", "", *head, *rows]) for name, rows in groups.items())
+    tables = ["\n".join([f"### {name}", "", *head, *rows]) for name, rows in groups.items()]
+    presets = ["### Presets, whose options can be given as well", "", "| preset | options |", "|---|---|"]
+    for name, values in TrainConfig.presets.items():
+        presets.append(f"| `--preset={name}` | {' '.join(f'`--{o}={value}`' for o, value in values.items())} |")
+    return "\n\n".join([*tables, "\n".join(presets)])
 
 
 def commands() -> str:

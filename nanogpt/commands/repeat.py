@@ -11,14 +11,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from math import inf, isfinite, pi, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,10 @@ ALIKE = ("corpus_sha256", "device", "dtype", "world_size", "git_commit", "versio
 class RepeatOptions(TrainConfig):
     """What `repeat` is asked: the options of train_overfit.py, each run's alike but for the seed."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # where its runs are is its own
+        name: {option: value for option, value in values.items() if option != "out_dir"}
+        for name, values in TrainConfig.presets.items()
+    }
     out_dir: str = option(
         "runs/repeat", "holds a run directory for each seed, repeat.json and repeat.md", group="Output"
     )
