@@ -15,7 +15,7 @@ from nanogpt.acceptance.stages.compute import compute_by_rank
 from nanogpt.acceptance.stages.faults import UNDISTURBED, first_difference, losses_of
 from nanogpt.acceptance.stages.network import network_by_rank
 from nanogpt.acceptance.stages.numerics import Curve as TrainedCurve
-from nanogpt.acceptance.stages.numerics import departure, golden, golden_sha256
+from nanogpt.acceptance.stages.numerics import Golden, departure, golden, golden_sha256, verdict_of
 from nanogpt.acceptance.stages.training import training_of
 from nanogpt.acceptance.verdict import Verdict, worst
 from nanogpt.config.errors import ConfigError
@@ -58,7 +58,8 @@ def headline(found: Acceptance) -> str:
     if found.verdict is Verdict.FAIL:
         failed = [check.name for check in checks if check.verdict is Verdict.FAIL]
         ranks = [f"{found.hosts[rank]} (rank {rank})" for rank in found.blamed_ranks]
-        return f"FAIL: {', '.join(ranks) or 'no rank in particular'}; {'; '.join(failed)}"
+        on_purpose = f" (broken on purpose: {found.inject})" if found.inject else ""
+        return f"FAIL{on_purpose}: {', '.join(ranks) or 'no rank in particular'}; {'; '.join(failed)}"
     if found.verdict is Verdict.PASS and found.is_finished:
         return f"PASS: all of {counted(len(checks), 'check')}"
     unfinished = "" if found.is_finished else ", and it is not finished"
@@ -66,8 +67,8 @@ def headline(found: Acceptance) -> str:
 
 
 def exclude(found: Acceptance) -> str:
-    """What sbatch is told to do without the nodes that are to blame; '' where none is."""
-    return f"--exclude={','.join(found.blamed)}" if found.blamed else ""
+    """What sbatch is told to do without the nodes that are to blame; '' where none is, or no other is left."""
+    return f"--exclude={','.join(found.blamed)}" if set(found.blamed) < set(found.hosts) and found.blamed else ""
 
 
 def page_of(found: Acceptance) -> Page:
@@ -95,11 +96,18 @@ def page_of(found: Acceptance) -> Page:
             *(network_by_rank(found.network) if found.network else ()),
         ),
         curves=tuple(
-            Curve(curve.name, curve.losses, right.losses[:steps], right.loss_band[:steps])
+            _chart_of(curve, right, steps)
             for curve in found.curves
             if (steps := len(curve.losses)) and (right := golden(curve.dtype)) and _is_shown(curve, found)
         ),
     )  # fmt: skip
+
+
+def _chart_of(curve: TrainedCurve, right: Golden, steps: int) -> Curve:
+    """A curve beside its golden one; where not its losses but gradient norms or replicas decide, it says so."""
+    verdict, why = verdict_of(curve, right)
+    told = {} if verdict is Verdict.PASS else {"verdict": verdict.name.lower(), "why": why}
+    return Curve(curve.name, curve.losses, right.losses[:steps], right.loss_band[:steps], **told)
 
 
 def _is_shown(curve: TrainedCurve, found: Acceptance) -> bool:

@@ -24,6 +24,7 @@ from nanogpt.config.options import Options, option, require_positive
 from nanogpt.distributed.world import World
 from nanogpt.plan.checks import refuse_copies
 from nanogpt.utils.console import outlive_output, say
+from nanogpt.utils.format import counted
 
 MEET_S = 120.0  # that the ranks wait for each other
 
@@ -105,7 +106,7 @@ def _verify(directory: Path) -> int:
     else:
         say("not signed: it may be anybody's")
     if differing:
-        print(f"NOT verified: {differing} of it differ", file=sys.stderr)
+        print(f"NOT verified: {counted(differing, 'difference')}", file=sys.stderr)
         return 1
     found = Acceptance.read(directory / REPORT, of="the directory of an acceptance")
     say("verified: hashes, comparisons and verdicts follow from the figures; that a cluster gave them cannot be shown")

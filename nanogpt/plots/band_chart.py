@@ -46,6 +46,8 @@ class Curve:
     measured: tuple[float | None, ...]  # loss after each step, nats/token; None, or too short: there is none
     golden: tuple[float, ...]
     band: tuple[float, ...]  # allowed deviation at each step, as a share of the golden loss
+    verdict: str = ""  # 'fail' or 'unknown' where something else than these losses decides
+    why: str = ""  # and what it is
 
     def steps(self) -> list[Step]:
         """One a step of the golden curve."""
@@ -66,12 +68,12 @@ def escape(text: str) -> str:
 
 def draw_charts(curves: Sequence[Curve]) -> str:
     """HTML: a <figure> a curve that has steps, their axes alike."""
-    all_steps = [(curve.name, steps) for curve in curves if (steps := curve.steps())]
+    all_steps = [(curve, steps) for curve in curves if (steps := curve.steps())]
     shares = [share for _, steps in all_steps for step in steps for share in (step.off, step.allowed)]
     told = [log10(share) for share in shares if share and isfinite(share)] or [0.0]
     low = min(max(floor(min(told)), DECADES[0]), DECADES[1] - 1)
     high = max(min(ceil(max(told)), DECADES[1]), low + 1)
-    return "".join(_chart(name, steps, low, high) for name, steps in all_steps)
+    return "".join(_chart(curve, steps, low, high) for curve, steps in all_steps)
 
 
 def describe(steps: Sequence[Step]) -> tuple[str, str]:
@@ -89,15 +91,17 @@ def describe(steps: Sequence[Step]) -> tuple[str, str]:
     return "pass", f"in its band at all {len(steps)} steps, nearest to its edge at step {near.number} ({near})"
 
 
-def _chart(name: str, steps: Sequence[Step], low: int, high: int) -> str:
+def _chart(curve: Curve, steps: Sequence[Step], low: int, high: int) -> str:
     kind, told = describe(steps)
+    if curve.verdict and curve.verdict != kind:
+        kind, told = curve.verdict, escape(f"{curve.why}; each loss {told}" if kind == "pass" else curve.why)
     hover = "".join(
         f'<path d="M{_x(step, steps)} {TOP}V{LOSS_BOTTOM}"><title>step {step.number}: {step}</title></path>'
         for step in steps
     )
     head = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
     return (
-        f'<figure class="{kind}"><figcaption><h3>{escape(name)}</h3><p>{told}</p></figcaption>'
+        f'<figure class="{kind}"><figcaption><h3>{escape(curve.name)}</h3><p>{told}</p></figcaption>'
         f'<svg viewBox="0 0 360 210" role="img" aria-label="{told}">'
         f"{_deviations(steps, low, high)}{_losses(steps)}"
         f'<g class="at" stroke-width="{WIDTH / len(steps):.2f}">{hover}</g></svg>'

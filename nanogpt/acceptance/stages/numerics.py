@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from nanogpt.acceptance.verdict import Check
+from nanogpt.acceptance.verdict import Check, Verdict
 from nanogpt.config.errors import ConfigError, ReplicaError, one_line
 from nanogpt.config.fault import Fault
 from nanogpt.config.train_config import TrainConfig
@@ -203,26 +203,35 @@ def judge_numerics(curves: Sequence[Curve], reference: Callable[[str], Golden] =
     return checks
 
 
-def _judge_together(curve: Curve, on_record: Golden) -> Check:
-    if not curve.losses:
-        return Check.unknown(curve.name, curve.failure)
+def verdict_of(curve: Curve, on_record: Golden) -> tuple[Verdict, str]:
+    """Of one curve by itself, and why; UNKNOWN where an engine cannot train, or of a device that no band comes from."""
+    if not curve.losses and curve.rank is None:
+        return Verdict.UNKNOWN, curve.failure
     found = _what_is_wrong(curve, on_record)
     if found and not curve.failure and _may_be_the_device(curve, on_record):
-        return Check.unknown(curve.name, f"{found}; no curve of such a device is on record yet")
-    said = "; ".join(filter(None, [found or f"{_within(curve, on_record)} of its band", curve.failure]))
+        return Verdict.UNKNOWN, f"{found}; no curve of such a device is on record yet"
+    wrong = "; ".join(filter(None, [found, curve.failure]))
+    return (Verdict.FAIL, wrong) if wrong else (Verdict.PASS, f"{_within(curve, on_record)} of its band")
+
+
+def _judge_together(curve: Curve, on_record: Golden) -> Check:
+    verdict, said = verdict_of(curve, on_record)
+    if verdict is Verdict.UNKNOWN:
+        return Check.unknown(curve.name, said)
     return Check.of(
-        bool(found or curve.failure), name=curve.name, found=said,
-        expected=f"{len(curve.losses)} losses and gradient norms on record, each within its band",
+        verdict is Verdict.FAIL, name=curve.name, found=said,
+        expected=f"{len(curve.losses)} losses and gradient norms within their bands, and all ranks alike",
     )  # fmt: skip
 
 
 def _judge_alone(curves: Sequence[Curve], on_record: Golden) -> Check:
     name = f"{curves[0].dtype}, each rank alone"
-    outside = [(curve, said) for curve in curves if (said := _what_is_wrong(curve, on_record))]
-    wrong = {curve.rank: said for curve, said in outside if not _may_be_the_device(curve, on_record)}
-    if outside and not wrong:
-        return Check.unknown(name, f"{outside[0][1]}; no curve of such a device is on record yet")
-    most = "" if outside else max(_within(curve, on_record) for curve in curves)
+    judged = [(curve, *verdict_of(curve, on_record)) for curve in curves]
+    wrong = {curve.rank: said for curve, verdict, said in judged if verdict is Verdict.FAIL}
+    unsure = [said for _, verdict, said in judged if verdict is Verdict.UNKNOWN]
+    if unsure and not wrong:
+        return Check.unknown(name, unsure[0])
+    most = "" if wrong else max(_within(curve, on_record) for curve in curves)
     return Check.of(
         [rank for rank in wrong if rank is not None],
         name=name,
@@ -254,7 +263,7 @@ def departure(curve: Curve, on_record: Golden) -> str:
         if not abs(off) <= band:
             if not isfinite(off):
                 return f"the {what} of step {step} is not finite"
-            return f"the {what} of step {step} is {off:+.2g} of itself off, the band is {band:.2g}"
+            return f"the {what} of step {step} is {off:+.3g} of itself off, the band is {band:.3g}"
     return ""
 
 

@@ -219,6 +219,17 @@ HALF, TWICE = "5.0e-02 off, 1.0e-01 allowed", "2.0e-01 off, 1.0e-01 allowed"
 GOLDEN, BAND = (10.0, 8.0, 5.0, 4.0), (0.1, 0.1, 0.1, 0.1)
 
 
+@pytest.mark.parametrize("verdict", ["fail", "unknown"])
+def test_a_curve_that_fails_by_something_else_is_not_green(verdict):
+    """Invariant: where gradient norms or replicas decide, the chart has that verdict and says why."""
+    why = "the gradient norm of step 5 is <far> off"
+    curve = Curve("fp32, ddp", GOLDEN, GOLDEN, BAND, verdict=verdict, why=why)
+    reader = Reader(make_page(page(curves=(curve,))))
+    assert next(has for tag, has, _ in reader.elements if tag == "figure")["class"] == verdict
+    (told,) = (has["aria-label"] for tag, has, _ in reader.elements if has.get("role") == "img")
+    assert told == f"{why}; each loss equal to the golden curve at all 4 steps"
+
+
 @pytest.mark.parametrize(
     ("measured", "kind", "told"),
     [

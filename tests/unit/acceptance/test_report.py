@@ -49,6 +49,9 @@ def test_who_fails_is_named_and_excluded():
     assert found.verdict is Verdict.FAIL
     assert headline(found) == "FAIL: node2 (rank 1); fp32, each rank alone"
     assert exclude(found) == "--exclude=node2"
+    alone = replace(found, hosts=("node2",) * len(found.hosts), inject="flip:rank=1,step=5").judged()
+    assert headline(alone).startswith("FAIL (broken on purpose: flip:rank=1,step=5): node2 (rank 1); ")
+    assert exclude(alone) == "", "no other node is left"
 
 
 def test_lost_ranks_fail():
