@@ -62,7 +62,8 @@ def _recall_of(report: Report) -> str:
     """How much of the windows of the full pass came back, where that was a target."""
     if report.target_recall is None or report.scores is None:
         return ""
-    return f", recall {percent(report.scores.full_pass.exact_recall)} (target {percent(report.target_recall)})"
+    full = report.scores.full_pass
+    return f", recall {percent(full.exact_recall)} of {full.windows} windows (target {percent(report.target_recall)})"
 
 
 def recite_beginning(model: GPT, plan: Plan) -> Recitation:
