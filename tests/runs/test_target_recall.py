@@ -67,6 +67,7 @@ def test_passes_that_look_for_it_are_apart(by_heart):
     assert min(after - before for before, after in pairwise(passes[EARLY + 1 :])) >= cost_steps / BUDGET - 1
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_goes_on(by_heart, tmp_path):
     """Reference: the curve of the run that was asked at once, whose passes come at other steps; then it has ended."""
     done = train(*flags(**OPTIONS), cwd=tmp_path)
@@ -88,6 +89,7 @@ def test_a_run_that_has_ended_goes_on(by_heart, tmp_path):
         assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_spent_budget_is_not_reached(by_heart, tmp_path):
     """Invariant: with the loss and not the recall, status 3, and the last lines say how much came back."""
     row = next(row for row in metrics(by_heart[0]) if (row["full_pass_recall"] or 1) < 1)
@@ -129,6 +131,7 @@ def test_an_edited_report_is_found(by_heart, tmp_path, key, value, named):
     assert named in done.stdout
 
 
+@pytest.mark.slow
 def test_a_recall_that_the_weights_do_not_have_is_found(tmp_path):
     """Invariant: who writes a target_recall and its figures beside other weights is found by the weights."""
     assert train(*flags(**OPTIONS), cwd=tmp_path).returncode == 0
