@@ -136,6 +136,6 @@ def _say_stage(found: Acceptance, stage: str) -> None:
 
 def _say_end(found: Acceptance, out_dir: Path) -> None:
     say(headline(found))
-    if found.blamed:
-        say(f"without them: sbatch {exclude(found)}")
+    if others := exclude(found):
+        say(f"without them: sbatch {others}")
     say(f"written: {out_dir / REPORT}, {out_dir / PAGE}; check them with: python -m nanogpt accept --verify={out_dir}")
