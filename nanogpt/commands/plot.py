@@ -16,9 +16,7 @@ from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.tokenizer import encoding
 from nanogpt.plots.loss_plot import FORMATS, draw, save
 from nanogpt.plots.run_history import read_curve
-from nanogpt.storage.json_file import SchemaError, no_run
-from nanogpt.storage.provenance import RunInfo
-from nanogpt.storage.run_dir import CONFIG, FINISHED, MEMORY_PNG, run_directory
+from nanogpt.storage.run_dir import MEMORY_PNG, read_config, run_directory
 from nanogpt.token_losses.draw import MEMORY_HTML, draw_page, draw_picture
 from nanogpt.token_losses.history import MEMORY_NPZ, TokenHistory
 
@@ -60,11 +58,7 @@ def _plot_memory(run_dir: str) -> int:
     """Write memory.html and memory.png of a run again. Raises ConfigError."""
     path = run_directory(run_dir)
     TokenHistory.load(path / MEMORY_NPZ)  # which says why it cannot be
-    info = RunInfo.read(path / CONFIG, of=FINISHED)
-    try:
-        config = info.resolved_config()
-    except SchemaError as error:
-        raise no_run(path / CONFIG, error) from None
+    info, config = read_config(path)
     dataset = memorised_dataset(config, info.corpus_sha256 or "", info.text_files or {})
     with _drawing(str(path / MEMORY_HTML)):
         draw_page(path, encoding().decode_tokens_bytes(dataset.windows.ids.tolist()), goes_on=False)

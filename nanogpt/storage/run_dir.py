@@ -160,15 +160,20 @@ class Run:
     text_files: Mapping[str, str]  # SHA-256 of each file of the text, by its path; empty: an earlier version's run
 
 
+def read_config(path: Path) -> tuple[RunInfo, ResolvedConfig]:
+    """config.json of the run in a directory. Raises ConfigError when it is missing, damaged or of no run."""
+    info = RunInfo.read(path / CONFIG, of=FINISHED)
+    try:
+        return info, info.resolved_config()
+    except SchemaError as error:
+        raise no_run(path / CONFIG, error) from None
+
+
 def load_run(out_dir: str) -> Run:
     """The run in out_dir with its final weights, on the CPU. Raises ConfigError when a file is missing or damaged."""
     path = run_directory(out_dir)
-    info = RunInfo.read(path / CONFIG, of=FINISHED)
+    info, config = read_config(path)
     report = Report.read(path / REPORT, of=FINISHED)
-    try:
-        config = info.resolved_config()
-    except SchemaError as error:
-        raise no_run(path / CONFIG, error) from None
     shape = GPTConfig.from_options(config)
     try:
         require_regular(path / WEIGHTS)

@@ -72,10 +72,6 @@ class TokenHistory:
         count = int(np.searchsorted(self.steps, step, side="right"))
         return TokenHistory(self.steps[:count], self.levels[:count])
 
-    def with_recital(self, recital: tuple[str, str, str] | None) -> "TokenHistory":
-        """It with what the model recited at the end."""
-        return replace(self, recital=recital)
-
     def learnt_at(self) -> NDArray[np.int64]:
         """The step from which on each token is known in every row, (N,); -1 where it is not in the newest."""
         if not len(self.steps):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nanogpt.plots.loss_plot import plain_matplotlib
 from nanogpt.plots.run_history import Curve
 from nanogpt.token_losses import scale
-from nanogpt.token_losses.history import LEVEL_NATS, UNSEEN, TokenHistory
+from nanogpt.token_losses.history import UNSEEN, TokenHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,8 +73,7 @@ def draw_memory(history: TokenHistory, curve: Curve, *, title: str) -> "Figure":
 
 def pooled(levels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Levels (S, N) as the mean brightness of at most COLUMNS stretches, (S, C); NaN where a stretch was not seen."""
-    bright = scale.brightness(np.arange(256.0) * LEVEL_NATS)
-    bright[UNSEEN] = 0
+    bright = scale.brightness_of_level()
     tokens = levels.shape[1]
     starts = np.unique(np.arange(COLUMNS) * tokens // COLUMNS)
     rows = []

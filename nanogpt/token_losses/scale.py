@@ -46,9 +46,16 @@ def brightness(loss: NDArray[np.floating[Any]] | float) -> NDArray[np.float64]:
     return bright
 
 
+def brightness_of_level() -> NDArray[np.float64]:
+    """(256,): of each level of a TokenHistory; 0 for UNSEEN."""
+    bright = brightness(np.arange(256) * LEVEL_NATS)
+    bright[UNSEEN] = 0
+    return bright
+
+
 def shade_of_level() -> NDArray[np.uint8]:
     """(256,): which of the SHADES each level of a TokenHistory has; NO_SHADE for UNSEEN."""
-    shades = np.rint(brightness(np.arange(256) * LEVEL_NATS) * (SHADES - 1)).astype(np.uint8)
+    shades = np.rint(brightness_of_level() * (SHADES - 1)).astype(np.uint8)
     shades[UNSEEN] = NO_SHADE
     return shades
 

@@ -103,7 +103,7 @@ def _train(
     left = _claim(plan, world, start, checkpoint)
     peak = peak_flops_per_s(world, plan.config.dtype)  # before W&B's thread, which takes a core for a second
     losses = [loss for _, loss in checkpoint.progress["history"]] if checkpoint else []
-    ids = plan.dataset.windows.ids.tolist()
+    ids = plan.dataset.windows.ids
     logger = open_logger(plan.config, start.out_dir, world, ids=ids, wandb_run_id=start.wandb_run_id, losses=losses)
     if world.is_first:
         stop.look_in(start.out_dir, loss_of(start.out_dir))

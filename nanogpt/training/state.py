@@ -115,10 +115,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON once figures that are not finite are null."""
-        return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
-            "awaits_recall": self.awaits_recall,
-            "verified_recall": self.verified_recall,
-            "verified_by_heart": self.verified_by_heart,
+        return {name: getattr(self, name) for name in (*_AS_THEY_ARE, *_ADDED)} | {
             "train_s": self.train_s,
             "launch_s": self.launch_s,
             "meter": self.meter.state_dict(),
@@ -129,9 +126,8 @@ class TrainState:
         """Go on, on as many ranks, from state_dict() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
-        self.awaits_recall = state.get("awaits_recall", False)  # these three are not in checkpoints of 0.2.0
-        self.verified_recall = state.get("verified_recall")
-        self.verified_by_heart = state.get("verified_by_heart", False)
+        for name, missing in _ADDED.items():
+            setattr(self, name, state.get(name, missing))
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
         self.history = [(step, loss) for step, loss in self.history]
         self.started_at -= state["train_s"]
@@ -145,3 +141,4 @@ _AS_THEY_ARE = (
     "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "other_device_s",
     "verified_loss", "lr", "grad_norm", "history",
 )  # fmt: skip
+_ADDED = {"awaits_recall": False, "verified_recall": None, "verified_by_heart": False}  # none in checkpoints of 0.2.0

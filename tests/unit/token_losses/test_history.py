@@ -51,7 +51,7 @@ def test_since_when_a_token_is_known():
 
 def test_what_is_written_is_read(tmp_path):
     """Reference: itself, with and without a recital; a history that goes on begins with the rows up to a step."""
-    history = rows([1, 2], [3, 4], [5, 6]).with_recital(("a", "b ☃", "[c]"))
+    history = replace(rows([1, 2], [3, 4], [5, 6]), recital=("a", "b ☃", "[c]"))
     history.save(tmp_path / "memory.npz")
     found = TokenHistory.load(tmp_path / "memory.npz")
     assert (found.steps.tolist(), found.levels.tolist(), found.recital) == (
