@@ -15,6 +15,7 @@ from nanogpt.data.dataset import Dataset, make_dataset
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import subset_and_windows
 from nanogpt.distributed.world import World
+from nanogpt.evaluate.evaluation import Evaluation, is_recalled
 from nanogpt.evaluate.recall import Forward
 from nanogpt.evaluate.scorecard import ROUNDINGS, Score, Scorecard, make_scorecard
 from nanogpt.storage.report import Report, ScoresPrecision, TextScores
@@ -100,7 +101,7 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     for name in ("target_loss", "target_recall"):
         given, asked = getattr(report, name), getattr(config, name)
         yield Check(name, given, asked, given == asked)
-    reached = report.loss is not None and report.loss <= config.target_loss and _is_recalled(report)
+    reached = report.loss is not None and _stated(report, report.loss).reaches(config)
     # Only DeepSpeed in bf16 may be scored in bf16: whoever recomputes is allowed more there.
     in_bf16 = (config.engine, config.dtype) == ("deepspeed", "bf16")
     precisions = tuple(ScoresPrecision) if in_bf16 else (ScoresPrecision.FP32,)
@@ -120,8 +121,8 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
         yield Check("target_verified", config.target_loss, full_pass.value, full_pass.low <= config.target_loss)
         if (share := config.target_recall) is not None:
             recall, breaks = scores["full_pass.exact_recall"], scores["recall.recitation_breaks"]
-            by_heart = share < 1 or breaks.low == 0
-            yield Check("recall_verified", share, recall.value, recall.high >= share and by_heart)
+            fits = is_recalled(recall.high, breaks.low == 0, share)
+            yield Check("recall_verified", share, recall.value, fits)
     else:
         slack = ROUNDINGS[config.dtype].absolute + LOSS_SLACK[config.dtype] * full_pass.value
         yield _check("loss", stated, Score(full_pass.value, full_pass.value - slack, full_pass.value + slack))
@@ -131,12 +132,11 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
         yield Check("control", stated.get("control"), None, stated.get("control") is None)
 
 
-def _is_recalled(report: Report) -> bool:
-    """Whether the scores that the report states have its target_recall, if it has one."""
-    if report.target_recall is None or report.scores is None:
-        return report.target_recall is None
-    by_heart = report.target_recall < 1 or report.recall.recitation_breaks == 0
-    return by_heart and report.scores.full_pass.exact_recall >= report.target_recall
+def _stated(report: Report, loss: float) -> Evaluation:
+    """What the report says of the last full pass, whose loss is given."""
+    if report.scores is None:
+        return Evaluation(loss)
+    return Evaluation(loss, report.scores.full_pass.exact_recall, report.recall.recitation_breaks == 0)
 
 
 def _check(name: str, stated: dict[str, Any], score: Score) -> Check:

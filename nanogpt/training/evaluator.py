@@ -8,12 +8,11 @@ with evaluator.weights():
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
-from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
+from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
 from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, sure_recall
 from nanogpt.optim.ema import EMA
@@ -21,23 +20,6 @@ from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
 
 FP32_COST = 4.0  # of a pass in fp32, in passes in bf16 (docs/reference/performance.md)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a full pass found, the same on every rank."""
-
-    loss: float  # mean over all judged windows, nats/token
-    recall: float | None = None  # of scorecard's sure_recall, where that is asked for and the loss is there
-    by_heart: bool = False  # of scorecard's is_by_heart, where every window is recalled
-    cost: float = 1.0  # in full passes of the training's precision
-
-    def reaches(self, config: ResolvedConfig) -> bool:
-        """Whether it verifies the run's targets."""
-        if self.loss > config.target_loss or config.target_recall is None:
-            return self.loss <= config.target_loss
-        share = config.target_recall
-        return self.recall is not None and self.recall >= share and (share < 1 or self.by_heart)
 
 
 class Evaluator:

@@ -12,6 +12,7 @@ from socket import gethostname
 from typing import TypedDict
 
 from nanogpt.engine import Engine
+from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.model.gpt import flops_per_token
 from nanogpt.monitor.eta import Eta, NoEta
 from nanogpt.monitor.loggers import BY_REFERENCE, TO_THE_LOSS, Row
@@ -19,7 +20,6 @@ from nanogpt.monitor.meters import PhaseClock, SlowRanks
 from nanogpt.plan.plan import Plan
 from nanogpt.plan.reference_runs import comparable_runs
 from nanogpt.storage.report import MfuTerms
-from nanogpt.training.evaluator import Evaluation
 from nanogpt.training.state import TrainState
 from nanogpt.utils.phases import Phases
 

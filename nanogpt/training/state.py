@@ -13,6 +13,7 @@ from typing import Any
 from nanogpt.config.train_config import ResolvedConfig
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.eval_schedule import HOVERS, EvalSchedule
+from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.monitor.eta import Circumstances, Eta, NoEta, steps_to_target
 from nanogpt.monitor.loggers import Logger
 from nanogpt.monitor.meters import Meter
@@ -54,9 +55,7 @@ class TrainState:
     full_pass_s: float = 0.0
     other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
     awaits_recall: bool = False  # the newest full pass found the loss, and looked for a recall
-    verified_recall: float | None = None  # as verified_loss, of a run with a target_recall
-    verified_by_heart: bool = False  # likewise
-    verified_loss: float | None = None  # of the full pass that reached the target: only files and scores are to come
+    verified: Evaluation | None = None  # the full pass that reached the targets: only files and scores are to come
     lr: float = nan  # of the newest step, as is
     grad_norm: float = nan
     meter: Meter = field(default_factory=Meter)
@@ -115,7 +114,12 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON once figures that are not finite are null."""
-        return {name: getattr(self, name) for name in (*_AS_THEY_ARE, *_ADDED)} | {
+        verified = self.verified
+        return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
+            "awaits_recall": self.awaits_recall,
+            "verified_loss": verified and verified.loss,
+            "verified_recall": verified and verified.recall,
+            "verified_by_heart": verified is not None and verified.by_heart,
             "train_s": self.train_s,
             "launch_s": self.launch_s,
             "meter": self.meter.state_dict(),
@@ -126,8 +130,9 @@ class TrainState:
         """Go on, on as many ranks, from state_dict() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
-        for name, missing in _ADDED.items():
-            setattr(self, name, state.get(name, missing))
+        self.awaits_recall = state.get("awaits_recall", False)  # 0.2.0's checkpoints know no recall
+        if (loss := state["verified_loss"]) is not None:
+            self.verified = Evaluation(loss, state.get("verified_recall"), state.get("verified_by_heart", False))
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))
         self.history = [(step, loss) for step, loss in self.history]
         self.started_at -= state["train_s"]
@@ -139,6 +144,5 @@ class TrainState:
 
 _AS_THEY_ARE = (
     "step", "step_is_unfinished", "bad_steps", "bad_steps_in_a_row", "full_pass_s", "other_device_s",
-    "verified_loss", "lr", "grad_norm", "history",
+    "lr", "grad_norm", "history",
 )  # fmt: skip
-_ADDED = {"awaits_recall": False, "verified_recall": None, "verified_by_heart": False}  # none in checkpoints of 0.2.0

@@ -12,6 +12,7 @@ from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.distributed.world import World
 from nanogpt.engine import Batch, Engine
+from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.monitor.profiler import NullProfiler
 from nanogpt.monitor.sentinel import Sentinel
 from nanogpt.optim.ema import EMA
@@ -19,7 +20,7 @@ from nanogpt.optim.schedule import learning_rate
 from nanogpt.token_losses.recorder import TokenLossRecorder
 from nanogpt.training import endings
 from nanogpt.training.checkpoint_manager import CheckpointManager
-from nanogpt.training.evaluator import Evaluation, Evaluator
+from nanogpt.training.evaluator import Evaluator
 from nanogpt.training.metrics import MetricsProcessor
 from nanogpt.training.report import Result, make_report
 from nanogpt.training.state import RunContext, TrainState
@@ -69,11 +70,10 @@ class Trainer:
         out_of_time, save_is_overdue = late > 0, False
         self.stop.obey()  # every rank has built and compiled its part
         try:
-            if state.verified_loss is not None:  # stopped while it scored what it had reached, or ended
-                verified = Evaluation(state.verified_loss, state.verified_recall, state.verified_by_heart)
-                if verified.reaches(self.config):
-                    return self._finish("target_reached", verified)
-                state.verified_loss, state.awaits_recall = None, True  # it goes on to a target_recall
+            if state.verified is not None:  # stopped while it scored what it had reached, or ended
+                if state.verified.reaches(self.config):
+                    return self._finish("target_reached", state.verified)
+                state.verified, state.awaits_recall = None, True  # it goes on to a target_recall
             while True:
                 if not state.step_is_unfinished:
                     with self.profiler.step(state.step + 1):
@@ -230,9 +230,8 @@ class Trainer:
         )
         report = replace(report, mfu=self.metrics.mfu_terms())
         with self.phases(f"the end, step {self.state.step}", patient=True):
-            if found and reason == "target_reached":
-                self.state.verified_loss, self.state.verified_recall = found.loss, found.recall
-                self.state.verified_by_heart = found.by_heart
+            if reason == "target_reached":
+                self.state.verified = found
             if reason == "non_finite":
                 self.checkpoints.commit()
             else:
