@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -31,6 +32,7 @@ MEMORY_PNG = "memory.png"
 RECALL_PNG = "recall.png"
 FINISHED = "the directory of a finished run"
 ROW_BYTES = 2**20  # more than a row of metrics.jsonl has
+MOST_NAMED = 5  # runs beside one that is not there
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight, which is the one that is stored
 
 
@@ -147,7 +149,13 @@ def run_directory(given: str) -> Path:
         pass
     except OSError as error:  # it may be there
         raise ConfigError(f"{given} cannot be read: {error.strerror}") from None
-    raise ConfigError(f"{given}: no such run directory")
+    others = ", ".join(_runs_beside(path))
+    raise ConfigError(f"{given}: no such run directory" + (f"; those beside it: {others}" if others else ""))
+
+
+def _runs_beside(path: Path) -> list[str]:
+    """The names of some run directories where path would be."""
+    return sorted(config.parent.name for config in islice(path.parent.glob(f"*/{CONFIG}"), MOST_NAMED))
 
 
 @dataclass(frozen=True)

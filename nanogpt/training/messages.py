@@ -19,14 +19,16 @@ RECITE_TOKENS = 160  # shown at the end: past the context, by window hops
 def announce(plan: Plan, world: World, logger: Logger, *, parameters: int) -> None:
     """What will be trained, where, and until when."""
     config = plan.config
-    engine = config.engine if config.zero_stage is None else f"{config.engine} (ZeRO {config.zero_stage})"
+    text = "builtin (Coriolanus)" if config.data == "builtin" else config.data
+    zero = "" if config.zero_stage is None else f" (ZeRO {config.zero_stage})"
+    engine = "" if config.engine == "single" else f"engine {config.engine}{zero}, "
     logger.say(
-        f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {config.data}, until a full pass "
+        f"{parameters:,} parameters memorise {config.subset_tokens:,} tokens of {text}, until a full pass "
         f"gives {config.target_loss:g} nats/token (entropy floor {plan.dataset.floor:.3f}){_and_recall(config)}"
     )
     logger.say(
         f"{config.batch_size} x {config.context_length} tokens a step on {world.size} x {world.device_name()}, "
-        f"engine {engine}, {config.dtype}, about {gigabytes(plan.memory.total)} of memory a rank; writing "
+        f"{engine}{config.dtype}, about {gigabytes(plan.memory.total)} of memory a rank; writing "
         f"{config.out_dir}/"
     )
     for warning in plan.warnings:

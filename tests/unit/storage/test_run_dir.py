@@ -11,7 +11,7 @@ from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.storage.json_file import write_json
 from nanogpt.storage.provenance import RunInfo
-from nanogpt.storage.run_dir import check_free, write_config
+from nanogpt.storage.run_dir import check_free, run_directory, write_config
 from nanogpt.storage.run_lock import Attempt, hold_run_dir
 from nanogpt.storage.tensor_file import save_tensors
 
@@ -52,6 +52,17 @@ def test_looking_leaves_directories_that_were_there(tmp_path):
     check_free(str(tmp_path / "there"))
     check_free(str(tmp_path / "there" / "a" / "b"))
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["notes.txt"]
+
+
+def test_runs_beside_a_missing_one_are_named(tmp_path):
+    """Invariant: whoever names a run that is not there hears of those that are; of none where there is none."""
+    with pytest.raises(ConfigError, match=r"out: no such run directory$"):
+        run_directory(str(tmp_path / "out"))
+    for name in ("demo", "other"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, RunInfo(config=asdict(TrainConfig())), fresh=True, from_step=0)
+    with pytest.raises(ConfigError, match=r"no such run directory; those beside it: demo, other$"):
+        run_directory(str(tmp_path / "out"))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
