@@ -226,6 +226,24 @@ def test_time_to_target(benchmark):
 
 
 @pytest.mark.slow
+def test_recall_cost(benchmark):
+    """Invariant: a run that is stopped before its target does not go on; of both recipes each seed is run."""
+    runs = benchmark("recall_cost.py", **TINY_SHAPE, seeds=1, max_steps=2)["runs"]
+    assert [(run["recipe"], run["seed"], run["recall"]["steps"]) for run in runs] == [
+        ("reference", 0, 2),
+        ("fast", 0, 2),
+    ]
+
+
+@pytest.mark.slow
+def test_products(benchmark):
+    """Invariant: three products of each of five weights, in both orders and dtypes."""
+    rows = benchmark("products.py", n_layer=1, n_head=2, n_embd=16, tokens=32, turns=2)["products"]
+    assert len(rows) == 3 * 5 * 2 * 2
+    assert min(seconds for row in rows for seconds in row["seconds"]) > 0
+
+
+@pytest.mark.slow
 def test_a_plain_loop_is_ended_by_a_full_pass(tmp_path, forked):
     """Invariant: by the first of its passes, one each 10 steps, that is at the target, in the Trainer too."""
     script, out = REPOSITORY / "benchmarks" / "plain_loop.py", tmp_path / "plain.json"

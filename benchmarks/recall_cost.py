@@ -1,0 +1,106 @@
+"""What a recital by heart costs beyond the target loss.
+
+python benchmarks/recall_cost.py --seeds=3 --n_layer=6 --n_embd=256 --n_head=4
+python benchmarks/recall_cost.py --table=benchmarks/results/recall_cost.zen5.2026-11-30.json
+
+A run for each recipe and seed, to the target loss first; if that has not brought the whole text back, it goes on from
+its checkpoint with --target_recall=1. A run that is given both targets from the start takes the same steps, but its
+passes come at others (tests/runs/test_target_recall.py).
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from parts.options import BenchmarkOptions, TaskOptions, as_words, run_benchmark
+from parts.runs import Trained, train_in
+
+from nanogpt.config.errors import ConfigError
+from nanogpt.config.options import option
+from nanogpt.storage.json_file import write_json
+
+RECIPES = ("reference", "fast")
+
+
+@dataclass(frozen=True)
+class RecallOptions(TaskOptions, BenchmarkOptions):
+    """What to measure, or which result to print."""
+
+    seeds: int = option(3, "runs of each recipe")
+    seed: int = option(0, "the first run's; the next ones follow")
+    recipes: str = option(",".join(RECIPES), "which recipes, with commas between")
+    ema: float = option(0.97, "of the average that is judged, as train_overfit.py has it")
+    on_plateau: str = option("decay", "decay or none, as train_overfit.py has it")
+    max_steps: int = option(3000, "a run that needs more has failed", "steps")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not set(self.recipes.split(",")) <= set(RECIPES):
+            raise ConfigError(f"--recipes={self.recipes} must be some of {','.join(RECIPES)}, with commas between")
+
+
+def measure(options: RecallOptions, out: Path) -> dict[str, Any]:
+    """Every recipe with every seed, one after the other."""
+    asked = options.task | {"max_steps": options.max_steps, "ema": options.ema, "on_plateau": options.on_plateau}
+    result: dict[str, Any] = {"options": asked, "runs": []}
+    for seed in range(options.seed, options.seed + options.seeds):
+        for recipe in options.recipes.split(","):
+            words = as_words(asked | {"seed": seed, "recipe": recipe, "checkpoint_minutes": "none"})
+            with tempfile.TemporaryDirectory() as directory:
+                plain = train_in(Path(directory, "out"), *words)
+                run = {"recipe": recipe, "seed": seed, "loss": told(plain), "recall": told(plain)}
+                if run["loss"]["reached"] and not is_by_heart(run["loss"]):
+                    run["recall"] = told(train_in(Path(directory, "out"), *words, "--target_recall=1"))
+            result |= plain.circumstances()
+            result["runs"].append(run)
+            write_json(out, result)  # after each run: they take minutes
+    return result
+
+
+def told(run: Trained) -> dict[str, Any]:
+    """How a run stood at its end."""
+    report = run.report
+    kept = {key: report[key] for key in ("reached", "steps", "train_s", "launch_s", "loss")}
+    recited = ("exact_recall", "recited_tokens", "recitation_breaks", "first_break_token")
+    return (
+        kept | {"window_recall": report["full_pass"]["exact_recall"]} | {key: report["recall"][key] for key in recited}
+    )
+
+
+def is_by_heart(run: dict[str, Any]) -> bool:
+    """Whether all windows come back, and the text without a break."""
+    return run["window_recall"] == 1 and run["recitation_breaks"] == 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    shape = result["options"]
+    lines = [
+        f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['subset_tokens']:,} tokens in windows of "
+        f"{shape['context_length']}, {result['dtype']} on {result['device']}, torch {result['versions']['torch']}:",
+        "",
+        "| recipe | seed | loss verified at step | breaks in the recital then | exact recall then "
+        "| by heart at step | steps more | seconds more | loss then |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(result["runs"], key=lambda run: RECIPES.index(run["recipe"])):
+        loss, recall = run["loss"], run["recall"]
+        steps, seconds = (recall[key] - loss[key] for key in ("steps", "train_s"))
+        at_least = "" if is_by_heart(recall) else "> "
+        lines.append(
+            f"| {run['recipe']} | {run['seed']} | {loss['steps']} | {loss['recitation_breaks']} "
+            f"| {loss['exact_recall']:.1%} | {at_least}{recall['steps']} | {at_least}{steps / loss['steps']:.0%} "
+            f"| {at_least}{seconds:,.0f} of {recall['train_s']:,.0f} | {recall['loss']:.4f} |"
+        )
+    for recipe in dict.fromkeys(run["recipe"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["recipe"] == recipe]
+        if len(runs) > 1 and all(is_by_heart(run["recall"]) for run in runs):
+            more = median(run["recall"]["train_s"] / run["loss"]["train_s"] - 1 for run in runs)
+            lines += ["", f"{recipe}: by heart takes {more:.0%} more time in training, the median of {len(runs)}."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_benchmark(__file__, __doc__, RecallOptions, measure, table)
