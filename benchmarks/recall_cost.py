@@ -3,12 +3,12 @@
 python benchmarks/recall_cost.py --seeds=3 --n_layer=6 --n_embd=256 --n_head=4
 python benchmarks/recall_cost.py --table=benchmarks/results/recall_cost.zen5.2026-11-30.json
 
-A run for each recipe and seed, to the target loss first; if that has not brought the whole text back, it goes on from
-its checkpoint with --target_recall=1. A run that is given both targets from the start takes the same steps, but its
-passes come at others (tests/runs/test_target_recall.py).
+A run for each recipe and seed, to the target loss; where that has not brought the whole text back, another one goes on
+from its checkpoint with --target_recall=1. A run that is given both targets from the start takes the same steps, but
+its passes come at others (tests/runs/test_target_recall.py). The runs are kept in --runs: those that have ended are
+not made again.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,8 +20,10 @@ from parts.runs import Trained, train_in
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.options import option
 from nanogpt.storage.json_file import write_json
+from nanogpt.storage.report import exit_reason
 
 RECIPES = ("reference", "fast")
+ENDINGS = ("target_reached", "max_steps")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RecallOptions(TaskOptions, BenchmarkOptions):
     ema: float = option(0.97, "of the average that is judged, as train_overfit.py has it")
     on_plateau: str = option("decay", "decay or none, as train_overfit.py has it")
     max_steps: int = option(3000, "a run that needs more has failed", "steps")
+    runs: str = option("recall_cost", "directory of the runs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,15 +51,23 @@ def measure(options: RecallOptions, out: Path) -> dict[str, Any]:
     for seed in range(options.seed, options.seed + options.seeds):
         for recipe in options.recipes.split(","):
             words = as_words(asked | {"seed": seed, "recipe": recipe, "checkpoint_minutes": "none"})
-            with tempfile.TemporaryDirectory() as directory:
-                plain = train_in(Path(directory, "out"), *words)
-                run = {"recipe": recipe, "seed": seed, "loss": told(plain), "recall": told(plain)}
-                if run["loss"]["reached"] and not is_by_heart(run["loss"]):
-                    run["recall"] = told(train_in(Path(directory, "out"), *words, "--target_recall=1"))
+            directory = Path(options.runs, f"{recipe}_{seed}")
+            plain = ended(directory / "loss", *words)
+            run = {"recipe": recipe, "seed": seed, "loss": told(plain), "recall": told(plain)}
+            if plain.report["reached"] and not is_by_heart(run["loss"]):
+                words += [f"--resume={directory / 'loss'}", "--target_recall=1"]
+                run["recall"] = told(ended(directory / "recall", *words))
             result |= plain.circumstances()
             result["runs"].append(run)
             write_json(out, result)  # after each run: they take minutes
     return result
+
+
+def ended(out_dir: Path, *words: str) -> Trained:
+    """The run in out_dir, which is made where it has not ended."""
+    if exit_reason(out_dir / "report.json") in ENDINGS:
+        return Trained.read(out_dir)
+    return train_in(out_dir, *words)
 
 
 def told(run: Trained) -> dict[str, Any]:
