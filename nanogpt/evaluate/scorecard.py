@@ -114,19 +114,18 @@ def make_scorecard(
     return Scorecard({**scores, "control": theirs}, recited, said)
 
 
-def sure_recall(windows: Windows, full: Reading, dtype: str) -> float:
-    """Exact recall of the windows of a full pass in dtype, less those that other kernels may not recall."""
-    return _Exactness(ROUNDINGS[dtype]).count(_share_of_windows(windows), full.right, full.margin).low
+def window_recall(windows: Windows, full: Reading, margin: float) -> float:
+    """Exact recall of the windows of a full pass, each token by a margin, in logits, at least."""
+    return _share_of_windows(windows)(full.right & (full.margin >= margin))
 
 
-def is_by_heart(model: GPT, windows: Windows, forward: Forward) -> bool:
-    """Whether all of the text is recited from its beginning without a break, by other kernels too.
+def is_by_heart(model: GPT, windows: Windows, forward: Forward, margin: float) -> bool:
+    """Whether all of the text is recited from its beginning without a break, each token by a margin at least.
 
     Every rank must call.
     """
     hops = read(model, windows, hop_starts(windows), forward)
-    right, margin = in_order(hops.right, windows), in_order(hops.margin, windows)
-    sure = right & (margin >= ROUNDINGS[forward.dtype].margin)
+    sure = in_order(hops.right & (hops.margin >= margin), windows)
     return bool(sure[hop_length(windows.context_length) - 1 :].all())
 
 

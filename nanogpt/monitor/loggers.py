@@ -50,7 +50,8 @@ class Row:
     memory_bytes: int = key("the most that any rank has held: allocated on a GPU, resident on a CPU, bytes")
     full_pass_loss: float | None = key("mean loss over the whole subset, where a full pass ran, nats/token")
     full_pass_recall: float | None = key(
-        "share of its windows that come back exactly on any machine, where target_recall asks and the loss is there"
+        "share of its windows that come back exactly, of a run with a target_recall; where that is reached, on any "
+        "machine"
     )
     fastest_rank_step_s: float | None = key(
         "the fastest rank's own work in a step, without waiting for others, seconds; null: the engine does not know it"

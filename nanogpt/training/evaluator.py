@@ -8,13 +8,14 @@ with evaluator.weights():
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
-from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, sure_recall
+from nanogpt.evaluate.scorecard import ROUNDINGS, Scorecard, is_by_heart, make_scorecard, window_recall
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
@@ -50,40 +51,48 @@ class Evaluator:
         if asked is not None:
             raise asked
 
-    def full_pass(self, *, step: int, is_last: bool, awaits_recall: bool = False) -> Evaluation:
-        """The average's mean loss over all judged windows, in the phase that is under way.
+    def full_pass(self, *, step: int, is_last: bool) -> Evaluation:
+        """What the average has of the text, by all judged windows, in the phase that is under way.
 
-        One that reaches the target is the one that others can compute again. is_last: the run ends here, whatever it
-        is. awaits_recall: the loss has been there before.
+        It is looked at in the precision of the training. Where that has the run's targets it is read again as others
+        can compute it, and this decides. is_last: the run ends here, whatever it is.
         """
         config = self._plan.config
         self._reading, self.evaluated = None, {}
         with self.weights():
-            found = Evaluation(0.0, cost=0.0) if awaits_recall else Evaluation(self._loss())
-            if found.loss <= config.target_loss:
+            found = self._look()
+            if found.reaches(config) and self._reading is None:
+                looked = found.cost
                 with self._scoring(step):
-                    found = self._read(found.cost)
+                    found = self._read(self._scores_forward())
+                found = replace(found, cost=found.cost + looked)
             if is_last or found.reaches(config):
                 self.evaluated = fingerprints(self._engine.weights())
         return found
 
-    def _loss(self) -> float:
+    def _look(self) -> Evaluation:
         """In the precision of the training."""
         plan = self._plan
-        return full_pass(self._engine.model, self._windows, plan.dataset.judged, self._forward(plan.config.dtype))
+        forward = self._forward(plan.config.dtype)
+        if plan.config.target_recall is not None:
+            return self._read(forward)
+        return Evaluation(full_pass(self._engine.model, self._windows, plan.dataset.judged, forward))
 
-    def _read(self, cost: float) -> Evaluation:
-        """In the precision of the scores; cost: of what was done before."""
-        config, forward, windows = self._plan.config, self._scores_forward(), self._windows
-        model, world = self._engine.model, self._engine.world
-        full = self._reading = read(model, windows, self._plan.dataset.judged, forward)
-        cost += FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
+    def _read(self, forward: Forward) -> Evaluation:
+        """In the precision of forward; if scores are made so, what other kernels may turn does not come back."""
+        config, model, windows, world = self._plan.config, self._engine.model, self._windows, self._engine.world
+        full = read(model, windows, self._plan.dataset.judged, forward)
+        margin = 0.0
+        if forward.dtype == self._engine.scores_precision.dtype:
+            self._reading, margin = full, ROUNDINGS[forward.dtype].margin
+        cost = FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
         # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
         (loss,) = world.max(full.loss)
-        if config.target_recall is None or loss > config.target_loss:
+        if config.target_recall is None:
             return Evaluation(loss, cost=cost)
-        recall = -world.max(-sure_recall(windows, full, forward.dtype))[0]
-        by_heart = recall == 1 == config.target_recall and is_by_heart(model, windows, forward)
+        recall = -world.max(-window_recall(windows, full, margin))[0]
+        asked = recall == 1 == config.target_recall and loss <= config.target_loss
+        by_heart = asked and is_by_heart(model, windows, forward, margin)
         return Evaluation(loss, recall, not world.max(float(not by_heart))[0], cost)
 
     def scorecard(self, *, step: int) -> Scorecard:

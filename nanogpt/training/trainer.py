@@ -178,10 +178,10 @@ class Trainer:
         started = time.perf_counter()
         with self.phases("full pass or scores", self.state.step):
             state = self.state
-            found = self.evaluator.full_pass(step=state.step, is_last=is_last, awaits_recall=state.awaits_recall)
+            found = self.evaluator.full_pass(step=state.step, is_last=is_last)
             if found.reaches(self.config):  # else it may be the mean loss of models that differ
                 self.replicas.check(state.step)
-        state.awaits_recall = found.recall is not None
+        state.awaits_recall = found.recall is not None and found.loss <= self.config.target_loss
         state.schedule.judged(found.loss, passes=found.cost)
         state.full_pass_s += time.perf_counter() - started
         return found
