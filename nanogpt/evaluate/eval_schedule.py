@@ -122,6 +122,10 @@ class EvalSchedule:
         # At a hot rate the training loss may never come nearer, while the averaged weights are there.
         return min(rested, self._steps - self._far_step) >= self.cost_steps / BUDGET
 
+    def settle(self) -> None:
+        """The run goes on to another target: what it has spent beyond its budget on the way to this one is forgiven."""
+        self._passes = min(self._passes, EARLY - 1 + BUDGET * self._steps / self.cost_steps)
+
     def judged(self, loss: float, *, passes: float = 1) -> None:
         """The loss that a full pass gave at this step; passes: what it cost, in those that give a loss alone."""
         self._passes += passes

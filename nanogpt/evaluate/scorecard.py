@@ -114,19 +114,14 @@ def make_scorecard(
     return Scorecard({**scores, "control": theirs}, recited, said)
 
 
-def window_recall(windows: Windows, full: Reading, margin: float) -> float:
-    """Exact recall of the windows of a full pass, each token by a margin, in logits, at least."""
-    return _share_of_windows(windows)(full.right & (full.margin >= margin))
+def window_recall(windows: Windows, full: Reading) -> float:
+    """Exact recall of the windows of a full pass."""
+    return _share_of_windows(windows)(full.right)
 
 
-def is_by_heart(model: GPT, windows: Windows, forward: Forward, margin: float) -> bool:
-    """Whether all of the text is recited from its beginning without a break, each token by a margin at least.
-
-    Every rank must call.
-    """
-    hops = read(model, windows, hop_starts(windows), forward)
-    sure = in_order(hops.right & (hops.margin >= margin), windows)
-    return bool(sure[hop_length(windows.context_length) - 1 :].all())
+def is_by_heart(windows: Windows, hops: Reading) -> bool:
+    """Whether all of the text is recited from its beginning without a break; hops: of the windows at hop_starts."""
+    return bool(in_order(hops.right, windows)[hop_length(windows.context_length) - 1 :].all())
 
 
 def _of_text(

@@ -9,13 +9,16 @@ with evaluator.weights():
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.evaluation import Evaluation
-from nanogpt.evaluate.recall import Forward, Reading, full_pass, read
-from nanogpt.evaluate.scorecard import ROUNDINGS, Scorecard, is_by_heart, make_scorecard, window_recall
+from nanogpt.evaluate.recall import Forward, Reading, full_pass, hop_starts, read
+from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, window_recall
+from nanogpt.evaluate.screening import screen, sure
+from nanogpt.model.generate import second_half
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
@@ -60,7 +63,7 @@ class Evaluator:
         config = self._plan.config
         self._reading, self.evaluated = None, {}
         with self.weights():
-            found = self._look()
+            found = self._look(step)
             if found.reaches(config) and self._reading is None:
                 looked = found.cost
                 with self._scoring(step):
@@ -70,30 +73,55 @@ class Evaluator:
                 self.evaluated = fingerprints(self._engine.weights())
         return found
 
-    def _look(self) -> Evaluation:
+    def _look(self, step: int) -> Evaluation:
         """In the precision of the training."""
-        plan = self._plan
-        forward = self._forward(plan.config.dtype)
-        if plan.config.target_recall is not None:
-            return self._read(forward)
-        return Evaluation(full_pass(self._engine.model, self._windows, plan.dataset.judged, forward))
+        plan, exact = self._plan, self._scores_forward()
+        quick = self._forward(plan.config.dtype)
+        if plan.config.target_recall is None:
+            return Evaluation(full_pass(self._engine.model, self._windows, plan.dataset.judged, quick))
+        if quick.dtype == exact.dtype:
+            return self._read(exact)
+        with self._scoring(step):
+            return self._screen(quick, exact, plan.config.target_recall)
+
+    def _screen(self, quick: Forward, exact: Forward, target: float) -> Evaluation:
+        """In the precision of the training, near ties in that of the scores."""
+        model, windows, config, judged = self._engine.model, self._windows, self._plan.config, self._plan.dataset.judged
+
+        def enough(best: Reading) -> bool:
+            return self._agreed_loss(best) <= config.target_loss and window_recall(windows, best) >= target
+
+        part = second_half(windows.context_length)
+        full = screen(model, windows, judged, quick, exact, part=part, enough=enough)
+        loss, recall, read_again = (
+            self._agreed_loss(full.reading),
+            window_recall(windows, full.reading),
+            full.read_again,
+        )
+        by_heart = False
+        if recall == 1 == target and loss <= config.target_loss:
+            known = partial(is_by_heart, windows)
+            hops = screen(model, windows, hop_starts(windows), quick, exact, part=slice(None), enough=known)
+            by_heart, read_again = known(hops.reading), read_again + hops.read_again
+        return Evaluation(loss, recall, by_heart, cost=1 + FP32_COST * read_again / len(judged))
 
     def _read(self, forward: Forward) -> Evaluation:
-        """In the precision of forward; if scores are made so, what other kernels may turn does not come back."""
-        config, model, windows, world = self._plan.config, self._engine.model, self._windows, self._engine.world
-        full = read(model, windows, self._plan.dataset.judged, forward)
-        margin = 0.0
-        if forward.dtype == self._engine.scores_precision.dtype:
-            self._reading, margin = full, ROUNDINGS[forward.dtype].margin
+        """In the precision of the scores."""
+        config, model, windows = self._plan.config, self._engine.model, self._windows
+        full = self._reading = read(model, windows, self._plan.dataset.judged, forward)
+        loss, recall, by_heart = self._agreed_loss(full), None, False
+        if config.target_recall is not None:
+            recall = window_recall(windows, sure(full, forward.dtype))
+        if recall == 1 == config.target_recall and loss <= config.target_loss:
+            hops = read(model, windows, hop_starts(windows), forward)
+            by_heart = is_by_heart(windows, sure(hops, forward.dtype))
         cost = FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
-        # Ranks on other CPUs may round its last bit otherwise, and all must decide alike.
-        (loss,) = world.max(full.loss)
-        if config.target_recall is None:
-            return Evaluation(loss, cost=cost)
-        recall = -world.max(-window_recall(windows, full, margin))[0]
-        asked = recall == 1 == config.target_recall and loss <= config.target_loss
-        by_heart = asked and is_by_heart(model, windows, forward, margin)
-        return Evaluation(loss, recall, not world.max(float(not by_heart))[0], cost)
+        return Evaluation(loss, recall, by_heart, cost)
+
+    def _agreed_loss(self, reading: Reading) -> float:
+        """All must decide alike, and ranks on other CPUs may round the last bit of a mean otherwise."""
+        (loss,) = self._engine.world.max(reading.loss)
+        return loss
 
     def scorecard(self, *, step: int) -> Scorecard:
         """The scores of the weights in the model, in the precision in which others can compute them again."""

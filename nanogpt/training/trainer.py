@@ -74,6 +74,7 @@ class Trainer:
                 if state.verified.reaches(self.config):
                     return self._finish("target_reached", state.verified)
                 state.verified, state.awaits_recall = None, True  # it goes on to a target_recall
+                state.schedule.settle()
             while True:
                 if not state.step_is_unfinished:
                     with self.profiler.step(state.step + 1):

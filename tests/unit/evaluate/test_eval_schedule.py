@@ -53,6 +53,22 @@ def test_hovering_spends_no_more_than_it_earns():
         assert next(step for step in passes if step > reached + 3) <= reached + 10
 
 
+def test_a_run_that_goes_on_to_another_target_looks_soon():
+    """Invariant: whatever the verified pass has cost, one comes after a pass's own steps; then each earns its cost."""
+    schedule, passes = EvalSchedule(0.099, 130, 16), []
+    for step in range(1, 401):
+        schedule.observe(0.5 if step < 200 else 0.05)
+        if step == 200:
+            schedule.judged(0.05, passes=9)
+            assert schedule.wait_steps > 100
+            schedule.settle()
+        elif step > 200 and schedule.due():
+            passes.append(step)
+            schedule.judged(0.05)
+    cost = schedule.cost_steps
+    assert passes == [200 + ceil(cost), *(200 + ceil(cost / BUDGET * n) for n in range(1, 5))]
+
+
 def test_the_first_pass_comes_before_the_training_loss_is_there():
     """Invariant: training losses lag behind a full pass, so the first pass comes while they are still above target."""
     first = play([falling(step) for step in range(400)])[0]
