@@ -85,6 +85,11 @@ def is_by_heart(run: dict[str, Any]) -> bool:
     return run["window_recall"] == 1 and run["recitation_breaks"] == 0
 
 
+def more_steps(run: dict[str, Any]) -> float:
+    """What by heart takes beyond the target loss, as a share of its steps."""
+    return run["recall"]["steps"] / run["loss"]["steps"] - 1
+
+
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     shape = result["options"]
@@ -92,24 +97,23 @@ def table(result: dict[str, Any]) -> str:
         f"{shape['n_layer']} layers of {shape['n_embd']} channels, {shape['subset_tokens']:,} tokens in windows of "
         f"{shape['context_length']}, {result['dtype']} on {result['device']}, torch {result['versions']['torch']}:",
         "",
-        "| recipe | seed | loss verified at step | breaks in the recital then | exact recall then "
-        "| by heart at step | steps more | seconds more | loss then |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | seed | loss verified at step | mistakes in the recital then | windows recalled then "
+        "| all by heart at step | steps more | loss then |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for run in sorted(result["runs"], key=lambda run: RECIPES.index(run["recipe"])):
+    runs = sorted(result["runs"], key=lambda run: RECIPES.index(run["recipe"]))
+    for run in runs:
         loss, recall = run["loss"], run["recall"]
-        steps, seconds = (recall[key] - loss[key] for key in ("steps", "train_s"))
         at_least = "" if is_by_heart(recall) else "> "
         lines.append(
-            f"| {run['recipe']} | {run['seed']} | {loss['steps']} | {loss['recitation_breaks']} "
-            f"| {loss['exact_recall']:.1%} | {at_least}{recall['steps']} | {at_least}{steps / loss['steps']:.0%} "
-            f"| {at_least}{seconds:,.0f} of {recall['train_s']:,.0f} | {recall['loss']:.4f} |"
+            f"| {run['recipe']} | {run['seed']} | {loss['steps']} | {loss['recitation_breaks']} in "
+            f"{loss['recited_tokens']:,} | {loss['window_recall']:.1%} | {at_least}{recall['steps']} "
+            f"| {at_least}{more_steps(run):.0%} | {recall['loss']:.4f} |"
         )
-    for recipe in dict.fromkeys(run["recipe"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["recipe"] == recipe]
-        if len(runs) > 1 and all(is_by_heart(run["recall"]) for run in runs):
-            more = median(run["recall"]["train_s"] / run["loss"]["train_s"] - 1 for run in runs)
-            lines += ["", f"{recipe}: by heart takes {more:.0%} more time in training, the median of {len(runs)}."]
+    for recipe in dict.fromkeys(run["recipe"] for run in runs):
+        more = [more_steps(run) for run in runs if run["recipe"] == recipe and is_by_heart(run["recall"])]
+        if len(more) > 1:
+            lines += ["", f"{recipe}: by heart takes {median(more):.0%} more steps, the median of {len(more)}."]
     return "\n".join(lines)
 
 
