@@ -22,15 +22,22 @@ from pathlib import Path
 
 import nanogpt.__main__  # what the programs import when they have read their options
 import nanogpt.training.run  # noqa: F401
+from nanogpt.data.tokenizer import encoding
 
 TIMEOUT_S = 300
+# What a program imports besides while it runs: DDP's constructor, and whoever draws a picture.
+BESIDES = (
+    "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.cm", "matplotlib.collections", "matplotlib.figure",
+    "matplotlib.layout_engine", "matplotlib.ticker",
+)  # fmt: skip
 
 
 def become(out: int, err: int, cwd: str, environ: dict[str, str], program: str, *words: str) -> None:
-    """Run a program in this process, as Python would; out, err: file descriptors."""
+    """Run a program in this process, as Python would, from PYTHONPATH first; out, err: file descriptors."""
     for descriptor, its_own in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
         os.dup2(descriptor, its_own)
     os.environ |= environ
+    sys.path[1:1] = filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(cwd)
     sys.argv = [program, *words]
     if Path(program).exists():
@@ -92,8 +99,9 @@ def run_apart(cwd: str, words: list[str], ranks: list[dict[str, str]]) -> list[t
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a module says when it is imported is no answer
-    for module in sys.argv[1:]:
+    for module in (*BESIDES, *sys.argv[1:]):
         importlib.import_module(module)
+    encoding()  # which reads the vocabulary, once
     for line in sys.stdin:
         request = json.loads(line)
         serve = statuses if "pids" in request else start if "log" in request else run_apart

@@ -90,11 +90,28 @@ class ForkedProgram:
         """The status of the first rank that has ended, None while all run."""
         return next((status for status in self._statuses() if status is not None), None)
 
-    def kill(self):
-        """SIGKILL for all of them, and wait until they are gone."""
+    def send_signal(self, number):
+        """To all of them that run."""
         for pid, status in zip(self.pids, self._statuses(), strict=True):
             if status is None:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
+
+    def terminate(self):
+        """SIGTERM for all of them."""
+        self.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout):
+        """The status that all of them leave with."""
+        give_up = time.monotonic() + timeout
+        while None in (statuses := self._statuses()):
+            assert time.monotonic() < give_up, "timed out"
+            time.sleep(0.01)
+        (status,) = set(statuses)
+        return status
+
+    def kill(self):
+        """SIGKILL for all of them, and wait until they are gone."""
+        self.send_signal(signal.SIGKILL)
         while None in self._statuses():
             time.sleep(0.01)
 

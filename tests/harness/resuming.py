@@ -52,10 +52,10 @@ def start(cwd, engine="single", preexec_fn=None, **options):
         return subprocess.Popen(command, cwd=cwd, preexec_fn=preexec_fn, env=env, stdout=log, stderr=log)
 
 
-def start_forked(cwd, engine="single", **options):
-    """The same without a start or launcher, to be killed."""
+def start_forked(cwd, engine="single", program=TRAIN, **options):
+    """The same without a start or launcher."""
     ranks, chosen = ENGINES[engine]
-    return ForkedProgram(ranks, cwd, cwd / "log", TRAIN, *flags(**(OPTIONS | chosen | options), out_dir="out"))
+    return ForkedProgram(ranks, cwd, cwd / "log", program, *flags(**(OPTIONS | chosen | options), out_dir="out"))
 
 
 def workers(launcher):

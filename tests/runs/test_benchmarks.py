@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,15 @@ import pytest
 from harness.forks import train
 from harness.runs import REPOSITORY, environment, flags, report, run, wait_for
 
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+if not (find_spec("transformers") and find_spec("accelerate")):  # which take seconds to import
+    pytest.skip("needs transformers and accelerate, which the extra [dev] installs", allow_module_level=True)
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import golden_curves
 import on_gpu
-import plain_loop
 import time_to_target
 from eta_backtest import take_together
 from parts import alpha_beta
 from parts.options import machine, result_path
-from parts.plain import gpt2
 
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
@@ -288,6 +287,9 @@ def test_a_contender_that_fails_is_named():
 
 def test_a_plain_loop_is_judged_as_a_run_is(tmp_path):
     """Reference: recall.full_pass of the same weights, 3e-7 away on a CPU: two programs' sums in fp32."""
+    import plain_loop
+    from parts.plain import gpt2
+
     world = World.from_env()
     plan = make_plan(TrainConfig(**TINY_SHAPE), world)
     plain = gpt2({"n_layer": 1, "n_head": 2, "n_embd": 16}, world.device, seed=0)

@@ -112,10 +112,10 @@ def test_every_refusal_is_one_line_and_leaves_no_trace(room, forked):
         assert listing(room) == before, words
 
 
-def test_a_download_without_a_network(room):
+def test_a_download_without_a_network(room, forked):
     """Invariant: one line that names the alternatives; a closed port stands for the missing network."""
     closed = {"https_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(room / "cache")}
-    done = train("--data=tinyshakespeare", cwd=room, env=closed)
+    done = forked(room, TRAIN, "--data=tinyshakespeare", **closed)
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot download tinyshakespeare.txt (")
     assert "--data=builtin, or --data=PATH" in done.stderr

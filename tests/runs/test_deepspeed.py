@@ -215,16 +215,16 @@ def test_options_that_cannot_work_are_one_line(words, said, tmp_path, forked):
         ),
     ],
 )
-def test_without_deepspeed_the_rest_works(shadow, said, tmp_path):
+def test_without_deepspeed_the_rest_works(shadow, said, tmp_path, forked):
     """Invariant: the one engine that needs it says how to get it, with status 2; the others never import it."""
     (tmp_path / "shadow").mkdir()
     (tmp_path / "shadow" / "deepspeed.py").write_text(shadow)
-    env = {"PYTHONPATH": f"{tmp_path / 'shadow'}{os.pathsep}{REPOSITORY}"}
-    done = train("--engine=deepspeed", cwd=tmp_path, env=env)
+    env = {"PYTHONPATH": str(tmp_path / "shadow")}
+    done = forked(tmp_path, TRAIN, "--engine=deepspeed", **env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert said in done.stderr
     if "RuntimeError" in shadow:  # which importing it would not survive
-        assert train(*flags(**SHORT, max_steps=1, out_dir="out"), cwd=tmp_path, env=env).returncode == 3
+        assert forked(tmp_path, TRAIN, *flags(**SHORT, max_steps=1, out_dir="out"), **env).returncode == 3
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from harness.forks import forked_ranks, train
 from harness.lanes import slow
-from harness.runs import TRAIN, WORKERS, assert_verified, flags, metrics, report, torchrun
+from harness.runs import TRAIN, WORKERS, assert_verified, flags, metrics, report
 
 STEPS = 20
 OPTIONS = {
@@ -91,18 +91,18 @@ def test_a_loss_lost_on_one_rank_is_refused_by_all(name, zero_stage, tmp_path):
 def test_all_ranks_leave_when_the_first_ones_time_is_up(tmp_path):
     """Invariant: max_minutes ends a run of several ranks without a hang, at one step."""
     options = {**OPTIONS, "max_steps": "none", "max_minutes": 0.05}
-    done = torchrun(2, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=120)
+    done = forked_ranks(2, tmp_path, TRAIN, *flags(**options, out_dir="out"))
     told = report(tmp_path / "out")
-    assert (done.returncode, told["exit_reason"]) == (1, "max_minutes")
+    assert (done.returncode, told["exit_reason"]) == (3, "max_minutes")
     assert metrics(tmp_path / "out")[-1]["step"] == told["steps"]
 
 
 @pytest.mark.slow
 def test_eight_ranks_reach_a_target(tmp_path):
-    """Invariant: torchrun with 8 processes and the fast recipe ends with status 0 and a verified target."""
+    """Invariant: 8 processes and the fast recipe end with status 0 and a verified target."""
     options = {"n_layer": 2, "n_head": 2, "n_embd": 32, "subset_tokens": 100, "context_length": 32, "recipe": "fast"}
     options |= {"target_loss": 6.0, "max_steps": 400}
-    done = torchrun(8, *flags(**options, out_dir="out"), cwd=tmp_path, timeout=400)
+    done = forked_ranks(8, tmp_path, TRAIN, *flags(**options, out_dir="out"))
     assert done.returncode == 0, done.stdout + done.stderr
     told = report(tmp_path / "out")
     assert (told["reached"], told["world_size"]) == (True, 8)

@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shutil
-import sys
 
 import pytest
 import torch
 
-from harness.forks import forked_ranks
-from harness.runs import REPOSITORY, TINY, TRAIN, WORKERS, flags, metrics, report, run, torchrun, without_clocks
+from harness.forks import forked, forked_ranks
+from harness.runs import REPOSITORY, TINY, TRAIN, WORKERS, flags, metrics, report, torchrun, without_clocks
 
 WORKER = WORKERS / "replicas_worker.py"
 CELL = {
@@ -159,7 +158,7 @@ def test_a_run_that_breaks_after_a_full_pass_keeps_its_weights(tmp_path):
         "train_overfit.main(train_overfit.run)\n"
     )
     options = OPTIONS | {"target_loss": 0.01, "max_bad_steps": 2}
-    done = run(sys.executable, "start.py", *flags(**options), cwd=tmp_path)
+    done = forked(tmp_path, tmp_path / "start.py", *flags(**options))
     assert done.returncode == 1
     assert "the weights saved are from before them" in done.stderr
     assert [row["step"] for row in metrics(tmp_path / "out") if row["full_pass_loss"]] == [2]
@@ -187,7 +186,7 @@ def test_weights_that_change_after_the_last_full_pass_are_not_saved(tmp_path, en
         "evaluator.Evaluator.full_pass, evaluator.Evaluator.scorecard = told, noisy\n"
         "train_overfit.main(train_overfit.run)\n"
     )
-    done = run(sys.executable, "start.py", *flags(**OPTIONS | ending), cwd=tmp_path)
+    done = forked(tmp_path, tmp_path / "start.py", *flags(**OPTIONS | ending))
     assert (done.returncode, "memory or disk is faulty" in done.stderr) == (1, True), done.stderr
     prints = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("prints ")]
     assert prints[-1] > 0

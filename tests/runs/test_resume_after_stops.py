@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from harness.forks import forked_ranks
 from harness.lanes import slow
 from harness.resuming import (
     ENGINES,
@@ -24,9 +25,10 @@ from harness.resuming import (
     names,
     outcome,
     start,
+    start_forked,
     words,
 )
-from harness.runs import CLOCKS, TRAIN, environment, flags, report, torchrun, wait_for
+from harness.runs import CLOCKS, TRAIN, environment, flags, report, wait_for
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.plan.plan import make_plan
@@ -39,7 +41,7 @@ def test_asked_to_stop_it_saves_and_goes_on(tmp_path, uninterrupted):
     """Reference: a run that was not stopped: the same rows, report and weights, bit for bit. Exit status 4 each."""
     steps = 0
     for how in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "STOP"):
-        program = start(tmp_path)
+        program = start_forked(tmp_path)
         wait_for(has_trained(tmp_path, beyond=steps), program)
         if how == "STOP":
             (tmp_path / "out" / "STOP").touch()
@@ -160,8 +162,9 @@ def test_a_stop_in_a_full_pass_of_the_average(tmp_path, uninterrupted):
         "train_overfit.main(train_overfit.run)\n"
     )
     options = flags(**(OPTIONS | ENGINES["sharded"][1]), out_dir="out")
-    done = torchrun(2, *options, cwd=tmp_path, script="start.py")
+    done = forked_ranks(2, tmp_path, tmp_path / "start.py", *options)
     assert report(tmp_path / "out")["exit_reason"] == "stopped", done.stdout + done.stderr
+    assert done.returncode == 4
     assert re.search(r"asked to stop by SIGTERM at step (\d+): saving", done.stdout), done.stdout
     assert go(tmp_path, "sharded").returncode == 0
     assert_same(tmp_path, uninterrupted("sharded"))
@@ -170,7 +173,7 @@ def test_a_stop_in_a_full_pass_of_the_average(tmp_path, uninterrupted):
 @pytest.mark.slow
 def test_a_stop_while_a_spent_budget_is_scored_leaves_it_spent(tmp_path, uninterrupted):
     """Reference: as above; the checkpoint of before the budget's own pass stays the newest."""
-    program = start(tmp_path, max_steps=10)
+    program = start_forked(tmp_path, max_steps=10)
     wait_for(lambda: "scoring" in (tmp_path / "log").read_text(), program)
     program.terminate()
     assert program.wait(timeout=200) == 4
@@ -209,7 +212,7 @@ def test_the_command_that_began_a_run_goes_on_with_it(resume, stopped, tmp_path,
     if resume == "elsewhere":
         shutil.copytree(stopped / "out" / "checkpoints" / "step_00000004", source)
     options = {"resume": source or "never"}
-    program = start(tmp_path, **options)
+    program = start_forked(tmp_path, **options)
     wait_for(has_trained(tmp_path, beyond=9), program)
     program.terminate()
     assert program.wait(timeout=200) == 4, (tmp_path / "log").read_text()
@@ -253,7 +256,7 @@ def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
     """
     options = {"checkpoint_minutes": 1e-6, "keep_checkpoints": 3}
     (tmp_path / "slow.py").write_text(SLOW_SCORES)
-    program = start(tmp_path, program=tmp_path / "slow.py", **options)
+    program = start_forked(tmp_path, program=tmp_path / "slow.py", **options)
     wait_for(lambda: "scoring" in (tmp_path / "log").read_text(), program)
     program.terminate()
     assert program.wait(timeout=200) == 4
@@ -269,7 +272,7 @@ def test_a_stop_while_a_reached_target_is_scored(tmp_path, uninterrupted):
 
 def test_two_runs_do_not_share_a_directory(tmp_path):
     """Invariant: while one process writes a run directory another is refused, in one line."""
-    first = start(tmp_path)
+    first = start_forked(tmp_path)
     wait_for(has_trained(tmp_path), first)
     done = go(tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

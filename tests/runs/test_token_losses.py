@@ -1,7 +1,6 @@
 """memory.npz of whole runs: whose losses it holds, on any number of ranks, after a stop, and what plot makes of it."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from harness.forks import forked, forked_ranks, train
 from harness.lanes import slow
-from harness.runs import TRAIN, flags, run
+from harness.runs import TRAIN, flags
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import Windows
@@ -100,8 +99,8 @@ def test_nothing_of_another_end_stays(alone, tmp_path):
     shutil.copytree(alone, tmp_path / "out")
     options = OPTIONS | {"max_steps": 20, "log_every": 100}
     patch = "import nanogpt.training.trainer as t; t.Trainer.run = lambda self: 1 / 0"
-    done = run(sys.executable, "-c", f"{patch}; import train_overfit; train_overfit.run()", *flags(**options),
-               cwd=tmp_path)  # fmt: skip
+    (tmp_path / "start.py").write_text(f"{patch}; import train_overfit; train_overfit.run()")
+    done = forked(tmp_path, tmp_path / "start.py", *flags(**options))
     assert "ZeroDivisionError" in done.stderr
     found = history(tmp_path / "out")
     assert (found.recital, found.steps.tolist()) == (None, [3, 6, 9, 12])

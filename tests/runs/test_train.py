@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from harness import runs
 from harness.forks import forked_ranks, train
-from harness.runs import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report, run
+from harness.runs import SHORT, TINY, TRAIN, assert_verified, environment, flags, metrics, report
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import encode
 from nanogpt.model.gpt import GPT, GPTConfig
@@ -95,14 +95,12 @@ def test_the_rows_add_up(finished):
     assert told["device_s"] == told["train_s"]
 
 
-def test_recite_continues_the_text(finished):
+def test_recite_continues_the_text(finished, forked):
     """Invariant: from a prompt with a blank at its end, the text's own next words."""
     out_dir, _ = finished
     text = read_corpus("builtin").text
-    done = run(
-        sys.executable, "-m", "nanogpt", "recite", out_dir, "--prompt=First Citizen:\nBefore we proceed any further, ",
-        "--max_tokens=6", cwd=out_dir,
-    )  # fmt: skip
+    prompt = "--prompt=First Citizen:\nBefore we proceed any further, "
+    done = forked(out_dir, "nanogpt", "recite", out_dir, prompt, "--max_tokens=6")
     assert done.returncode == 0
     assert text.startswith(done.stdout.rstrip("\n"))
     assert "word for word" in done.stderr

@@ -3,13 +3,12 @@
 import pickle
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from harness.runs import TINY, TRAIN, WORKERS, environment, flags, free_port, metrics, report, torchrun, wait_for
+from harness.forks import ForkedProgram
+from harness.runs import TINY, TRAIN, WORKERS, flags, free_port, metrics, report, torchrun, wait_for
 
 OPTIONS = TINY | {"dtype": "fp32", "log_every": 1, "out_dir": "out", "comm_timeout_s": 10, "target_loss": 1e-6}
 HANGS = WORKERS / "hang_worker.py"
@@ -18,12 +17,8 @@ HANGS = WORKERS / "hang_worker.py"
 def start_ranks(cwd, script=TRAIN, **env):
     """Two ranks of a run that never ends, started by hand, each with its log."""
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command, ranks = [sys.executable, str(script), *flags(**OPTIONS)], []
-    for rank in ("0", "1"):
-        with (cwd / f"log{rank}").open("w") as log:
-            its_own = environment(OMP_NUM_THREADS="1", RANK=rank, LOCAL_RANK=rank, **env)
-            ranks.append(subprocess.Popen(command, cwd=cwd, env=its_own, stdout=log, stderr=log))
-    return ranks
+    words = (script, *flags(**OPTIONS))
+    return [ForkedProgram(1, cwd, cwd / f"log{rank}", *words, RANK=rank, LOCAL_RANK=rank, **env) for rank in "01"]
 
 
 @pytest.fixture
@@ -34,7 +29,6 @@ def two_ranks(tmp_path):
     yield ranks
     for process in ranks:
         process.kill()
-        process.wait()
 
 
 @pytest.mark.slow

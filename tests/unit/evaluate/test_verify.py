@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shutil
-import sys
 from collections import Counter
 from itertools import islice
 
@@ -12,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from harness.forks import forked
-from harness.runs import REPOSITORY, report, run
+from harness.runs import REPOSITORY, report
 from nanogpt.data.corpus import read_corpus
 from nanogpt.evaluate.verify import verify, verify_run
 from nanogpt.storage.run_dir import load_run
@@ -109,8 +108,8 @@ def test_a_looser_precision_cannot_be_claimed(copy):
 def test_score_shows_what_the_report_states(copy, forked):
     """Invariant: the table holds the report's figures, and --line a prompt that stands before those words."""
     told = report(copy)
-    score = (sys.executable, "-m", "nanogpt", "score", copy)
-    shown = run(*score, cwd=copy).stdout
+    score = (copy, "nanogpt", "score", copy)
+    shown = forked(*score).stdout
     for figure in (told["full_pass"]["loss"], told["strided_loss"], told["control"]["strided_loss"]):
         assert f" {figure:.4f} " in shown
     rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in shown.splitlines() if line.startswith("│")]
@@ -118,7 +117,7 @@ def test_score_shows_what_the_report_states(copy, forked):
     assert sum(not any(figures) for _, *figures in rows) == 6, "headings"
     assert ["loss, nats/token", f"{told['full_pass']['loss']:.4f}", ""] in rows
     assert f"{told['recall']['exact_recall']:.1%} of {told['recall']['exact_recall_prompts']}" in shown
-    done = run(*score, "--line=We know't, we know't.", cwd=copy)
+    done = forked(*score, "--line=We know't, we know't.")
     count, prompt = re.fullmatch(r"shortest prompt that brings it back, (\d+) tokens?: (.*)\n", done.stdout).groups()
     assert 1 <= int(count) <= 32
     assert f"{ast.literal_eval(prompt)}We know't, we know't." in TEXT.read_text()

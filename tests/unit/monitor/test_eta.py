@@ -1,7 +1,6 @@
 """The ETA: exact where the truth is a formula, consistent under changes of unit, and silent where nothing is known."""
 
 import json
-import sys
 import time
 from dataclasses import replace
 from math import log, sqrt
@@ -9,7 +8,7 @@ from math import log, sqrt
 import numpy as np
 import pytest
 
-from harness.runs import REPOSITORY, metrics, run
+from harness.runs import REPOSITORY, metrics
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.monitor.eta import Circumstances, Eta, NoEta, fit_curve, steps_to_target
 from nanogpt.optim.recipe import ADAMW, resolve_recipe
@@ -276,7 +275,7 @@ def test_strange_losses_raise_nothing(losses, references):
     assert isinstance(answer, NoEta) or 1 <= answer.low <= answer.steps <= answer.high < np.inf
 
 
-def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):
+def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path, forked):
     """Reference: the rows of a real run, whose seconds are steps of the row's length."""
     run_dir, _ = finished
     benchmarks, result = REPOSITORY / "benchmarks", tmp_path / "result.json"
@@ -284,7 +283,7 @@ def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):
         [benchmarks / "record_curve.py", run_dir, tmp_path / "tiny.jsonl"],
         [benchmarks / "eta_backtest.py", f"--curves={tmp_path}", f"--out={result}"],
     ):
-        done = run(sys.executable, *words, cwd=tmp_path)
+        done = forked(tmp_path, *words)
         assert done.returncode == 0, done.stderr
     (replayed,) = json.loads(result.read_text())
     logged = {row["step"]: row for row in metrics(run_dir)}
@@ -299,9 +298,9 @@ def test_a_replayed_run_gives_the_etas_that_the_run_logged(finished, tmp_path):
     assert sum("forecast" in forecast for forecast in replayed["forecasts"]) >= 3
 
 
-def test_the_backtest_is_of_this_estimator(tmp_path):
+def test_the_backtest_is_of_this_estimator(tmp_path, forked):
     """Reference: the tables of eta.md, which are made of benchmarks/results/eta_backtest.epyc.2026-11-30.json."""
     script = REPOSITORY / "benchmarks" / "eta_backtest.py"
-    now = run(sys.executable, script, f"--out={tmp_path / 'result.json'}", cwd=REPOSITORY)
-    kept = run(sys.executable, script, "--table=benchmarks/results/eta_backtest.epyc.2026-11-30.json", cwd=REPOSITORY)
+    now = forked(REPOSITORY, script, f"--out={tmp_path / 'result.json'}")
+    kept = forked(REPOSITORY, script, "--table=benchmarks/results/eta_backtest.epyc.2026-11-30.json")
     assert now.stdout == kept.stdout, now.stderr

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from harness.forks import forked
-from harness.runs import ALONE, REPOSITORY, TINY, flags, run
+from harness.runs import ALONE, REPOSITORY, TINY, flags
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.plan import step_time as forecast
 from nanogpt.plan.plan import make_plan
@@ -118,8 +117,7 @@ def test_real_clocks_run():
 
 def test_the_command(tmp_path, forked):
     """Reference: read by eye; every engine of two ranks, nothing written; strict refuses, status 2, in one line."""
-    command = (sys.executable, "-m", "nanogpt", "preflight")
-    done = run(*command, "--ranks=2", *flags(**TINY, dtype="fp32"), cwd=tmp_path)
+    done = forked(tmp_path, "nanogpt", "preflight", "--ranks=2", *flags(**TINY, dtype="fp32"))
     assert done.returncode == 0, done.stderr
     assert "256 tokens of builtin in 224 different windows of 32 tokens: entropy floor 0.0" in done.stdout
     assert "step time: about " in done.stdout

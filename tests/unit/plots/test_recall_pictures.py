@@ -1,7 +1,6 @@
 """The text as a heat map, as a picture and as a page: both show exactly what the arrays of RecitedText hold."""
 
 import json
-import sys
 from itertools import pairwise
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from harness.recited import AWKWARD, PROMPT, TITLE, Page, long_text, pieces_of, recited
-from harness.runs import report, run
+from harness.runs import report
 from nanogpt.data.corpus import read_corpus
 from nanogpt.data.tokenizer import decode, encode
 from nanogpt.evaluate.recall import RecitedText
@@ -220,13 +219,13 @@ def test_a_picture_that_cannot_be_drawn_costs_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp_path):
+def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp_path, forked):
     """Reference: the memorised text, and the share recited that the run's report states."""
     out_dir, _ = finished
     told = report(out_dir)
     assert imread(out_dir / "recall.png").shape[1] == WIDTH
-    command = (sys.executable, "-m", "nanogpt", "score", out_dir)
-    done = run(*command, f"--html={tmp_path / 'recall.html'}", cwd=tmp_path)
+    score = (tmp_path, "nanogpt", "score", out_dir)
+    done = forked(*score, f"--html={tmp_path / 'recall.html'}")
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "recall.html").read_text(encoding="utf-8")
     page = Page(html)
@@ -235,6 +234,6 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     share = told["recall"]["hop_recitation"]["recited"]
     assert f"recited</span> {share * 240:,.0f} ({percent(round(share * 240) / 240)})" in html
     assert headline("builtin", Report.read(out_dir / "report.json", of="a run"))[0] in html
-    done = run(*command, "--html=no/such/place.html", cwd=tmp_path)
+    done = forked(*score, "--html=no/such/place.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --html=no/such/place.html cannot be written: no/such is no directory\n"

@@ -160,12 +160,12 @@ def test_a_run_is_exported_and_gone_on_from(finished, tmp_path):
 
 def test_a_full_disk_leaves_no_half_export(finished, tmp_path):
     """Invariant: one line and status 2; with room again the same command writes everything."""
-    export = ("-m", "nanogpt", "export", finished[0], "hf")
-    limited = f"ulimit -f 1000; exec {shlex.join(map(str, (sys.executable, *export)))}"
+    export = ("nanogpt", "export", finished[0], "hf")
+    limited = f"ulimit -f 1000; exec {shlex.join(map(str, (sys.executable, '-m', *export)))}"
     done = run("bash", "-c", limited, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "hf cannot be written" in done.stderr
-    assert run(sys.executable, *export, cwd=tmp_path).returncode == 0
+    assert forked(tmp_path, *export).returncode == 0
 
 
 def test_an_export_that_is_cut_short_is_none(exported, tmp_path, monkeypatch):
