@@ -72,8 +72,10 @@ def forked_ranks(ranks, cwd, *words, **env):
 
 
 def _imported(words):
-    """What its server has imported: DeepSpeed where that may train, and nowhere else, as no run with DDP does."""
+    """What its server has imported: DeepSpeed where that may train, transformers for its loop, and nowhere else."""
     program, *options = map(str, words)
+    if Path(program).name in BESIDE_TRANSFORMERS:
+        return TRANSFORMERS
     return ("deepspeed",) if "--engine=deepspeed" in options or Path(program).parent == WORKERS else ()
 
 
