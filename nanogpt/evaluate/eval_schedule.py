@@ -72,7 +72,7 @@ class EvalSchedule:
     @property
     def possible(self) -> bool:
         """Whether a pass made now is within the budget, and would judge a ripe average."""
-        return self._steps >= self._allowed_at and not self._unripe_steps
+        return self._steps >= self._allowed_at() and not self._unripe_steps
 
     @property
     def unjudged_steps(self) -> int:
@@ -82,20 +82,19 @@ class EvalSchedule:
     @property
     def wait_steps(self) -> int:
         """Steps until the next pass can be made, if the losses call for it; at least 1."""
-        return max(1, ceil(self._allowed_at) - self._steps, self._unripe_steps)
+        return max(1, ceil(self._allowed_at()) - self._steps, self._unripe_steps)
 
     @property
     def _unripe_steps(self) -> int:
         """Steps until the average is ripe, at the soonest."""
         return max(0, ceil(self.ripe_steps) - self._averaged)
 
-    @property
-    def _allowed_at(self) -> float:
-        """The step from which one more pass is within the budget, and its own cost after the one before."""
+    def _allowed_at(self, share: float = 1.0) -> float:
+        """The step from which one more look is within the budget, and a pass's own cost after the one before."""
         if self._passes < EARLY:
-            affordable_at = (self._passes + 1) * self.cost_steps / EARLY_BUDGET
+            affordable_at = (self._passes + share) * self.cost_steps / EARLY_BUDGET
         else:
-            affordable_at = (self._passes + 1 - EARLY) * self.cost_steps / BUDGET
+            affordable_at = (self._passes + share - EARLY) * self.cost_steps / BUDGET
         return max(affordable_at, self._last_step + self.cost_steps)
 
     def observe(self, loss: float) -> None:
@@ -107,6 +106,10 @@ class EvalSchedule:
             self._far_step = self._steps
         if self.averaging or self.estimate < self.averages_below:
             self._averaged += 1
+
+    def can_look(self, share: float) -> bool:
+        """Whether reading a share of a pass's windows now is within the budget."""
+        return self._steps >= self._allowed_at(share)
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
@@ -123,11 +126,15 @@ class EvalSchedule:
         return min(rested, self._steps - self._far_step) >= self.cost_steps / BUDGET
 
     def settle(self) -> None:
-        """The run goes on to another target: what it has spent beyond its budget on the way to this one is forgiven."""
-        self._passes = min(self._passes, EARLY - 1 + BUDGET * self._steps / self.cost_steps)
+        """The run goes on to another target: from here on it can make EARLY passes at once."""
+        self._passes = min(self._passes, BUDGET * self._steps / self.cost_steps)
 
     def judged(self, loss: float, *, passes: float = 1) -> None:
         """The loss that a full pass gave at this step; passes: what it cost, in those that give a loss alone."""
+        self.spend(passes)
+        self._ratio = min(1.0, loss / self.estimate)
+
+    def spend(self, passes: float) -> None:
+        """What was looked at in a full pass's place has cost so many."""
         self._passes += passes
         self._last_step = self._steps
-        self._ratio = min(1.0, loss / self.estimate)

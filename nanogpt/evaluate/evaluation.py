@@ -24,6 +24,7 @@ class Evaluation:
     recall: float | None = None  # share of the judged windows that come back exactly; None: it was not looked for
     by_heart: bool = False  # whether the whole text is recited without a break; looked for where every window is
     cost: float = 1.0  # in full passes of the training's precision
+    missed: tuple[int, ...] = ()  # where windows begin that do not come back, if they are few
 
     def reaches(self, targets: Targets) -> bool:
         """Whether it verifies them."""

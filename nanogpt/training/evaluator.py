@@ -6,10 +6,12 @@ with evaluator.weights():
     card = evaluator.scorecard(step=120)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
+
+import torch
 
 from nanogpt.data.windows import Windows
 from nanogpt.distributed.replicas import fingerprints
@@ -23,6 +25,7 @@ from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
 from nanogpt.utils.signals import StopRequested
 
+FEW = 0.25  # of the judged windows, which are worth a look in a full pass's place
 FP32_COST = 4.0  # of a pass in fp32, in passes in bf16 (docs/reference/performance.md)
 
 
@@ -73,6 +76,13 @@ class Evaluator:
                 self.evaluated = fingerprints(self._engine.weights())
         return found
 
+    def still_missed(self, starts: Sequence[int]) -> int:
+        """How many of the windows at starts do not come back yet, in the precision of the training."""
+        windows = self._windows
+        with self.weights():
+            found = read(self._engine.model, windows, torch.tensor(starts), self._forward(self._plan.config.dtype))
+        return round((1 - window_recall(windows, found)) * len(starts))
+
     def _look(self, step: int) -> Evaluation:
         """In the precision of the training."""
         plan, exact = self._plan, self._scores_forward()
@@ -93,30 +103,35 @@ class Evaluator:
 
         part = second_half(windows.context_length)
         full = screen(model, windows, judged, quick, exact, part=part, enough=enough)
-        loss, recall, read_again = (
-            self._agreed_loss(full.reading),
-            window_recall(windows, full.reading),
-            full.read_again,
-        )
-        by_heart = False
+        loss, recall = self._agreed_loss(full.reading), window_recall(windows, full.reading)
+        by_heart, read_again = False, full.read_again
         if recall == 1 == target and loss <= config.target_loss:
             known = partial(is_by_heart, windows)
             hops = screen(model, windows, hop_starts(windows), quick, exact, part=slice(None), enough=known)
             by_heart, read_again = known(hops.reading), read_again + hops.read_again
-        return Evaluation(loss, recall, by_heart, cost=1 + FP32_COST * read_again / len(judged))
+        cost = 1 + FP32_COST * read_again / len(judged)
+        return Evaluation(loss, recall, by_heart, cost, self._missed(full.reading))
 
     def _read(self, forward: Forward) -> Evaluation:
         """In the precision of the scores."""
-        config, model, windows = self._plan.config, self._engine.model, self._windows
-        full = self._reading = read(model, windows, self._plan.dataset.judged, forward)
+        model, windows, config, judged = self._engine.model, self._windows, self._plan.config, self._plan.dataset.judged
+        full = self._reading = read(model, windows, judged, forward)
         loss, recall, by_heart = self._agreed_loss(full), None, False
+        missed: tuple[int, ...] = ()
         if config.target_recall is not None:
-            recall = window_recall(windows, sure(full, forward.dtype))
+            known = sure(full, forward.dtype)
+            recall, missed = window_recall(windows, known), self._missed(known)
         if recall == 1 == config.target_recall and loss <= config.target_loss:
             hops = read(model, windows, hop_starts(windows), forward)
             by_heart = is_by_heart(windows, sure(hops, forward.dtype))
         cost = FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
-        return Evaluation(loss, recall, by_heart, cost)
+        return Evaluation(loss, recall, by_heart, cost, missed)
+
+    def _missed(self, full: Reading) -> tuple[int, ...]:
+        """Where the judged windows begin that do not come back; nothing where they are not few."""
+        judged = self._plan.dataset.judged
+        starts = judged[~full.right[:, second_half(self._windows.context_length)].all(dim=1)].tolist()
+        return tuple(starts) if len(starts) <= FEW * len(judged) else ()
 
     def _agreed_loss(self, reading: Reading) -> float:
         """All must decide alike, and ranks on other CPUs may round the last bit of a mean otherwise."""

@@ -55,6 +55,7 @@ class TrainState:
     full_pass_s: float = 0.0
     other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
     awaits_recall: bool = False  # the newest full pass found the loss, and not the recall
+    missed: tuple[int, ...] = ()  # the windows that it missed, as its Evaluation has them
     verified: Evaluation | None = None  # the full pass that reached the targets: only files and scores are to come
     lr: float = nan  # of the newest step, as is
     grad_norm: float = nan
@@ -117,6 +118,7 @@ class TrainState:
         verified = self.verified
         return {name: getattr(self, name) for name in _AS_THEY_ARE} | {
             "awaits_recall": self.awaits_recall,
+            "missed": self.missed,
             "verified_loss": verified and verified.loss,
             "verified_recall": verified and verified.recall,
             "verified_by_heart": verified is not None and verified.by_heart,
@@ -131,6 +133,7 @@ class TrainState:
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
         self.awaits_recall = state.get("awaits_recall", False)  # 0.2.0's checkpoints know no recall
+        self.missed = tuple(state.get("missed", ()))
         if (loss := state["verified_loss"]) is not None:
             self.verified = Evaluation(loss, state.get("verified_recall"), state.get("verified_by_heart", False))
         self.lr, self.grad_norm = (nan if figure is None else figure for figure in (self.lr, self.grad_norm))

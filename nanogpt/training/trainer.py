@@ -171,9 +171,25 @@ class Trainer:
             # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
             self._save_and_wait()
         found = None
-        if self.state.schedule.due() or budget_is_spent:  # the report says where the run stood
+        if budget_is_spent or self._is_due():  # at the end the report says where the run stood
             found = self._full_pass(is_last=reason is not None)
         return self._reason_to_stop(found, out_of_time), found
+
+    def _is_due(self) -> bool:
+        """Whether a full pass is; not as long as the few windows that the newest one missed are missed still."""
+        state, target, schedule = self.state, self.config.target_recall, self.state.schedule
+        if not (state.awaits_recall and state.missed and target):
+            return schedule.due()
+        windows = len(self.context.plan.dataset.judged)
+        share, is_due, started = len(state.missed) / windows, schedule.due(), time.perf_counter()
+        if not schedule.can_look(share):
+            return False
+        with self.phases("full pass or scores", state.step):
+            known = self.evaluator.still_missed(state.missed) <= (1 - target) * windows
+        if not (known and is_due):
+            schedule.spend(share)
+        state.full_pass_s += time.perf_counter() - started
+        return known and is_due
 
     def _full_pass(self, *, is_last: bool) -> Evaluation:
         started = time.perf_counter()
@@ -183,6 +199,7 @@ class Trainer:
             if found.reaches(self.config):  # else it may be the mean loss of models that differ
                 self.replicas.check(state.step)
         state.awaits_recall = found.recall is not None and found.loss <= self.config.target_loss
+        state.missed = found.missed
         state.schedule.judged(found.loss, passes=found.cost)
         state.full_pass_s += time.perf_counter() - started
         return found
