@@ -18,7 +18,7 @@ from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, hop_starts, read
-from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, window_recall
+from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, missed, window_recall
 from nanogpt.evaluate.screening import screen, sure
 from nanogpt.model.generate import second_half
 from nanogpt.optim.ema import EMA
@@ -78,10 +78,10 @@ class Evaluator:
 
     def still_missed(self, starts: Sequence[int]) -> int:
         """How many of the windows at starts do not come back yet, in the precision of the training."""
-        windows = self._windows
+        again = torch.tensor(starts)
         with self.weights():
-            found = read(self._engine.model, windows, torch.tensor(starts), self._forward(self._plan.config.dtype))
-        return round((1 - window_recall(windows, found)) * len(starts))
+            found = read(self._engine.model, self._windows, again, self._forward(self._plan.config.dtype))
+        return len(missed(self._windows, again, found))
 
     def _look(self, step: int) -> Evaluation:
         """In the precision of the training."""
@@ -104,34 +104,34 @@ class Evaluator:
         part = second_half(windows.context_length)
         full = screen(model, windows, judged, quick, exact, part=part, enough=enough)
         loss, recall = self._agreed_loss(full.reading), window_recall(windows, full.reading)
-        by_heart, read_again = False, full.read_again
+        by_heart, read_again, still = False, full.read_again, missed(windows, judged, full.reading)
         if recall == 1 == target and loss <= config.target_loss:
             known = partial(is_by_heart, windows)
             hops = screen(model, windows, hop_starts(windows), quick, exact, part=slice(None), enough=known)
             by_heart, read_again = known(hops.reading), read_again + hops.read_again
+            still = missed(windows, hop_starts(windows), hops.reading)
         cost = 1 + FP32_COST * read_again / len(judged)
-        return Evaluation(loss, recall, by_heart, cost, self._missed(full.reading))
+        return Evaluation(loss, recall, by_heart, cost, self._few(still))
 
     def _read(self, forward: Forward) -> Evaluation:
         """In the precision of the scores."""
         model, windows, config, judged = self._engine.model, self._windows, self._plan.config, self._plan.dataset.judged
         full = self._reading = read(model, windows, judged, forward)
         loss, recall, by_heart = self._agreed_loss(full), None, False
-        missed: tuple[int, ...] = ()
+        still: list[int] = []
         if config.target_recall is not None:
             known = sure(full, forward.dtype)
-            recall, missed = window_recall(windows, known), self._missed(known)
+            recall, still = window_recall(windows, known), missed(windows, judged, known)
         if recall == 1 == config.target_recall and loss <= config.target_loss:
             hops = read(model, windows, hop_starts(windows), forward)
-            by_heart = is_by_heart(windows, sure(hops, forward.dtype))
+            recited = sure(hops, forward.dtype)
+            by_heart, still = is_by_heart(windows, recited), missed(windows, hop_starts(windows), recited)
         cost = FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
-        return Evaluation(loss, recall, by_heart, cost, missed)
+        return Evaluation(loss, recall, by_heart, cost, self._few(still))
 
-    def _missed(self, full: Reading) -> tuple[int, ...]:
-        """Where the judged windows begin that do not come back; nothing where they are not few."""
-        judged = self._plan.dataset.judged
-        starts = judged[~full.right[:, second_half(self._windows.context_length)].all(dim=1)].tolist()
-        return tuple(starts) if len(starts) <= FEW * len(judged) else ()
+    def _few(self, starts: Sequence[int]) -> tuple[int, ...]:
+        """starts; nothing where they are not few."""
+        return tuple(starts) if len(starts) <= FEW * len(self._plan.dataset.judged) else ()
 
     def _agreed_loss(self, reading: Reading) -> float:
         """All must decide alike, and ranks on other CPUs may round the last bit of a mean otherwise."""

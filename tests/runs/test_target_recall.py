@@ -14,7 +14,7 @@ from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.windows import Windows
 from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, FORWARD_SHARE
 from nanogpt.evaluate.recall import Forward, Reading, read
-from nanogpt.evaluate.scorecard import window_recall
+from nanogpt.evaluate.scorecard import missed, window_recall
 from nanogpt.evaluate.screening import screen, sure
 from nanogpt.evaluate.verify import verify_run
 from nanogpt.model.generate import second_half
@@ -169,6 +169,16 @@ def test_a_near_tie_is_no_recall():
     reading = Reading(right, margin, nll=margin)
     assert window_recall(windows, sure(reading, "fp32")) == 0.5
     assert window_recall(windows, reading) == 0.75
+
+
+def test_what_runs_over_the_end_is_missed_as_far_as_the_text_goes():
+    """Reference: written out: a text of 40 tokens, of windows of 8 targets 3 to 6 are to come back."""
+    windows = Windows(torch.arange(40), context_length=8, stride=8, phase="fixed", seed=0)
+    starts, right = torch.tensor([0, 8, 31, 33, 34]), torch.ones(5, 8, dtype=torch.bool)
+    right[0, 2] = right[1, 4] = right[2, 7] = right[3, 6] = right[4, 4] = False
+    # The first one's is its prompt's, the third one's the token after what is to come back; the fourth one's target
+    # would be token 40, the last one's is token 39.
+    assert missed(windows, starts, Reading(right, torch.ones(5, 8), torch.ones(5, 8))) == [8, 34]
 
 
 @pytest.mark.slow
