@@ -36,7 +36,7 @@ class RecallOptions(TaskOptions, BenchmarkOptions):
     ema: float = option(0.97, "of the average that is judged, as train_overfit.py has it")
     on_plateau: str = option("decay", "decay or none, as train_overfit.py has it")
     max_steps: int = option(3000, "a run that needs more has failed", "steps")
-    runs: str = option("recall_cost", "directory of the runs")
+    runs: str = option("runs/recall_cost", "directory of the runs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,22 +52,25 @@ def measure(options: RecallOptions, out: Path) -> dict[str, Any]:
         for recipe in options.recipes.split(","):
             words = as_words(asked | {"seed": seed, "recipe": recipe, "checkpoint_minutes": "none"})
             directory = Path(options.runs, f"{recipe}_{seed}")
-            plain = ended(directory / "loss", *words)
+            plain = ended(directory / "loss", asked, *words)
             run = {"recipe": recipe, "seed": seed, "loss": told(plain), "recall": told(plain)}
             if plain.report["reached"] and not is_by_heart(run["loss"]):
                 words += [f"--resume={directory / 'loss'}", "--target_recall=1"]
-                run["recall"] = told(ended(directory / "recall", *words))
+                run["recall"] = told(ended(directory / "recall", asked, *words))
             result |= plain.circumstances()
             result["runs"].append(run)
             write_json(out, result)  # after each run: they take minutes
     return result
 
 
-def ended(out_dir: Path, *words: str) -> Trained:
-    """The run in out_dir, which is made where it has not ended."""
-    if exit_reason(out_dir / "report.json") in ENDINGS:
-        return Trained.read(out_dir)
-    return train_in(out_dir, *words)
+def ended(out_dir: Path, asked: dict[str, Any], *words: str) -> Trained:
+    """The run in out_dir, which is made where it has not ended. Raises ConfigError for one with other options."""
+    if exit_reason(out_dir / "report.json") not in ENDINGS:
+        return train_in(out_dir, *words)
+    run = Trained.read(out_dir)
+    if differing := [f"--{name}" for name, value in asked.items() if run.config["config"][name] != value]:
+        raise ConfigError(f"{out_dir} holds a run with another {', '.join(differing)}: name other --runs")
+    return run
 
 
 def told(run: Trained) -> dict[str, Any]:

@@ -19,6 +19,7 @@ EARLY, EARLY_BUDGET = 2, 0.25  # the first passes: in a short run waiting for th
 FORWARD_SHARE = 0.4  # a forward pass costs about a third of a step, with a margin
 OVERDUE = 4.0  # rests without a pass near the target, after which one is made anyway
 HOVERS = 2.5  # a loss that stays within this factor of the target for as long as earns a pass is judged, too
+LEAST = 0.05  # of a pass, what any look costs: the average's way into the model and back
 MEMORY = 0.8  # of the running estimate in the next one: the last five steps or so
 
 
@@ -47,7 +48,8 @@ class EvalSchedule:
         self._steps = 0
         self._sum, self._weight = 0.0, 0.0  # of the losses seen, each weighing MEMORY times the next
         self._passes = 0.0  # in what one costs that gives a loss alone
-        self._last_step = 0
+        self._last_step = 0  # of a pass
+        self._last_look = 0  # of a look in its place
         self._far_step = 0  # the newest at which the estimate was far off
         self._ratio = 1 / WORTHWHILE  # of the newest full pass to the estimate when it was made
 
@@ -72,7 +74,7 @@ class EvalSchedule:
     @property
     def possible(self) -> bool:
         """Whether a pass made now is within the budget, and would judge a ripe average."""
-        return self._steps >= self._allowed_at() and not self._unripe_steps
+        return self._steps >= self._allowed_at and not self._unripe_steps
 
     @property
     def unjudged_steps(self) -> int:
@@ -82,20 +84,21 @@ class EvalSchedule:
     @property
     def wait_steps(self) -> int:
         """Steps until the next pass can be made, if the losses call for it; at least 1."""
-        return max(1, ceil(self._allowed_at()) - self._steps, self._unripe_steps)
+        return max(1, ceil(self._allowed_at) - self._steps, self._unripe_steps)
 
     @property
     def _unripe_steps(self) -> int:
         """Steps until the average is ripe, at the soonest."""
         return max(0, ceil(self.ripe_steps) - self._averaged)
 
-    def _allowed_at(self, share: float = 1.0) -> float:
-        """The step from which one more look is within the budget, and a pass's own cost after the one before."""
+    @property
+    def _allowed_at(self) -> float:
+        """The step from which one more pass is within the budget, and its own cost after the last pass or look."""
         if self._passes < EARLY:
-            affordable_at = (self._passes + share) * self.cost_steps / EARLY_BUDGET
+            affordable_at = (self._passes + 1) * self.cost_steps / EARLY_BUDGET
         else:
-            affordable_at = (self._passes + share - EARLY) * self.cost_steps / BUDGET
-        return max(affordable_at, self._last_step + self.cost_steps)
+            affordable_at = (self._passes + 1 - EARLY) * self.cost_steps / BUDGET
+        return max(affordable_at, max(self._last_step, self._last_look) + self.cost_steps)
 
     def observe(self, loss: float) -> None:
         """The mean loss of a step's global batch, finite."""
@@ -106,10 +109,6 @@ class EvalSchedule:
             self._far_step = self._steps
         if self.averaging or self.estimate < self.averages_below:
             self._averaged += 1
-
-    def can_look(self, share: float) -> bool:
-        """Whether reading a share of a pass's windows now is within the budget."""
-        return self._steps >= self._allowed_at(share)
 
     def due(self) -> bool:
         """Whether a pass made now is likely to verify the target and is within the budget."""
@@ -131,10 +130,11 @@ class EvalSchedule:
 
     def judged(self, loss: float, *, passes: float = 1) -> None:
         """The loss that a full pass gave at this step; passes: what it cost, in those that give a loss alone."""
-        self.spend(passes)
-        self._ratio = min(1.0, loss / self.estimate)
-
-    def spend(self, passes: float) -> None:
-        """What was looked at in a full pass's place has cost so many."""
         self._passes += passes
         self._last_step = self._steps
+        self._ratio = min(1.0, loss / self.estimate)
+
+    def looked(self, passes: float) -> None:
+        """A look at a share of the windows has shown that a pass which was due would find nothing."""
+        self._passes += max(passes, LEAST)
+        self._last_look = self._steps

@@ -10,9 +10,7 @@ tokens whose decision is a near tie. That is how far a recomputation may be off 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, exp, inf, log, log1p, log10
-from typing import cast
 
-import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
@@ -124,13 +122,6 @@ def window_recall(windows: Windows, full: Reading) -> float:
 def is_by_heart(windows: Windows, hops: Reading) -> bool:
     """Whether all of the text is recited from its beginning without a break; hops: of the windows at hop_starts."""
     return bool(in_order(hops.right, windows)[hop_length(windows.context_length) - 1 :].all())
-
-
-def missed(windows: Windows, starts: Tensor, found: Reading) -> list[int]:
-    """Which of the windows at starts do not come back, as far as the text goes."""
-    part = second_half(windows.context_length)
-    past_the_end = starts[:, None] + 1 + torch.arange(windows.context_length)[part] >= len(windows.ids)
-    return cast(list[int], starts[~(found.right[:, part] | past_the_end).all(dim=1)].tolist())
 
 
 def _of_text(

@@ -20,6 +20,11 @@ def sure(reading: Reading, dtype: str) -> Reading:
     return replace(reading, right=reading.right & (reading.margin >= ROUNDINGS[dtype].margin))
 
 
+def at_best(reading: Reading, dtype: str) -> Reading:
+    """A reading in dtype, in which what other kernels may turn is right."""
+    return replace(reading, right=reading.right | (reading.margin < ROUNDINGS[dtype].margin))
+
+
 @dataclass(frozen=True)
 class Screened:
     """What screen() found."""
@@ -45,9 +50,8 @@ def screen(
     call.
     """
     found = read(model, windows, starts, quick)
-    near = found.margin < ROUNDINGS[quick.dtype].margin
-    doubtful = near[:, part].any(dim=1)
-    if not enough(replace(found, right=found.right | near)) or not doubtful.any():
+    doubtful = (found.margin[:, part] < ROUNDINGS[quick.dtype].margin).any(dim=1)
+    if not enough(at_best(found, quick.dtype)) or not doubtful.any():
         return Screened(found, 0)
     again = sure(read(model, windows, starts[doubtful], exact), exact.dtype)
     right, margin, nll = found.right.clone(), found.margin.clone(), found.nll.clone()

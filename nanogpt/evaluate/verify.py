@@ -107,8 +107,10 @@ def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
     precisions = tuple(ScoresPrecision) if in_bf16 else (ScoresPrecision.FP32,)
     allowed = report.scores_precision in precisions
     yield Check("scores_precision", report.scores_precision, " or ".join(precisions), allowed)
-    as_stated = report.reached is reached is (report.exit_reason == "target_reached")
-    yield Check("reached", report.reached, reached, as_stated)
+    # A recall that hangs on a near tie does not count for a run, and is in its scores: it may have more than it says.
+    as_stated = report.reached is reached or (reached and config.target_recall is not None)
+    ended_so = report.reached is (report.exit_reason == "target_reached")
+    yield Check("reached", report.reached, reached, as_stated and ended_so)
     ids = encode(corpus.text)
     if len(ids) < config.subset_tokens:
         yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -154,8 +153,9 @@ def run_directory(given: str) -> Path:
 
 
 def _runs_beside(path: Path) -> list[str]:
-    """The names of some run directories where path would be."""
-    return sorted(config.parent.name for config in islice(path.parent.glob(f"*/{CONFIG}"), MOST_NAMED))
+    """The names of some run directories where path would be; a model in Hugging Face's form has no METRICS."""
+    names = sorted(metrics.parent.name for metrics in path.parent.glob(f"*/{METRICS}"))
+    return names[:MOST_NAMED] + ["..."] * (len(names) > MOST_NAMED)
 
 
 @dataclass(frozen=True)

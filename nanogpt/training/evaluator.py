@@ -18,8 +18,8 @@ from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, hop_starts, read
-from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, missed, window_recall
-from nanogpt.evaluate.screening import screen, sure
+from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, window_recall
+from nanogpt.evaluate.screening import at_best, screen, sure
 from nanogpt.model.generate import second_half
 from nanogpt.optim.ema import EMA
 from nanogpt.training.state import RunContext
@@ -67,7 +67,9 @@ class Evaluator:
         self._reading, self.evaluated = None, {}
         with self.weights():
             found = self._look(step)
-            if found.reaches(config) and self._reading is None:
+            # Scores of a run that ends without its recall are of the second reading, and so is what is said of it.
+            undecided = found.reaches(config) or (is_last and config.target_recall is not None)
+            if undecided and self._reading is None:
                 looked = found.cost
                 with self._scoring(step):
                     found = self._read(self._scores_forward())
@@ -76,12 +78,27 @@ class Evaluator:
                 self.evaluated = fingerprints(self._engine.weights())
         return found
 
-    def still_missed(self, starts: Sequence[int]) -> int:
-        """How many of the windows at starts do not come back yet, in the precision of the training."""
-        again = torch.tensor(starts)
+    def rules_out_recall(self, missed: Sequence[int]) -> float:
+        """What a look cost that shows that recall is not there yet, in full passes; 0 where it may be.
+
+        missed: where few windows begin that the newest full pass missed, which are read again; nothing: for a recall of
+        1 the recital is.
+        """
+        plan, windows, target = self._plan, self._windows, self._plan.config.target_recall
+        if target is None or not (missed or target == 1):
+            return 0.0
+        starts = torch.tensor(missed) if missed else hop_starts(windows)
+        quick, exact = self._forward(plan.config.dtype), self._scores_forward()
         with self.weights():
-            found = read(self._engine.model, self._windows, again, self._forward(self._plan.config.dtype))
-        return len(missed(self._windows, again, found))
+            found = read(self._engine.model, windows, starts, quick)
+        found = sure(found, exact.dtype) if quick.dtype == exact.dtype else at_best(found, quick.dtype)
+        judged = len(plan.dataset.judged)
+        if missed:
+            still = round((1 - window_recall(windows, found)) * len(missed))
+            may_be = (judged - still) / judged >= target
+        else:
+            may_be = is_by_heart(windows, found)
+        return 0.0 if may_be else len(starts) / judged
 
     def _look(self, step: int) -> Evaluation:
         """In the precision of the training."""
@@ -104,34 +121,32 @@ class Evaluator:
         part = second_half(windows.context_length)
         full = screen(model, windows, judged, quick, exact, part=part, enough=enough)
         loss, recall = self._agreed_loss(full.reading), window_recall(windows, full.reading)
-        by_heart, read_again, still = False, full.read_again, missed(windows, judged, full.reading)
+        by_heart, cost = False, 1 + FP32_COST * full.read_again / len(judged)
         if recall == 1 == target and loss <= config.target_loss:
-            known = partial(is_by_heart, windows)
-            hops = screen(model, windows, hop_starts(windows), quick, exact, part=slice(None), enough=known)
-            by_heart, read_again = known(hops.reading), read_again + hops.read_again
-            still = missed(windows, hop_starts(windows), hops.reading)
-        cost = 1 + FP32_COST * read_again / len(judged)
-        return Evaluation(loss, recall, by_heart, cost, self._few(still))
+            known, starts = partial(is_by_heart, windows), hop_starts(windows)
+            hops = screen(model, windows, starts, quick, exact, part=slice(part.start, None), enough=known)
+            by_heart, cost = known(hops.reading), cost + (len(starts) + FP32_COST * hops.read_again) / len(judged)
+        return Evaluation(loss, recall, by_heart, cost, self._missed(full.reading))
 
     def _read(self, forward: Forward) -> Evaluation:
         """In the precision of the scores."""
         model, windows, config, judged = self._engine.model, self._windows, self._plan.config, self._plan.dataset.judged
         full = self._reading = read(model, windows, judged, forward)
-        loss, recall, by_heart = self._agreed_loss(full), None, False
-        still: list[int] = []
-        if config.target_recall is not None:
-            known = sure(full, forward.dtype)
-            recall, still = window_recall(windows, known), missed(windows, judged, known)
+        loss, cost = self._agreed_loss(full), FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
+        if config.target_recall is None:
+            return Evaluation(loss, cost=cost)
+        known, by_heart = sure(full, forward.dtype), False
+        recall = window_recall(windows, known)
         if recall == 1 == config.target_recall and loss <= config.target_loss:
             hops = read(model, windows, hop_starts(windows), forward)
-            recited = sure(hops, forward.dtype)
-            by_heart, still = is_by_heart(windows, recited), missed(windows, hop_starts(windows), recited)
-        cost = FP32_COST if (config.dtype, forward.dtype) == ("bf16", "fp32") else 1.0
-        return Evaluation(loss, recall, by_heart, cost, self._few(still))
+            by_heart, cost = is_by_heart(windows, sure(hops, forward.dtype)), cost * (1 + len(hops.right) / len(judged))
+        return Evaluation(loss, recall, by_heart, cost, self._missed(known))
 
-    def _few(self, starts: Sequence[int]) -> tuple[int, ...]:
-        """starts; nothing where they are not few."""
-        return tuple(starts) if len(starts) <= FEW * len(self._plan.dataset.judged) else ()
+    def _missed(self, full: Reading) -> tuple[int, ...]:
+        """Where the judged windows begin that do not come back; nothing where they are not few."""
+        judged = self._plan.dataset.judged
+        starts = judged[~full.right[:, second_half(self._windows.context_length)].all(dim=1)].tolist()
+        return tuple(starts) if len(starts) <= FEW * len(judged) else ()
 
     def _agreed_loss(self, reading: Reading) -> float:
         """All must decide alike, and ranks on other CPUs may round the last bit of a mean otherwise."""

@@ -54,7 +54,7 @@ class TrainState:
     bad_steps_in_a_row: int = 0
     full_pass_s: float = 0.0
     other_device_s: float = 0.0  # train_s x ranks lacks these, as earlier attempts had another number of ranks
-    awaits_recall: bool = False  # the newest full pass found the loss, and not the recall
+    awaits_recall: bool = False  # the newest full pass of a run with a target_recall found the loss
     missed: tuple[int, ...] = ()  # the windows that it missed, as its Evaluation has them
     verified: Evaluation | None = None  # the full pass that reached the targets: only files and scores are to come
     lr: float = nan  # of the newest step, as is

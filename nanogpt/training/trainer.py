@@ -171,25 +171,22 @@ class Trainer:
             # Saved first: a run that is given a larger budget later goes on as if this one had not ended.
             self._save_and_wait()
         found = None
-        if budget_is_spent or self._is_due():  # at the end the report says where the run stood
+        # At the end the report says where the run stood.
+        if budget_is_spent or (self.state.schedule.due() and not self._finds_nothing()):
             found = self._full_pass(is_last=reason is not None)
         return self._reason_to_stop(found, out_of_time), found
 
-    def _is_due(self) -> bool:
-        """Whether a full pass is; not as long as the few windows that the newest one missed are missed still."""
-        state, target, schedule = self.state, self.config.target_recall, self.state.schedule
-        if not (state.awaits_recall and state.missed and target):
-            return schedule.due()
-        windows = len(self.context.plan.dataset.judged)
-        share, is_due, started = len(state.missed) / windows, schedule.due(), time.perf_counter()
-        if not schedule.can_look(share):
+    def _finds_nothing(self) -> bool:
+        """Whether a look at a few windows shows that a full pass, which is due, would not find the recall."""
+        state, started = self.state, time.perf_counter()
+        if not state.awaits_recall:
             return False
         with self.phases("full pass or scores", state.step):
-            known = self.evaluator.still_missed(state.missed) <= (1 - target) * windows
-        if not (known and is_due):
-            schedule.spend(share)
+            cost = self.evaluator.rules_out_recall(state.missed)
+        if cost:
+            state.schedule.looked(cost)
         state.full_pass_s += time.perf_counter() - started
-        return known and is_due
+        return cost > 0
 
     def _full_pass(self, *, is_last: bool) -> Evaluation:
         started = time.perf_counter()

@@ -224,14 +224,19 @@ def test_time_to_target(benchmark):
 
 
 @pytest.mark.slow
-def test_recall_cost(benchmark):
+def test_recall_cost(tmp_path, benchmark, forked):
     """Invariant: a run that is stopped before its target does not go on; one that has ended is not made again."""
-    options = TINY_SHAPE | {"max_steps": 2}
+    options = TINY_SHAPE | {"max_steps": 2, "runs": "runs"}
     first = benchmark("recall_cost.py", **options, seeds=1)["runs"]
     runs = benchmark("recall_cost.py", **options, seeds=2, recipes="reference")["runs"]
     found = [(run["recipe"], run["seed"], run["recall"]["steps"]) for run in first + runs]
     assert found == [("reference", 0, 2), ("fast", 0, 2), ("reference", 0, 2), ("reference", 1, 2)]
     assert runs[0] == first[0]
+    done = forked(
+        tmp_path, REPOSITORY / "benchmarks" / "recall_cost.py", "--out=other.json", *flags(**options), "--ema=0.9"
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2), done.stderr  # where the result goes, and the error
+    assert "holds a run with another --ema" in done.stderr
 
 
 @pytest.mark.slow

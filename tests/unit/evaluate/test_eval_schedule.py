@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanogpt.config.train_config import TrainConfig
-from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, MEMORY, WORTHWHILE, EvalSchedule
+from nanogpt.evaluate.eval_schedule import BUDGET, EARLY, EARLY_BUDGET, HOVERS, LEAST, MEMORY, WORTHWHILE, EvalSchedule
 from nanogpt.optim.ema import EMA
 from nanogpt.optim.recipe import resolve_recipe
 from nanogpt.training.state import TrainState
@@ -68,6 +68,30 @@ def test_a_run_that_goes_on_to_another_target_looks_soon():
     cost = schedule.cost_steps
     at_once = [200 + ceil(cost) * n for n in range(1, EARLY + 1)]
     assert passes == [*at_once, *(200 + ceil(cost / BUDGET * n) for n in range(1, 5))]
+
+
+def test_a_look_costs_at_least_its_way_and_delays_no_fallback():
+    """Invariant: after a look the next one is a pass's own steps away; a pass is due by what is known of passes."""
+    schedule = EvalSchedule(0.099, 130, 16)
+    for _ in range(300):
+        schedule.observe(0.09)
+    schedule.judged(0.09)
+    for _ in range(ceil(schedule.cost_steps)):
+        assert not schedule.due()
+        schedule.observe(0.09)
+    looks = 0
+    while schedule.due():
+        before = schedule._passes
+        schedule.looked(1 / 130)
+        assert schedule._passes == before + LEAST
+        looks += 1
+        for _ in range(ceil(schedule.cost_steps)):
+            assert not schedule.due()
+            schedule.observe(0.09)
+        if looks == 20:
+            break
+    assert looks == 20, "looks alone do not spend the budget"
+    assert schedule._last_step == 300
 
 
 def test_the_first_pass_comes_before_the_training_loss_is_there():

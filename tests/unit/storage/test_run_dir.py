@@ -60,7 +60,9 @@ def test_runs_beside_a_missing_one_are_named(tmp_path):
         run_directory(str(tmp_path / "out"))
     for name in ("demo", "other"):
         (tmp_path / name).mkdir()
-        write_config(tmp_path / name, RunInfo(config=asdict(TrainConfig())), fresh=True, from_step=0)
+        (tmp_path / name / "metrics.jsonl").touch()
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "config.json").touch()
     with pytest.raises(ConfigError, match=r"no such run directory; those beside it: demo, other$"):
         run_directory(str(tmp_path / "out"))
 
