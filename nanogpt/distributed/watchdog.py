@@ -120,14 +120,24 @@ class Watchdog(PhaseListener):
         after = self._ask(self._everyone)
         if self._over.is_set() or time.monotonic() - self._moved_at < self._limit_s:
             return  # it moved after all
-        dump_flight_recorder(self._world.rank)
+        is_written = dump_flight_recorder(self._world.rank)
         if self._ask(lambda: self._store.add("told", 1)) == 1:
-            self._leave(
+            self._say(
                 f"no progress for {self._limit_s:g} s (--comm_timeout_s), reported by rank {self._world.rank} at "
                 f"{self._place}: {who_stopped(before, after)}"
             )
+            if is_written:
+                self._wait_for_the_others()
+            os._exit(1)
         time.sleep(STORE_TIMEOUT_S)  # torchrun ends every rank as soon as one leaves: let the first one speak
         os._exit(1)
+
+    def _wait_for_the_others(self) -> None:
+        """Until each rank has come as far as this one, or may be dead: torchrun ends them as soon as one leaves."""
+        give_up = time.monotonic() + STORE_TIMEOUT_S / 2
+        with suppress(dist.DistError, NoAnswer):
+            while self._ask(lambda: self._store.add("told", 0)) < self._world.size and time.monotonic() < give_up:
+                time.sleep(0.1)
 
     def _everyone(self) -> list[Reading]:
         """That of each rank."""
@@ -140,20 +150,26 @@ class Watchdog(PhaseListener):
         return f"rank_{rank}"
 
     def _leave(self, message: str) -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        self._say(message)
         os._exit(1)  # the main thread hears nothing
 
+    @staticmethod
+    def _say(message: str) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
-def dump_flight_recorder(rank: int) -> None:
+
+def dump_flight_recorder(rank: int) -> bool:
     """Write which collectives have begun and ended on this rank, as torch's own watchdog would when it times out.
 
     That one waits longer than a Watchdog, and so never does. Where the environment names a file, as slurm/train.sh
     does: FILE followed by the rank, for torch's tool (python -m torch.distributed.flight_recorder.fr_trace FOLDER).
+    -> whether the environment names one.
     """
     if path := os.environ.get("TORCH_FR_DUMP_TEMP_FILE"):
         with suppress(Exception):  # whatever it is, the line that names the rank must follow
             dump = "_dump_nccl_trace" if dist.get_backend() == "nccl" else "_dump_fr_trace"
             Path(f"{path}{rank}").write_bytes(getattr(torch._C._distributed_c10d, dump)())
+    return bool(path)
 
 
 def who_stopped(before: Sequence[Reading], after: Sequence[Reading]) -> str:

@@ -1,5 +1,7 @@
 """train_overfit.py, but the last rank falls asleep: in its rows of step 8 for good, or among its scores for a while.
 
+In the first case the other ranks notice it three seconds later than the last one.
+
 Or it is killed, when all ranks have come and are about to connect.
 
 ASLEEP_IN=batch torchrun --standalone --nproc_per_node=2 tests/harness/workers/hang_worker.py --comm_timeout_s=3
@@ -11,6 +13,7 @@ import time
 
 import train_overfit
 from nanogpt.data.windows import Windows
+from nanogpt.distributed.watchdog import Watchdog
 from nanogpt.distributed.world import World
 from nanogpt.evaluate import scorecard
 
@@ -37,6 +40,8 @@ if __name__ == "__main__":
             World.process_group = process_group
     elif os.environ["ASLEEP_IN"] == "batch":
         Windows.global_batch = fetch
+        end = Watchdog._end
+        Watchdog._end = lambda self: time.sleep(0 if is_last else 3) or end(self)
     else:
         scorecard.recite_text = recite
     train_overfit.main(train_overfit.run)
