@@ -114,6 +114,11 @@ def make_scorecard(
     return Scorecard({**scores, "control": theirs}, recited, said)
 
 
+def come_back(windows: Windows, right: Tensor) -> Tensor:
+    """Which windows come back, (W,) bool: their second half exactly; right: (W, T), as a Reading has it."""
+    return right[:, second_half(windows.context_length)].all(dim=1)
+
+
 def window_recall(windows: Windows, full: Reading) -> float:
     """Exact recall of the windows of a full pass."""
     return _share_of_windows(windows)(full.right)
@@ -241,7 +246,7 @@ def _share_of_windows(windows: Windows) -> Callable[[Tensor], float]:
 
     Carlini et al., arXiv 2202.07646.
     """
-    return lambda right: _mean(right[:, second_half(windows.context_length)].all(dim=1))
+    return lambda right: _mean(come_back(windows, right))
 
 
 def _first_break(right: Tensor, prefix: int) -> float:

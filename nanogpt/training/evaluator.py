@@ -18,7 +18,7 @@ from nanogpt.distributed.replicas import fingerprints
 from nanogpt.engine import Engine
 from nanogpt.evaluate.evaluation import Evaluation
 from nanogpt.evaluate.recall import Forward, Reading, full_pass, hop_starts, read
-from nanogpt.evaluate.scorecard import Scorecard, is_by_heart, make_scorecard, window_recall
+from nanogpt.evaluate.scorecard import Scorecard, come_back, is_by_heart, make_scorecard, window_recall
 from nanogpt.evaluate.screening import at_best, screen, sure
 from nanogpt.model.generate import second_half
 from nanogpt.optim.ema import EMA
@@ -94,7 +94,7 @@ class Evaluator:
         found = sure(found, exact.dtype) if quick.dtype == exact.dtype else at_best(found, quick.dtype)
         judged = len(plan.dataset.judged)
         if missed:
-            still = round((1 - window_recall(windows, found)) * len(missed))
+            still = int((~come_back(windows, found.right)).sum())
             may_be = (judged - still) / judged >= target
         else:
             may_be = is_by_heart(windows, found)
@@ -145,7 +145,7 @@ class Evaluator:
     def _missed(self, full: Reading) -> tuple[int, ...]:
         """Where the judged windows begin that do not come back; nothing where they are not few."""
         judged = self._plan.dataset.judged
-        starts = judged[~full.right[:, second_half(self._windows.context_length)].all(dim=1)].tolist()
+        starts = judged[~come_back(self._windows, full.right)].tolist()
         return tuple(starts) if len(starts) <= FEW * len(judged) else ()
 
     def _agreed_loss(self, reading: Reading) -> float:
