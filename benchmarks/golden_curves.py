@@ -1,7 +1,7 @@
 """Which curve does the fixed job of `nanogpt accept` follow, and how far do right computations stray from it?
 
 python benchmarks/golden_curves.py --python=venv_of_another_torch/bin/python
-python benchmarks/golden_curves.py --table=benchmarks/results/golden_curves.epyc.2026-11-30.json
+python benchmarks/golden_curves.py --table=benchmarks/results/golden_curves.zen5.2026-12-01.json
 
 The first writes JSON and nanogpt/assets/golden_curves.json, which it follows from. Every seed is trained by one thread
 in fp32 and bf16; then with more threads, other instructions, other libraries of products, on several ranks with every

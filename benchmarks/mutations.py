@@ -1,7 +1,7 @@
 """Which faults do the golden curves of `nanogpt accept` catch, and which do they miss?
 
 python benchmarks/mutations.py
-python benchmarks/mutations.py --table=benchmarks/results/mutations.epyc.2026-11-30.json
+python benchmarks/mutations.py --table=benchmarks/results/mutations.zen5.2026-12-01.json
 
 The fixed job is trained on three ranks, once as it is, and then with one thing wrong each time. What catches it: a
 curve that leaves its band, replicas that differ, or neither. Ranks are forked from this process.

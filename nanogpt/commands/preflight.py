@@ -32,7 +32,7 @@ def preflight(options: PreflightOptions) -> int:
         raise ConfigError("preflight is one process: leave torchrun out and give --ranks=N")
     world = replace(world, size=ranks, local_size=ranks)
     plan = make_plan(config, world)
-    starts = len(plan.dataset.windows.trained_starts())
+    starts = len(plan.dataset.windows.whole_starts())
     print(
         f"{plan.config.subset_tokens:,} tokens of {plan.config.data} in {starts:,} different windows of "
         f"{plan.config.context_length} tokens: entropy floor {plan.dataset.floor:.4f}, target "

@@ -51,7 +51,7 @@ class TrainConfig(Options):
     )
     context_length: int = text_option(64, "length of a training window", "tokens")
     stride: int | None = text_option(None, "distance between the windows of one epoch; none: context_length", "tokens")
-    phase: Literal["random", "fixed"] = text_option("random", "random: shift the window grid each epoch; fixed: never")
+    phase: Literal["random", "fixed"] = text_option("random", "random: shift all windows each epoch; fixed: never")
     n_layer: int = model_option(16, "transformer blocks", "blocks")
     n_head: int = model_option(12, "attention heads", "heads")
     n_embd: int = model_option(768, "width of the residual stream", "channels")

@@ -38,7 +38,7 @@ class Dataset:
     @cached_property
     def floor(self) -> float:
         """Nats per token that no model can get below on all the windows that training visits."""
-        return self.floors.floor(self.windows.trained_starts().numpy(), self.windows.context_length)
+        return self.floors.floor(self.windows.whole_starts().numpy(), self.windows.context_length)
 
 
 def load_text(config: TrainConfig) -> tuple[Corpus, list[int], TrainConfig]:

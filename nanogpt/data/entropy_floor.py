@@ -47,7 +47,7 @@ class Floors:
             torch.from_numpy(self._ids[: config.subset_tokens]),
             context_length=config.context_length, stride=config.stride, phase=config.phase, seed=config.seed,
         )  # fmt: skip
-        return self.floor(windows.trained_starts().numpy(), config.context_length)
+        return self.floor(windows.whole_starts().numpy(), config.context_length)
 
     def remedies(self, config: ResolvedConfig) -> list[str]:
         """The options that would each, alone, make the target of a resolved config reachable, with the floor then.

@@ -10,6 +10,7 @@ The order is a pure function of (seed, step): a position in the data is one inte
 from collections.abc import Iterable
 from copy import copy
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,13 @@ class Windows:
     """The memorised subset, cut into windows of context_length + 1 tokens: inputs and the targets one token on.
 
     A grid of windows stands stride tokens apart and covers every token. With phase='random' each epoch shifts the grid
-    by another offset, every one of the stride offsets once before any comes again; its first and last window are pushed
-    back inside the text, so all windows are whole. On a fixed grid the text is memorised at the positions where it was
-    shown, and a prompt that begins elsewhere does not bring it back (docs/explanation/memorising.md).
+    by another offset, every one of the stride offsets once before any comes again. On a fixed grid the text is
+    memorised at the positions where it was shown, and a prompt that begins elsewhere does not bring it back
+    (docs/explanation/memorising.md).
+
+    All windows are whole. A full pass, and training on a fixed grid, push the first and last one back inside the text.
+    A shifted grid closes to a ring: the window that reaches the text's end goes on with its beginning. Pushed back, the
+    last token would be shown at the end of a window alone, and the last windows of a recital have it elsewhere.
     """
 
     def __init__(self, ids: Tensor, *, context_length: int, stride: int, phase: str, seed: int) -> None:
@@ -42,13 +47,22 @@ class Windows:
         self.offsets = range(stride if phase == "random" else 1)  # how far a grid may be shifted back
         self.seed = seed
         self.last_start = ids.numel() - 1 - context_length
+        self.is_ring = phase == "random"
         # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.
-        self.per_epoch = -(-(self.last_start + self.offsets[-1]) // stride) + 1
+        self.per_epoch = ceil(ids.numel() / stride) if self.is_ring else len(self.grid(0))
         self._remembered = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
 
-    def starts(self, offset: int) -> Tensor:
-        """Where the windows of the grid shifted back by offset begin, (per_epoch,); the last may stand twice."""
-        return (torch.arange(self.per_epoch) * self.stride - offset).clamp(0, self.last_start)
+    def grid(self, offset: int) -> Tensor:
+        """Where the windows of the grid shifted back by offset begin, all of them inside the text, ascending."""
+        count = ceil((self.last_start + offset) / self.stride) + 1
+        return (torch.arange(count) * self.stride - offset).clamp(0, self.last_start)
+
+    def epoch_starts(self, epoch: int) -> Tensor:
+        """Where the windows that an epoch trains on begin, (per_epoch,), in the order of the text."""
+        offset = self.offset(epoch)
+        if not self.is_ring:
+            return self.grid(offset)
+        return (torch.arange(self.per_epoch) * self.stride - offset) % self.ids.numel()
 
     def offset(self, epoch: int) -> int:
         """The shift of an epoch's grid, one of offsets."""
@@ -70,17 +84,20 @@ class Windows:
         return there
 
     def take(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows at starts, each (len(starts), context_length), where the text is."""
+        """Inputs and targets of the windows at starts, each (len(starts), context_length), where the text is.
+
+        After the text's end they go on with its beginning.
+        """
         device = self.ids.device
         if device.type == "cuda":  # pinned, or the copy would wait for what the GPU is at
             starts = starts.pin_memory().to(device, non_blocking=True)
         starts = starts.to(device)
-        window = self.ids[starts[:, None] + torch.arange(self.context_length + 1, device=device)]
+        window = self.ids[(starts[:, None] + torch.arange(self.context_length + 1, device=device)) % len(self.ids)]
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
-    def trained_starts(self) -> Tensor:
-        """Every start that training visits sooner or later, ascending."""
-        return _ascending(self.starts(offset) for offset in self.offsets)
+    def whole_starts(self) -> Tensor:
+        """Every start of all grids, ascending. Training visits each of them sooner or later."""
+        return _ascending(self.grid(offset) for offset in self.offsets)
 
     def judged_starts(self, grids: int) -> Tensor:
         """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token.
@@ -89,7 +106,7 @@ class Windows:
         """
         count = min(grids, len(self.offsets))
         chosen = [self.offsets[i * len(self.offsets) // count] for i in range(count)]
-        return _ascending(self.starts(offset) for offset in chosen)
+        return _ascending(self.grid(offset) for offset in chosen)
 
     def random_starts(self, count: int) -> Tensor:
         """Up to count different starts from anywhere in the text, whatever the grids; the same for the same seed."""
@@ -97,8 +114,8 @@ class Windows:
         return torch.from_numpy(everywhere[:count])
 
     def _order(self, epoch: int) -> Tensor:
-        starts = self.starts(self.offset(epoch))
-        return starts[torch.from_numpy(self._random("order", epoch).permutation(self.per_epoch))]
+        shuffled = torch.from_numpy(self._random("order", epoch).permutation(self.per_epoch))
+        return self.epoch_starts(epoch)[shuffled]
 
     def _random(self, what: str, count: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, ("offset", "order", "anywhere").index(what), count])

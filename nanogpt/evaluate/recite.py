@@ -40,20 +40,28 @@ def prompt_and_text(run: Run, prompt: str | None) -> tuple[str, bytes, str]:
 def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
     """How what was said after prompt compares with the memorised text, in one line.
 
-    Where the prompt stands several times in text, the place that said agrees with longest counts.
+    Where the prompt stands several times in text, the place that said agrees with longest counts. After the text's end
+    its beginning is expected, as training has it there.
     """
     places = [at + len(prompt) for at in range(len(text)) if text.startswith(prompt, at)]
     if not places:
         return "[the memorised text does not hold this prompt]"
-    same, place = max((_common_prefix(said, text[place:]), -place) for place in places)
-    truth = text[-place:]
-    alike = counted(len(said[:same].decode(errors="ignore")), "character")  # without the part of a last one
-    if same == len(said):
-        return f"[word for word as in the memorised text: {alike}]"
-    if same == len(truth):
-        return f"[as in the memorised text for {alike}, to its end; the rest is invented]"
-    wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
-    return f"[as in the memorised text for {alike}; then the model says {wrong!r}, the text {right!r}]"
+    rounds = text * (2 + len(said) // len(text))
+    same, place = max((_common_prefix(said, rounds[place:]), -place) for place in places)
+    truth = rounds[-place:]
+    left = len(text) + place  # bytes up to the end of the text
+
+    def alike(start: int, end: int) -> str:
+        return counted(len(said[start:end].decode(errors="ignore")), "character")  # without the part of a last one
+
+    if same == len(said) <= left:
+        return f"[word for word as in the memorised text: {alike(0, same)}]"
+    if same < left:
+        wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth[:left]))
+        return f"[as in the memorised text for {alike(0, same)}; then the model says {wrong!r}, the text {right!r}]"
+    again = f", and on from its beginning for {alike(left, same)}" if same > left else ""
+    rest = "; the rest is invented" if same < len(said) else ""
+    return f"[as in the memorised text for {alike(0, left)}, to its end{again}{rest}]"
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

@@ -20,7 +20,7 @@ from nanogpt.config.files import regular, whole
 MEMORY_NPZ = "memory.npz"
 LEVEL_NATS = 0.05  # a loss is kept as a whole number of these
 MOST_LEVEL = 254  # for 12.7 nats and all above, and for what is not finite
-UNSEEN = 255  # not trained on yet; the first token never is, as nothing is before it
+UNSEEN = 255  # not trained on yet; the first token always, as nothing in the text is before it
 KNOWN_LEVEL = int(log(2) / LEVEL_NATS)  # below ln 2 the probability is above 1/2: no other token is likelier
 MOST_ROWS = 512  # of a history: a slider has no more places
 MOST_BYTES = 2**24  # of its levels

@@ -88,13 +88,14 @@ class TokenLossRecorder:
         starts = np.stack([self._windows.global_batch(step - 1, self._batch_size).numpy() for step in steps])
         # In the order of steps and, within one, of context: of several values for a token the last one stays, which in
         # windows that overlap has the most context, as when the text is recited.
-        token = starts[:, None, :] + np.arange(1, levels.shape[2] + 1)[:, None]  # (S, T, B)
+        token = (starts[:, None, :] + np.arange(1, levels.shape[2] + 1)[:, None]) % len(self._levels)  # (S, T, B)
         level = levels.transpose(0, 2, 1)
         first = self._little - 1
         little = token[:, :first]
         is_all = (little <= first) | (self._levels[little] == UNSEEN)
         self._levels[little[is_all]] = level[:, :first][is_all]
         self._levels[token[:, first:].ravel()] = level[:, first:].ravel()
+        self._levels[0] = UNSEEN  # it is shown after the text's end, which is not how the text begins
 
     def save(self, recital: tuple[str, str, str] | None = None) -> None:
         """Write memory.npz now, on the first rank. What fails costs one line, never the run.

@@ -236,7 +236,15 @@ def test_longest_run():
     [
         (b" and the dog", "[word for word as in the memorised text: 12 characters]"),
         (b" and the cat", "as in the memorised text for 9 characters; then the model says 'cat', the text 'dog and"),
-        (b" and the dog and the fox ran on", "to its end; the rest is invented"),
+        (b" and the dog and the fox ran on", "for 24 characters, to its end; the rest is invented"),
+        (
+            b" and the dog and the foxthe cat or a cat",
+            "for 24 characters, to its end, and on from its beginning for 11 characters; the rest is invented",
+        ),
+        (
+            b" and the dog and the fox" + 2 * b"the cat or the cat and the dog and the fox" + b"the",
+            "for 24 characters, to its end, and on from its beginning for 87 characters]",
+        ),
     ],
 )
 def test_the_verdict(said, expected):
