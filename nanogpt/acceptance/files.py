@@ -20,7 +20,6 @@ from nanogpt.acceptance.stages.training import training_of
 from nanogpt.acceptance.verdict import Verdict, worst
 from nanogpt.config.errors import ConfigError
 from nanogpt.config.files import whole
-from nanogpt.data.corpus import read_corpus
 from nanogpt.evaluate.verify import load_scored_run, verify_run
 from nanogpt.plots.band_chart import Curve
 from nanogpt.storage.json_file import to_json
@@ -190,6 +189,6 @@ def _training(stated: Acceptance, run: Path) -> Iterator[str]:
     if found.loss is None or not found.is_verified:
         return
     scored = load_scored_run(str(run))
-    for check in verify_run(scored, run, read_corpus(scored.config.data)):
+    for check in verify_run(scored, run):
         if not check.fits:
             yield f"{TRAINING}: {check.name} is stated as {check.stated}, found {check.found}"

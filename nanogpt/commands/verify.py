@@ -8,7 +8,6 @@ from dataclasses import MISSING, dataclass
 from itertools import groupby
 
 from nanogpt.config.options import Options, option
-from nanogpt.data.corpus import read_corpus
 from nanogpt.evaluate.verify import load_scored_run, verify_run
 from nanogpt.storage.run_dir import run_directory
 
@@ -24,7 +23,7 @@ def verify(options: VerifyOptions) -> int:
     """Compute every score of report.json again from the weights and the text; status 1 where one differs."""
     run = load_scored_run(options.run_dir)
     differing = []
-    checks = verify_run(run, run_directory(options.run_dir), read_corpus(run.config.data))
+    checks = verify_run(run, run_directory(options.run_dir))
     for group, members in groupby(checks, key=lambda check: check.group):
         fitting = total = 0
         for check in members:

@@ -111,9 +111,7 @@ class TrainConfig(Options):
         None,
         "what DeepSpeed shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights; none: as in ds_config",
     )
-    ds_config: str | None = machine_option(
-        None, "DeepSpeed's configuration; none: ds_config.json beside train_overfit.py"
-    )
+    ds_config: str | None = machine_option(None, "DeepSpeed's configuration; none: the project's ds_config.json")
     gradient_compression: Literal["none", "bf16"] = machine_option(
         "none",
         "none: ddp and sharded send gradients unrounded; bf16: in half the bytes, which changes the curve a little",
@@ -244,8 +242,8 @@ class TrainConfig(Options):
 class ResolvedConfig(TrainConfig):
     """A TrainConfig in which nothing is left open that a run decides before it begins: its types say what.
 
-    wandb and resume stay as they were asked; ds_config and zero_stage are none where DeepSpeed is not the engine, and
-    a budget that is none is not set.
+    head_dtype 'auto' is as dtype; wandb and resume stay as they were asked; ds_config and zero_stage are none where
+    DeepSpeed is not the engine, and a budget that is none is not set.
     """
 
     subset_tokens: int = field()

@@ -73,7 +73,9 @@ def import_deepspeed(device_type: str) -> ModuleType:
         import deepspeed
         import deepspeed.ops
     except ImportError as error:
-        raise ConfigError(f"--engine=deepspeed needs DeepSpeed ({error}): pip install '.[deepspeed]'") from None
+        raise ConfigError(
+            f"--engine=deepspeed needs DeepSpeed ({error}): pip install deepspeed, or '.[deepspeed]' in a checkout"
+        ) from None
     except Exception as error:  # it looks for devices and compilers when imported
         raise ConfigError(f"DeepSpeed cannot be imported: {type(error).__name__}: {one_line(error)}") from None
     if tuple(map(int, re.findall(r"\d+", deepspeed.__version__)[:3])) < OLDEST:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt.config.errors import ConfigError
-from nanogpt.data.corpus import Corpus, differing_files, read_corpus
+from nanogpt.data.corpus import differing_files, read_corpus
 from nanogpt.data.dataset import Dataset, make_dataset
 from nanogpt.data.tokenizer import encode
 from nanogpt.data.windows import subset_and_windows
@@ -72,7 +72,7 @@ def one_process() -> World:
 def verify(run_dir: str) -> list[Check]:
     """All checks of a finished run. Raises ConfigError where a file is missing, or the run has no scores."""
     run = load_scored_run(run_dir)
-    return list(verify_run(run, run_directory(run_dir), read_corpus(run.config.data)))
+    return list(verify_run(run, run_directory(run_dir)))
 
 
 def load_scored_run(run_dir: str) -> Run:
@@ -85,12 +85,14 @@ def load_scored_run(run_dir: str) -> Run:
     return run
 
 
-def verify_run(run: Run, out_dir: Path, corpus: Corpus) -> Iterator[Check]:
+def verify_run(run: Run, out_dir: Path) -> Iterator[Check]:
     """Each thing that the report states and the weights and the text can confirm, the cheap ones first.
 
-    Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it.
+    Not among them: steps, clocks, engine, ranks, versions. They are history; the weights do not hold it. Raises
+    ConfigError where the text cannot be read.
     """
     report, config, stated = run.report, run.config, run.report.to_json()
+    corpus = read_corpus(config.data)
     facts = {"corpus_sha256": corpus.sha256, "weights_sha256": weights_sha256(out_dir)} | subset_and_windows(config)
     for name, found in facts.items():
         yield Check(name, stated.get(name), found, stated.get(name) == found)

@@ -132,7 +132,7 @@ class TrainState:
         """Go on, on as many ranks, from state_dict() and the world_size that a checkpoint holds beside it."""
         for name in _AS_THEY_ARE:
             setattr(self, name, state[name])
-        self.awaits_recall = state.get("awaits_recall", False)  # 0.2.0's checkpoints know no recall
+        self.awaits_recall = state.get("awaits_recall", False)  # older checkpoints know no recall
         self.missed = tuple(state.get("missed", ()))
         if (loss := state["verified_loss"]) is not None:
             self.verified = Evaluation(loss, state.get("verified_recall"), state.get("verified_by_heart", False))

@@ -9,6 +9,7 @@ with StopSignals() as stop:         # USR1 and USR2 are remembered from here on
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,8 @@ class StopSignals:
         return bool(self.name)
 
     def _heed(self, *numbers: signal.Signals) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python gives signals to the main thread alone; the file STOP is heeded here, too
         for number in numbers:
             self._before.setdefault(number, signal.signal(number, self._remember))
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_a_run_in_a_notebook(tmp_path):
     assert (again.exit_reason, again.status, again.report) == ("max_steps", 3, result.report)
     assert [check for check in nanogpt.verify(str(tmp_path / "out")) if not check.fits] == []
     assert isinstance(nanogpt.load_run(str(tmp_path / "out")).model, nanogpt.GPT)
+
+
+def test_a_run_in_a_thread(tmp_path):
+    """Invariant: as in the main thread, though a signal reaches that one alone; the file STOP ends it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "STOP").touch()
+    config = nanogpt.TrainConfig(**SHORT, max_steps=3, out_dir=str(tmp_path / "out"), wandb="disabled")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(nanogpt.train, config).result(timeout=60).exit_reason == "stopped"
+        (tmp_path / "out" / "STOP").unlink(missing_ok=True)
+        assert pool.submit(nanogpt.train, config).result(timeout=60).exit_reason == "max_steps"
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import torch
 from harness.forks import forked, forked_ranks, train
 from harness.lanes import slow
 from harness.runs import ALONE, TINY, TRAIN, flags, metrics, report
-from nanogpt.data.corpus import read_corpus
 from nanogpt.data.dataset import memorised_dataset
 from nanogpt.data.windows import Windows
 from nanogpt.evaluate.recall import Forward, Reading, read
@@ -144,7 +143,7 @@ def test_an_edited_report_is_found(by_heart, key, value, named):
     path.write_text(json.dumps(stated))
     try:
         wrong = []
-        for check in verify_run(load_run(str(by_heart[0])), by_heart[0], read_corpus("builtin")):
+        for check in verify_run(load_run(str(by_heart[0])), by_heart[0]):
             wrong += [check.name] * (not check.fits)
             if check.name == "reached":  # the scores are computed after it
                 break

@@ -196,7 +196,7 @@ def copy(finished, tmp_path):
 def facts(run_dir):
     """The checks that come before anything is computed and find a difference: {name: (stated, found)}."""
     run = load_run(str(run_dir))
-    checks = islice(verify_run(run, run_dir, read_corpus(run.config.data)), 12)
+    checks = islice(verify_run(run, run_dir), 12)
     return {check.name: (check.stated, check.found) for check in checks if not check.fits}
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from harness.forks import forked
 from harness.runs import REPOSITORY, report
-from nanogpt.data.corpus import read_corpus
 from nanogpt.evaluate.verify import verify, verify_run
 from nanogpt.storage.run_dir import load_run
 
@@ -35,7 +34,7 @@ def copy(finished, tmp_path):
 def differing(run_dir):
     """The names that verify finds to differ."""
     loaded = load_run(str(run_dir))
-    return [c.name for c in verify_run(loaded, run_dir, read_corpus(loaded.config.data)) if not c.fits]
+    return [c.name for c in verify_run(loaded, run_dir) if not c.fits]
 
 
 def edit_report(run_dir, place, value):
@@ -101,7 +100,7 @@ def test_a_looser_precision_cannot_be_claimed(copy):
     edit_report(copy, "scores_precision", "bf16")
     edit_report(copy, "exit_reason", "max_steps")
     loaded = load_run(str(copy))
-    facts = islice(verify_run(loaded, copy, read_corpus(loaded.config.data)), 13)  # before anything is computed
+    facts = islice(verify_run(loaded, copy), 13)  # before anything is computed
     assert [check.name for check in facts if not check.fits] == ["scores_precision", "reached"]
 
 
