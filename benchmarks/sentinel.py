@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from parts.options import BenchmarkOptions, run_benchmark
 from parts.ranks import first_of
+from parts.step import TrainStep
 from torch import Tensor
 
 from nanogpt.config.errors import ReplicaError
@@ -29,10 +30,9 @@ from nanogpt.config.options import option
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.replicas import Replicas
 from nanogpt.distributed.world import World
-from nanogpt.engine import Batch, EngineOptions, build_engine
+from nanogpt.engine import Batch
 from nanogpt.model.gpt import GPT, GPTConfig
 from nanogpt.monitor.sentinel import TOLERANCE, Sentinel
-from nanogpt.optim.ema import EMA
 from nanogpt.plan.plan import make_plan
 from nanogpt.training.trainer import micro_batches
 from nanogpt.utils.phases import Phases
@@ -71,19 +71,16 @@ class Training:
         **options: Any,
     ) -> None:
         given = {"replica_check_every": replicas_every, "gradient_check_every": gradients_every}
-        self.world, self.plan = world, make_plan(TrainConfig(**options, **given), world)
-        self.config, self.step = self.plan.config, 0
-        shape = GPTConfig.from_options(self.config)
+        plan = make_plan(TrainConfig(**options, **given), world)
+        self.world, self.config, self.step = world, plan.config, 0
+        model = None
         if tiny:  # the text's own tokens, numbered anew: else all time would go into 50,257 logits
-            windows = self.plan.dataset.windows
+            windows = plan.dataset.windows
             tokens, windows.ids = windows.ids.unique(return_inverse=True)
-            shape = replace(shape, vocab_size=len(tokens))
-        torch.manual_seed(self.config.seed)
-        model = GPT(shape)
-        batches = micro_batches(self.config, self.plan.dataset.windows, world, 0)
-        built = EngineOptions(self.config.dtype, self.config.optimizer, compile=False, micro_batches=batches)
-        self.engine = build_engine(self.config.engine, model, world, built)
-        self.average = EMA(self.engine.local_weights(), self.config.ema)
+            torch.manual_seed(self.config.seed)
+            model = GPT(replace(GPTConfig.from_options(self.config), vocab_size=len(tokens)))
+        self.train_on = TrainStep(plan, world, model=model)
+        self.engine, self.average = self.train_on.engine, self.train_on.average
         self.replicas = Replicas(world, self.held, step=0)
         self.sentinel = Sentinel(self.engine, self.replicas, self.config, Phases(), step=0)
 
@@ -93,15 +90,15 @@ class Training:
 
     def batch_of(self, rank: int) -> Batch:
         """Of a rank, in the step to come."""
-        return micro_batches(self.config, self.plan.dataset.windows, replace(self.world, rank=rank), self.step)[-1]
+        return micro_batches(self.config, self.train_on.windows, replace(self.world, rank=rank), self.step)[-1]
 
     def train_step(self) -> None:
         """Raises ReplicaError before or after the update."""
         number = self.step + 1
         with self.sentinel.listening(number):
-            self.engine.forward_backward(self.batch_of(self.world.rank), is_last=True)
+            self.train_on.forward_backward(self.step)
         self.sentinel.check_gradient(number, self.batch_of)
-        self.engine.step(self.config.learning_rate)
+        self.train_on.update(self.config.learning_rate)
         self.average.update()
         self.step = number
         self.sentinel.compare_replicas(number)
