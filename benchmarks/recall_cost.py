@@ -64,10 +64,15 @@ def measure(options: RecallOptions, out: Path) -> dict[str, Any]:
 
 
 def ended(out_dir: Path, asked: dict[str, Any], *words: str) -> Trained:
-    """The run in out_dir, which is made where it has not ended. Raises ConfigError for one with other options."""
+    """The run in out_dir, which is made where it has not ended.
+
+    Raises ConfigError for one with other options, and where another version has scored it.
+    """
     if exit_reason(out_dir / "report.json") not in ENDINGS:
         return train_in(out_dir, *words)
     run = Trained.read(out_dir)
+    if "recall" not in run.report:
+        raise ConfigError(f"{out_dir} was scored by another version: name other --runs")
     if differing := [f"--{name}" for name, value in asked.items() if run.config["config"][name] != value]:
         raise ConfigError(f"{out_dir} holds a run with another {', '.join(differing)}: name other --runs")
     return run

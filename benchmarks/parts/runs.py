@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from nanogpt.storage.provenance import RunInfo
+from nanogpt.storage.report import Report
 from parts import REPOSITORY
 
 SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end takes less time than the steps
@@ -21,7 +23,7 @@ SHORT_TEXT = ("--subset_tokens=129", "--log_every=1")  # scoring it at the end t
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run directory says."""
+    """What a run directory says; report without scores where another version has scored it."""
 
     report: dict[str, Any]
     config: dict[str, Any]
@@ -29,10 +31,10 @@ class Trained:
 
     @classmethod
     def read(cls, out_dir: Path) -> "Trained":
-        """A run directory that holds a report."""
+        """Of a run that has ended. Raises ConfigError where a file is missing or damaged, NewerFormatError."""
         return cls(
-            report=json.loads((out_dir / "report.json").read_text()),
-            config=json.loads((out_dir / "config.json").read_text()),
+            report=Report.read(out_dir / "report.json", of="a run").to_json(),
+            config=RunInfo.read(out_dir / "config.json", of="a run").to_json(),
             rows=[json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()],
         )
 

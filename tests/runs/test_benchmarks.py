@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from datetime import date
 from importlib.util import find_spec
@@ -17,11 +18,13 @@ if not (find_spec("transformers") and find_spec("accelerate")):  # which take se
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import golden_curves
 import on_gpu
+import recall_cost
 import time_to_target
 from eta_backtest import take_together
 from parts import alpha_beta
 from parts.options import machine, result_path
 
+from nanogpt.config.errors import ConfigError
 from nanogpt.config.train_config import TrainConfig
 from nanogpt.distributed.world import World
 from nanogpt.evaluate.recall import Forward, full_pass
@@ -29,7 +32,7 @@ from nanogpt.model.gpt import GPT
 from nanogpt.optim.recipe import recipe_of
 from nanogpt.plan.plan import make_plan
 from nanogpt.storage.hf import load_hf, read_hf_shape
-from nanogpt.storage.json_file import parse_json
+from nanogpt.storage.json_file import FORMAT_VERSION, parse_json
 
 TINY_SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 8, "subset_tokens": 40}
 
@@ -354,6 +357,36 @@ def test_rows_of_a_step_are_taken_together_as_a_run_logs_them():
     ]  # fmt: skip
     coarse = [{"step": 8, "loss": 2.0}, {"step": 20, "loss": 3.0}]
     assert [row["step_losses"] for row in take_together(coarse, 10)] == [[2.0] * 8 + [3.0] * 12]
+
+
+@pytest.fixture
+def ended(finished, tmp_path):
+    """The tiny run's directory without its checkpoints, which may be changed."""
+    return shutil.copytree(finished[0], tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+def edit(path, **keys):
+    """Write other keys into a file of JSON."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+@pytest.mark.parametrize("name", ["report.json", "config.json"])
+def test_a_newer_run_is_refused(ended, forked, name):
+    """Invariant: one line that names the file and its version, status 2, and no curve is written."""
+    edit(ended / name, format_version=FORMAT_VERSION + 1)
+    script, words = REPOSITORY / "benchmarks" / "record_curve.py", flags(run="run", out="curve.jsonl")
+    done = forked(ended.parent, script, *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{name} has format_version {FORMAT_VERSION + 1}" in done.stderr
+    assert not (ended.parent / "curve.jsonl").exists()
+
+
+def test_scores_of_another_version_are_no_cost_of_recall(ended):
+    """Invariant: a run that has ended is taken with its scores, and refused where they cannot be read."""
+    assert recall_cost.told(recall_cost.ended(ended, {}))["steps"] == report(ended)["steps"]
+    edit(ended / "report.json", full_pass={})
+    with pytest.raises(ConfigError, match="run was scored by another version: name other --runs"):
+        recall_cost.ended(ended, {})
 
 
 def test_the_golden_curves_follow_from_what_was_recorded():
