@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+FORMAT_VERSION = 1  # the newest report.json that is known here, as in nanogpt/storage/json_file.py
 COLUMNS = ("exit_reason", "steps", "loss", "exact_recall", "train_s")
 
 
@@ -31,11 +32,14 @@ def main() -> int:
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
-    """report.json with its recall on the top level; of a run that left none, that it did."""
+    """report.json with its recall on the top level; of a run that left none, or of an unknown version, only that."""
     try:
         report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"exit_reason": "no report"}
+    version = report.get("format_version", 1)  # a file without it is of version 1
+    if version not in range(1, FORMAT_VERSION + 1):
+        return {"exit_reason": f"report.json has format_version {version}, {FORMAT_VERSION} is the newest known here"}
     return report | (report.get("recall") or {})
 
 

@@ -17,6 +17,7 @@ import pytest
 from cluster import CPU_NODES, REPOSITORY, TINY, Job, ask_slurm, slurm, start_cluster, why_not
 from harness.runs import flags, metrics, outcome, report
 from nanogpt.storage.checkpoint import CheckpointReader, examine
+from nanogpt.storage.json_file import FORMAT_VERSION
 from scenarios import SCENARIOS, cancel, failing_rank
 
 pytestmark = pytest.mark.slurm
@@ -215,6 +216,24 @@ def test_a_sweep_ends_in_a_table(cluster, tmp_path):
         assert cells[:4] == [run_dir.name, "target_reached", str(told["steps"]), f"{told['loss']:.4g}"]
         assert json.loads((run_dir / "config.json").read_text())["config"]["learning_rate"] == float(value)
     assert table[-1].startswith("2 of 2 runs reached their target after ")
+
+
+def test_a_report_of_an_unknown_version_has_no_figures(tmp_path):
+    """Invariant: its row tells the version and no more, it counts as not reached; Python's own library suffices."""
+    newer = FORMAT_VERSION + 1
+    versions = {"seed=0": {}, "seed=1": {"format_version": FORMAT_VERSION}, "seed=2": {"format_version": newer}}
+    for name, version in versions.items():
+        (tmp_path / name).mkdir()
+        content = {"exit_reason": "target_reached", "reached": True, "steps": 36} | version
+        (tmp_path / name / "report.json").write_text(json.dumps(content))
+    command = [sys.executable, "-IS", REPOSITORY / "slurm" / "summary.py", tmp_path]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert table[2:5] == [
+        "| seed=0 | target_reached | 36 |  |  |  |",
+        "| seed=1 | target_reached | 36 |  |  |  |",
+        f"| seed=2 | report.json has format_version {newer}, {FORMAT_VERSION} is the newest known here |  |  |  |  |",
+    ]
+    assert table[-1] == "2 of 3 runs reached their target after 36 to 36 steps, median 36."
 
 
 @pytest.mark.parametrize("words", [["seed=0,1", "--", "--out_dir=x"], ["out_dir=x,y"]])
