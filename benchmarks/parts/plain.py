@@ -75,8 +75,8 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         step, row = divmod(index, self._batch_size)
-        start = int(self._windows.global_batch(step, self._batch_size)[row])
-        window = self._windows.ids[start : start + self._windows.context_length + 1]
+        idx, targets = self._windows.take(self._windows.global_batch(step, self._batch_size)[row : row + 1])
+        window = torch.cat([idx[0], targets[0, -1:]])
         return {"input_ids": window, "labels": window}
 
 
