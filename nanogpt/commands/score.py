@@ -34,10 +34,14 @@ class ScoreOptions(Options):
 def score(options: ScoreOptions) -> int:
     """Print the scores in a run's report, beside those of a text that it was not trained on."""
     run = load_scored_run(options.run_dir)
-    if options.html is not None:
-        parent = user_path(options.html, f"--html={options.html}").parent
-        if not os.path.isdir(parent):  # known before anything is computed
-            raise ConfigError(f"--html={options.html} cannot be written: {parent} is no directory")
+    if options.html is not None:  # known before anything is computed
+        page = user_path(options.html, f"--html={options.html}")
+        if page.suffix != ".html":  # a run's own files, and a text, have other names
+            raise ConfigError(f"--html={options.html} must end in .html")
+        if not os.path.isdir(page.parent):
+            raise ConfigError(f"--html={options.html} cannot be written: {page.parent} is no directory")
+        if os.path.isdir(page):
+            raise ConfigError(f"--html={options.html} cannot be written: it is a directory")
     if options.line is None:
         print(score_table(run.report), end="")
     else:

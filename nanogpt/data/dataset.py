@@ -56,7 +56,7 @@ def load_text(config: TrainConfig) -> tuple[Corpus, list[int], TrainConfig]:
     if config.subset_tokens is not None and config.subset_tokens > len(ids):
         raise ConfigError(
             f"--subset_tokens={config.subset_tokens} is more than the {len(ids)} tokens of {config.data}: at most "
-            f"{len(ids)}"
+            f"{len(ids)}, or none for all of it"
         )
     config = replace(
         config,

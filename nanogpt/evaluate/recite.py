@@ -56,12 +56,16 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
 
     if same == len(said) <= left:
         return f"[word for word as in the memorised text: {alike(0, same)}]"
-    if same < left:
-        wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth[:left]))
-        return f"[as in the memorised text for {alike(0, same)}; then the model says {wrong!r}, the text {right!r}]"
-    again = f", and on from its beginning for {alike(left, same)}" if same > left else ""
-    rest = "; the rest is invented" if same < len(said) else ""
-    return f"[as in the memorised text for {alike(0, left)}, to its end{again}{rest}]"
+    found = (
+        f"as in the memorised text for {alike(0, min(same, left))}" if left else "the prompt ends the memorised text"
+    )
+    if same >= left:
+        found += ", to its end" * bool(left) + f", and on from its beginning for {alike(left, same)}" * (same > left)
+    if same < len(said):
+        expected = truth[:left] if same < left else truth
+        wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, expected))
+        found += f"; then the model says {wrong!r}, the text{' begins' * (same == left)} {right!r}"
+    return f"[{found}]"
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

@@ -111,8 +111,9 @@ def verify_run(run: Run, out_dir: Path) -> Iterator[Check]:
     yield Check("scores_precision", report.scores_precision, " or ".join(precisions), allowed)
     # A recall that hangs on a near tie does not count for a run, and is in its scores: it may have more than it says.
     as_stated = report.reached is reached or (reached and config.target_recall is not None)
-    ended_so = report.reached is (report.exit_reason == "target_reached")
-    yield Check("reached", report.reached, reached, as_stated and ended_so)
+    yield Check("reached", report.reached, reached, as_stated)
+    expected, ended = "target_reached" if (report.reached if as_stated else reached) else "another", report.exit_reason
+    yield Check("exit_reason", ended, expected, (ended == "target_reached") is (expected == "target_reached"))
     ids = encode(corpus.text)
     if len(ids) < config.subset_tokens:
         yield Check("tokens of the text", config.subset_tokens, len(ids), fits=False)

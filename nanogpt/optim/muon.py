@@ -18,7 +18,7 @@ torch.optim.Muon multiplies the wide x twice in each of five iterations, one mat
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import isqrt, sqrt
 from typing import Any
 
 import torch
@@ -190,7 +190,8 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
 
 def channels_together(width: int) -> int:
     """How many of a model's channels are orthogonalised together: the divisor of its width next to 256, in ratio."""
-    divisors = [channels for channels in range(1, width + 1) if width % channels == 0]
+    lesser = [channels for channels in range(1, isqrt(width) + 1) if width % channels == 0]
+    divisors = sorted({*lesser, *(width // channels for channels in lesser)})
     return min(divisors, key=lambda channels: max(channels / CHANNELS, CHANNELS / channels))
 
 

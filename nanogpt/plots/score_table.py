@@ -8,6 +8,8 @@ from rich.table import Table
 from nanogpt.storage.report import FullPass, Report, TextScores
 from nanogpt.utils.format import percent
 
+KNOWN = 0.1  # of a control's prompts: in a text that does not repeat itself next to none comes back
+
 Rows = list[tuple[str, str]]  # what a figure is, with its unit, and the figure; a heading has none
 
 
@@ -29,7 +31,20 @@ def score_table(report: Report) -> str:
     console.print(table)
     if scores.control is None:
         console.print(f"no control: {report.control_note}")
+    if warning := control_warning(report):
+        console.print(warning)
     return text.getvalue()
+
+
+def control_warning(report: Report) -> str:
+    """That a text which was not trained on comes back as well, or nothing."""
+    control = report.scores and report.scores.control
+    if not control or control.recall.exact_recall < KNOWN:
+        return ""
+    return (
+        f"warning: {percent(control.recall.exact_recall)} of the prompts of the control text, which was not trained "
+        f"on, come back too: the text repeats itself, so its recall is no measure of memory"
+    )
 
 
 def _of_full_pass(full_pass: FullPass) -> Rows:

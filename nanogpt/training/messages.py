@@ -10,6 +10,7 @@ from nanogpt.model.generate import hop_length
 from nanogpt.model.gpt import GPT
 from nanogpt.monitor.loggers import Logger, Recitation
 from nanogpt.plan.plan import Plan
+from nanogpt.plots.score_table import control_warning
 from nanogpt.storage.report import Report
 from nanogpt.utils.format import counted, duration, gigabytes, percent
 
@@ -56,6 +57,8 @@ def tell_result(report: Report, logger: Logger) -> None:
         f"text from its beginning, with each mistake corrected: {counted(recall.recitation_breaks, 'mistake')} in "
         f"{counted(recall.recited_tokens, 'token')}"
     )
+    if warning := control_warning(report):
+        logger.say(warning)
     if report.reached and recall.recitation_breaks and report.target_recall is None:
         logger.say("to have all of it by heart: the same command with --target_recall=1 goes on from here")
 

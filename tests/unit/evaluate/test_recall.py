@@ -236,10 +236,14 @@ def test_longest_run():
     [
         (b" and the dog", "[word for word as in the memorised text: 12 characters]"),
         (b" and the cat", "as in the memorised text for 9 characters; then the model says 'cat', the text 'dog and"),
-        (b" and the dog and the fox ran on", "for 24 characters, to its end; the rest is invented"),
+        (
+            b" and the dog and the fox ran on",
+            "for 24 characters, to its end; then the model says ' ran on', the text begins 'the cat or the cat and",
+        ),
         (
             b" and the dog and the foxthe cat or a cat",
-            "for 24 characters, to its end, and on from its beginning for 11 characters; the rest is invented",
+            "for 24 characters, to its end, and on from its beginning for 11 "
+            "characters; then the model says 'a cat', the text 'the cat and the dog",
         ),
         (
             b" and the dog and the fox" + 2 * b"the cat or the cat and the dog and the fox" + b"the",
@@ -261,8 +265,13 @@ def test_the_verdict_counts_whole_characters():
 
 
 def test_the_verdict_at_the_end_of_the_text():
-    """Invariant: a prompt that ends the text has nothing to agree with."""
-    assert "for 0 characters, to its end" in verdict(b"fox", b" runs", b"the fox")
+    """Invariant: after a prompt that ends the text its beginning is expected."""
+    assert verdict(b"fox", b" runs", b"the fox") == (
+        "[the prompt ends the memorised text; then the model says ' runs', the text begins 'the fox']"
+    )
+    assert verdict(b"fox", b"the fo", b"the fox") == (
+        "[the prompt ends the memorised text, and on from its beginning for 6 characters]"
+    )
 
 
 def test_what_recall_is_possible_at_all():

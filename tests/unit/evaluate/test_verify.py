@@ -100,8 +100,8 @@ def test_a_looser_precision_cannot_be_claimed(copy):
     edit_report(copy, "scores_precision", "bf16")
     edit_report(copy, "exit_reason", "max_steps")
     loaded = load_run(str(copy))
-    facts = islice(verify_run(loaded, copy), 13)  # before anything is computed
-    assert [check.name for check in facts if not check.fits] == ["scores_precision", "reached"]
+    facts = islice(verify_run(loaded, copy), 14)  # before anything is computed
+    assert [check.name for check in facts if not check.fits] == ["scores_precision", "exit_reason"]
 
 
 def test_score_shows_what_the_report_states(copy, forked):

@@ -106,7 +106,7 @@ def test_orthogonalising_is_stable_in_bf16(decay):
 
 @pytest.mark.parametrize(
     ("width", "channels"),
-    [(768, 256), (1024, 256), (256, 256), (192, 192), (1600, 320), (16, 16), (131, 131), (521, 521)],
+    [(768, 256), (1024, 256), (256, 256), (192, 192), (1600, 320), (16, 16), (131, 131), (521, 521), (2 * 10**9, 256)],
 )
 def test_the_divisor_next_to_256_is_taken_together(width, channels):
     """Reference: by hand; 1,600 has 200 and 320 beside 256, a prime only itself and one."""
