@@ -1,6 +1,7 @@
 """--target_recall: a run ends when so much of the text comes back, and what verify makes of a report that says so."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,7 +69,10 @@ def test_the_eta_says_what_is_awaited(by_heart):
 
 @pytest.mark.slow
 def test_looks_spare_full_passes(by_heart, tmp_path):
-    """Reference: the same run whose looks rule nothing out: it makes more passes, and does not end sooner."""
+    """Reference: the same run whose looks rule nothing out: it makes more passes, and ends about as soon.
+
+    What a pass of the one finds, the next look of the other does, which comes before another pass would.
+    """
     (tmp_path / "start.py").write_text(
         "import train_overfit\n"
         "from nanogpt.training.evaluator import Evaluator\n"
@@ -82,7 +86,7 @@ def test_looks_spare_full_passes(by_heart, tmp_path):
         for d in (by_heart[0], tmp_path / "out")
     )
     assert len(ours) < len(theirs)
-    assert ours[-1] <= theirs[-1]
+    assert ours[-1] - theirs[-1] < min(b - a for a, b in pairwise(theirs))
 
 
 @pytest.mark.slow
@@ -207,11 +211,14 @@ def test_a_share_is_enough_where_a_share_is_asked(tmp_path):
 
 @pytest.mark.slow
 def test_near_ties_of_a_quick_reading_are_read_exactly(by_heart):
-    """Reference: a reading in fp32 throughout: what screening in bf16 is sure of is right there too; at loss 0.3 or so.
+    """Reference: a reading in fp32 throughout: what screening in bf16 is sure of is right there too.
 
-    Where the best that can be is not enough, nothing is read again.
+    Where the best that can be is not enough, nothing is read again. The model is made less sure than it has become.
     """
     run = load_run(str(by_heart[0]))
+    with torch.no_grad():
+        for values in run.model.transformer.ln_f.parameters():
+            values.mul_(0.1)
     windows = memorised_dataset(run.config, run.report.corpus_sha256, run.text_files).windows
     starts = windows.judged_starts(8)
     quick, exact = (Forward(ALONE, dtype, 16) for dtype in ("bf16", "fp32"))
