@@ -1,7 +1,7 @@
 """What a recital by heart costs beyond the target loss.
 
 python benchmarks/recall_cost.py --seeds=3 --n_layer=6 --n_embd=256 --n_head=4
-python benchmarks/recall_cost.py --table=benchmarks/results/recall_cost_small.zen5.2026-11-30.json
+python benchmarks/recall_cost.py --table=benchmarks/results/recall_cost_small.zen5.2026-12-01.json
 
 A run for each recipe and seed, to the target loss; where that has not brought the whole text back, another one goes on
 from its checkpoint with --target_recall=1. A run that is given both targets from the start takes the same steps, but

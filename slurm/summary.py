@@ -37,6 +37,8 @@ def read_report(run_dir: Path) -> dict[str, Any]:
         report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"exit_reason": "no report"}
+    if not isinstance(report, dict):
+        return {"exit_reason": "no report"}
     version = report.get("format_version", 1)  # a file without it is of version 1
     if version not in range(1, FORMAT_VERSION + 1):
         return {"exit_reason": f"report.json has format_version {version}, {FORMAT_VERSION} is the newest known here"}

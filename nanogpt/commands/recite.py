@@ -40,6 +40,9 @@ def recite(options: ReciteOptions) -> int:
         said += piece
         print(utf8.decode(piece), end="", flush=True)
     print(utf8.decode(b"", final=True))
-    compared = f"[not compared: {printable(why_not)}]" if why_not else verdict(prompt.encode(), said, memorised)
+    if why_not:
+        compared = f"[not compared: {printable(why_not)}]"
+    else:
+        compared = verdict(prompt.encode(), said, memorised, goes_round=run.config.phase == "random")
     print(compared, file=sys.stderr)
     return 0

@@ -19,6 +19,7 @@ from nanogpt.plots.recall_html import make_page
 from nanogpt.plots.recall_map import headline
 from nanogpt.plots.score_table import score_table
 from nanogpt.storage.run_dir import Run
+from nanogpt.token_losses.draw import MEMORY_HTML
 from nanogpt.utils.format import counted
 
 
@@ -36,8 +37,10 @@ def score(options: ScoreOptions) -> int:
     run = load_scored_run(options.run_dir)
     if options.html is not None:  # known before anything is computed
         page = user_path(options.html, f"--html={options.html}")
-        if page.suffix != ".html":  # a run's own files, and a text, have other names
+        if page.suffix != ".html":
             raise ConfigError(f"--html={options.html} must end in .html")
+        if page.name == MEMORY_HTML or str(page) in run.text_files:
+            raise ConfigError(f"--html={options.html} is a file of the run itself: name another")
         if not os.path.isdir(page.parent):
             raise ConfigError(f"--html={options.html} cannot be written: {page.parent} is no directory")
         if os.path.isdir(page):

@@ -37,7 +37,7 @@ class Dataset:
 
     @cached_property
     def floor(self) -> float:
-        """Nats per token that no model can get below on all the windows that training visits."""
+        """Nats per token that no model can get below on the windows inside the text, of all grids."""
         return self.floors.floor(self.windows.whole_starts().numpy(), self.windows.context_length)
 
 

@@ -42,7 +42,7 @@ class Floors:
         return (_sum_n_log_n(first) - _sum_n_log_n(whole)) / (len(starts) * context_length)
 
     def floor_of(self, config: ResolvedConfig) -> float:
-        """entropy_floor of all windows that a resolved config trains on."""
+        """entropy_floor of the windows inside the text of all grids of a resolved config."""
         windows = Windows(
             torch.from_numpy(self._ids[: config.subset_tokens]),
             context_length=config.context_length, stride=config.stride, phase=config.phase, seed=config.seed,

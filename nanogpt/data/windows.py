@@ -47,9 +47,9 @@ class Windows:
         self.offsets = range(stride if phase == "random" else 1)  # how far a grid may be shifted back
         self.seed = seed
         self.last_start = ids.numel() - 1 - context_length
-        self.is_ring = phase == "random"
+        self.goes_round = phase == "random"
         # As many windows in each epoch, whatever its offset, so that an epoch's steps need no look-up.
-        self.per_epoch = ceil(ids.numel() / stride) if self.is_ring else len(self.grid(0))
+        self.per_epoch = ceil(ids.numel() / stride) if self.goes_round else len(self.grid(0))
         self._remembered = lru_cache(maxsize=2)(self._order)  # a batch may straddle two epochs
 
     def grid(self, offset: int) -> Tensor:
@@ -58,9 +58,9 @@ class Windows:
         return (torch.arange(count) * self.stride - offset).clamp(0, self.last_start)
 
     def epoch_starts(self, epoch: int) -> Tensor:
-        """Where the windows that an epoch trains on begin, (per_epoch,), in the order of the text."""
+        """Where the windows that an epoch trains on begin, (per_epoch,), one after the other."""
         offset = self.offset(epoch)
-        if not self.is_ring:
+        if not self.goes_round:
             return self.grid(offset)
         return (torch.arange(self.per_epoch) * self.stride - offset) % self.ids.numel()
 
@@ -96,13 +96,13 @@ class Windows:
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def whole_starts(self) -> Tensor:
-        """Every start of all grids, ascending. Training visits each of them sooner or later."""
+        """Every start of all grids, of windows inside the text, ascending; training visits each sooner or later."""
         return _ascending(self.grid(offset) for offset in self.offsets)
 
     def judged_starts(self, grids: int) -> Tensor:
         """The windows of a full pass: evenly spaced ones of the grids, each of which covers every token.
 
-        Each start once, ascending: the first and last window, which all grids share, are the best known.
+        Each start once, ascending: all grids share the first and last window.
         """
         count = min(grids, len(self.offsets))
         chosen = [self.offsets[i * len(self.offsets) // count] for i in range(count)]

@@ -37,18 +37,17 @@ def prompt_and_text(run: Run, prompt: str | None) -> tuple[str, bytes, str]:
     return prompt, encoding().decode_bytes(ids), ""
 
 
-def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
+def verdict(prompt: bytes, said: bytes, text: bytes, *, goes_round: bool) -> str:
     """How what was said after prompt compares with the memorised text, in one line.
 
-    Where the prompt stands several times in text, the place that said agrees with longest counts. After the text's end
-    its beginning is expected, as training has it there.
+    Where the prompt stands several times in text, the place that said agrees with longest counts. goes_round: after the
+    text's end its beginning is expected, as training has it there; else nothing is.
     """
     places = [at + len(prompt) for at in range(len(text)) if text.startswith(prompt, at)]
     if not places:
         return "[the memorised text does not hold this prompt]"
-    rounds = text * (2 + len(said) // len(text))
+    rounds = text * (2 + len(said) // len(text)) if goes_round else text
     same, place = max((_common_prefix(said, rounds[place:]), -place) for place in places)
-    truth = rounds[-place:]
     left = len(text) + place  # bytes up to the end of the text
 
     def alike(start: int, end: int) -> str:
@@ -60,11 +59,14 @@ def verdict(prompt: bytes, said: bytes, text: bytes) -> str:
         f"as in the memorised text for {alike(0, min(same, left))}" if left else "the prompt ends the memorised text"
     )
     if same >= left:
-        found += ", to its end" * bool(left) + f", and on from its beginning for {alike(left, same)}" * (same > left)
+        found += ", to its end" * bool(left) + f"; word for word from its beginning for {alike(left, same)}" * (
+            same > left
+        )
     if same < len(said):
-        expected = truth[:left] if same < left else truth
-        wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, expected))
-        found += f"; then the model says {wrong!r}, the text{' begins' * (same == left)} {right!r}"
+        truth = rounds[-place:][:left] if same < left else rounds[-place:]
+        wrong, right = (x[same : same + 40].decode(errors="replace") for x in (said, truth))
+        found += f"; then the model says {wrong!r}"
+        found += f", the text{' begins' * (same == left)} {right!r}" if right else ""
     return f"[{found}]"
 
 

@@ -8,7 +8,8 @@ from rich.table import Table
 from nanogpt.storage.report import FullPass, Report, TextScores
 from nanogpt.utils.format import percent
 
-KNOWN = 0.1  # of a control's prompts: in a text that does not repeat itself next to none comes back
+KNOWN = 0.1  # of a control's prompts: of a text that is new to a model next to none comes back
+FEW = 8  # prompts say nothing
 
 Rows = list[tuple[str, str]]  # what a figure is, with its unit, and the figure; a heading has none
 
@@ -39,11 +40,11 @@ def score_table(report: Report) -> str:
 def control_warning(report: Report) -> str:
     """That a text which was not trained on comes back as well, or nothing."""
     control = report.scores and report.scores.control
-    if not control or control.recall.exact_recall < KNOWN:
+    if not control or control.recall.exact_recall < KNOWN or control.recall.exact_recall_prompts < FEW:
         return ""
     return (
         f"warning: {percent(control.recall.exact_recall)} of the prompts of the control text, which was not trained "
-        f"on, come back too: the text repeats itself, so its recall is no measure of memory"
+        f"on, come back too: the text repeats itself, its contexts are short, or the first weights knew it"
     )
 
 

@@ -48,7 +48,7 @@ class RunInfo(JsonFile):
     text_files: Mapping[str, str] | None = key(
         "the same of each file of the text, by its path in full or as builtin, in the order of the text", added=True
     )
-    floor: float | None = key("entropy floor of the training windows, nats/token", added=True)
+    floor: float | None = key("entropy floor of the windows inside the text, nats/token", added=True)
     world_size: int | None = key("ranks", added=True)
     device: str | None = key("what each rank computes on", added=True)
     predicted_memory_bytes: float | None = key("what a rank was expected to hold at its fullest, bytes", added=True)

@@ -140,7 +140,7 @@ class Report(JsonFile):
         "the target of full_pass.exact_recall; at 1 recall.recitation_breaks is to be 0 besides; null: none",
         default=None,
     )
-    floor: float = key("entropy floor of the training windows, nats/token")
+    floor: float = key("entropy floor of the windows inside the text, nats/token")
     steps: int = key("steps trained, those that were refused as not finite among them")
     bad_steps: int = key("steps that were refused as not finite")
     tokens: int = key("tokens trained on")

@@ -60,7 +60,7 @@ def find_start(config: TrainConfig, corpus_sha256: str) -> ResumePoint:
             raise ConfigError(f"--resume=must: --out_dir={config.out_dir} has no checkpoint")
         return _begin(config, corpus_sha256, out_dir, begun_with)
     _check_same(config, corpus_sha256, checkpoint)
-    notes = _skipped(skipped)
+    notes = _skipped(skipped) + _other_windows(config, checkpoint)
     if config.resume not in ("auto", "must", "never"):
         notes.append(
             f"--resume={config.resume} started the run in {config.out_dir}, which now goes on from its own newest "
@@ -107,7 +107,7 @@ def _begin(config: TrainConfig, corpus_sha256: str, out_dir: Path, begun_with: s
     if begun_with not in ("auto", "never"):
         checkpoint, skipped = _at(_named(config) if begun_with == _asked(config) else Path(begun_with))
         _check_same(config, corpus_sha256, checkpoint)
-        notes = _skipped(skipped)
+        notes = _skipped(skipped) + _other_windows(config, checkpoint)
     if checkpoint and (out_dir / CHECKPOINTS).resolve() in checkpoint.path.resolve().parents:
         wandb_run_id = checkpoint.progress.get("wandb_run_id")
     elif _begun_with(out_dir) == begun_with and _exit_reason(out_dir) in UNFINISHED:
@@ -134,6 +134,13 @@ def _same_wandb_run(run_id: str | None) -> dict[str, str]:
 
 def _skipped(lines: list[str]) -> list[str]:
     return [f"warning: {line}: skipped" for line in lines]
+
+
+def _other_windows(config: TrainConfig, checkpoint: CheckpointReader) -> list[str]:
+    """That a checkpoint is of a version whose shifted windows stayed inside the text."""
+    if config.phase == "fixed" or checkpoint.progress.get("goes_round"):
+        return []
+    return ["this checkpoint is older than windows that go round the text's end: the steps from here on see other ones"]
 
 
 def _at(path: Path) -> tuple[CheckpointReader, list[str]]:

@@ -92,7 +92,9 @@ class TokenLossRecorder:
         level = levels.transpose(0, 2, 1)
         first = self._little - 1
         little = token[:, :first]
-        is_all = (little <= first) | (self._levels[little] == UNSEEN)
+        is_all = self._levels[little] == UNSEEN
+        if not self._windows.goes_round:
+            is_all |= little <= first  # the first tokens of the text never have more
         self._levels[little[is_all]] = level[:, :first][is_all]
         self._levels[token[:, first:].ravel()] = level[:, first:].ravel()
         self._levels[0] = UNSEEN  # it is shown after the text's end, which is not how the text begins

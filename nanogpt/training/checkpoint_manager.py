@@ -62,6 +62,7 @@ class CheckpointManager:
             "corpus_sha256": self._plan.dataset.corpus.sha256,
             "world_size": self._engine.world.size,
             "wandb_run_id": self._wandb_run_id,
+            "goes_round": self._plan.dataset.windows.goes_round,
         }
         self._checkpointer.begin(self._state.step, pieces, progress)
         self._begun_step, self._begun_at = self._state.step, time.perf_counter()

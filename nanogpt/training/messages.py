@@ -80,7 +80,7 @@ def recite_beginning(model: GPT, plan: Plan) -> Recitation:
     return Recitation(
         prompt=prompt.decode(errors="replace"),
         recited=answer.decode(errors="replace"),
-        verdict=verdict(prompt, answer, text),
+        verdict=verdict(prompt, answer, text, goes_round=plan.dataset.windows.goes_round),
     )
 
 

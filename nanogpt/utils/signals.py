@@ -74,6 +74,8 @@ class StopSignals:
             self._before.setdefault(number, signal.signal(number, self._remember))
 
     def _give_back(self, *numbers: signal.Signals) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in numbers:
             if number in self._before:
                 signal.signal(number, self._before[number] or signal.SIG_DFL)  # None: not set by Python

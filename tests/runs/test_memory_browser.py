@@ -143,7 +143,10 @@ def test_a_token_tells_how_it_was_learnt(browser, path):
     row, learnt = 40, HISTORY.learnt_at().tolist()
     browser.ask(f"halt({row}), text.focus()")
     browser.press("ArrowRight")
-    assert browser.ask("$('told').textContent") == "First; token 1 of 2,048; never asked for: nothing comes before it"
+    assert (
+        browser.ask("$('told').textContent")
+        == "First; token 1 of 2,048; not shown: nothing in the text comes before it"
+    )
     for token in range(1, 12):
         browser.press("ArrowRight")
         card, level = browser.ask("$('told').textContent"), int(HISTORY.levels[row, token])

@@ -242,36 +242,39 @@ def test_longest_run():
         ),
         (
             b" and the dog and the foxthe cat or a cat",
-            "for 24 characters, to its end, and on from its beginning for 11 "
+            "for 24 characters, to its end; word for word from its beginning for 11 "
             "characters; then the model says 'a cat', the text 'the cat and the dog",
         ),
         (
             b" and the dog and the fox" + 2 * b"the cat or the cat and the dog and the fox" + b"the",
-            "for 24 characters, to its end, and on from its beginning for 87 characters]",
+            "for 24 characters, to its end; word for word from its beginning for 87 characters]",
         ),
     ],
 )
 def test_the_verdict(said, expected):
     """Reference: read by eye; of several places the one that agrees longest counts."""
-    assert expected in verdict(b"the cat", said, b"the cat or the cat and the dog and the fox")
-    assert "does not hold" in verdict(b"a zebra", said, b"the cat")
+    assert expected in verdict(b"the cat", said, b"the cat or the cat and the dog and the fox", goes_round=True)
+    assert "does not hold" in verdict(b"a zebra", said, b"the cat", goes_round=True)
 
 
 def test_the_verdict_counts_whole_characters():
     """Reference: counted by hand; a recitation may end, or part from the text, within a character."""
     text = "là-bas, où".encode()
-    assert verdict(b"l", text[1:-1], text) == "[word for word as in the memorised text: 8 characters]"
-    assert "for 8 characters; then" in verdict(b"l", text[1:-1] + b"\xa0", text)
+    said = verdict(b"l", text[1:-1], text, goes_round=True)
+    assert said == "[word for word as in the memorised text: 8 characters]"
+    assert "for 8 characters; then" in verdict(b"l", text[1:-1] + b"\xa0", text, goes_round=True)
 
 
 def test_the_verdict_at_the_end_of_the_text():
-    """Invariant: after a prompt that ends the text its beginning is expected."""
-    assert verdict(b"fox", b" runs", b"the fox") == (
-        "[the prompt ends the memorised text; then the model says ' runs', the text begins 'the fox']"
-    )
-    assert verdict(b"fox", b"the fo", b"the fox") == (
-        "[the prompt ends the memorised text, and on from its beginning for 6 characters]"
-    )
+    """Invariant: after a prompt that ends the text its beginning is expected, where training went round."""
+    ends = "[the prompt ends the memorised text; "
+    for said, goes_round, expected in (
+        (b" runs", True, "then the model says ' runs', the text begins 'the fox']"),
+        (b" runs", False, "then the model says ' runs']"),
+        (b"the fo", True, "word for word from its beginning for 6 characters]"),
+        (b"the fo", False, "then the model says 'the fo']"),
+    ):
+        assert verdict(b"fox", said, b"the fox", goes_round=goes_round) == ends + expected
 
 
 def test_what_recall_is_possible_at_all():

@@ -237,8 +237,9 @@ def test_a_run_leaves_its_text_as_a_picture_and_gives_it_as_a_page(finished, tmp
     done = forked(*score, "--html=no/such/place.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --html=no/such/place.html cannot be written: no/such is no directory\n"
-    weights = out_dir / "model.safetensors"
-    before = weights.read_bytes()
-    done = forked(*score, f"--html={weights}")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: --html={weights} must end in .html\n")
-    assert weights.read_bytes() == before
+    for name, why in (("model.safetensors", "must end in .html"), ("memory.html", "is a file of the run itself")):
+        before = (out_dir / name).read_bytes()
+        done = forked(*score, f"--html={out_dir / name}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"--html={out_dir / name} {why}" in done.stderr
+        assert (out_dir / name).read_bytes() == before

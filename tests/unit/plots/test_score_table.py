@@ -10,8 +10,9 @@ def test_a_control_that_comes_back_is_told(finished, tmp_path):
     """Invariant: a text that was not trained on and comes back shows that the recall is no memory; else no word."""
     content = json.loads((finished[0] / "report.json").read_text())
     path = tmp_path / "report.json"
-    for recalled, said in ((0.0, ""), (0.09, ""), (0.984, "warning: 98.4% of the prompts of the control text")):
-        content["control"]["recall"]["exact_recall"] = recalled
+    known = "warning: 98.4% of the prompts of the control text"
+    for recalled, prompts, said in ((0.0, 64, ""), (0.09, 64, ""), (0.984, 64, known), (0.984, 7, "")):
+        content["control"]["recall"] |= {"exact_recall": recalled, "exact_recall_prompts": prompts}
         path.write_text(json.dumps(content))
         told = Report.read(path, of="a run")
         warning = control_warning(told)
