@@ -7,6 +7,22 @@ from harness.resuming import names
 from harness.runs import SHORT, TRAIN, flags, wait_for
 
 ALLOWED = {"NANOGPT_ALLOW_FAULTS": "1"}
+# A save is written meanwhile: on a busy machine that of step 2 would still be under way when the disk is full.
+SAVED_AT_ONCE = """
+import train_overfit
+from nanogpt.storage.checkpoint import CheckpointWriter
+
+begin = CheckpointWriter.begin
+
+
+def begin_and_wait(self, *given):
+    begin(self, *given)
+    self._thread.join()
+
+
+CheckpointWriter.begin = begin_and_wait
+train_overfit.main(train_overfit.run)
+"""
 OPTIONS = SHORT | {"dtype": "fp32", "max_steps": 6, "checkpoint_every": 2, "wandb": "disabled", "out_dir": "out"}
 
 
@@ -27,7 +43,9 @@ def test_a_rank_that_freezes_is_named(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_disk_that_is_full_ends_no_run(tmp_path):
     """Invariant: from step 4 on nothing large can be written: what was saved stays, and a warning says so."""
-    done = forked(tmp_path, TRAIN, *flags(**OPTIONS, inject="full_disk:rank=0,step=4"), **ALLOWED)
+    (tmp_path / "start.py").write_text(SAVED_AT_ONCE)
+    words = flags(**OPTIONS, inject="full_disk:rank=0,step=4")
+    done = forked(tmp_path, tmp_path / "start.py", *words, **ALLOWED)
     assert done.stdout.count("warning: this run is broken on purpose (--inject=full_disk:rank=0,step=4)") == 1
     assert "warning: the checkpoint of step 4 could not be saved" in done.stdout
     assert names(tmp_path / "out" / "checkpoints") == {"latest", "step_00000002"}
