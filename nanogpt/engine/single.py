@@ -40,6 +40,7 @@ class SingleEngine(Engine):
         self._loss_sum = torch.zeros((), device=world.device)  # of this rank's rows in the step
         self._forward_watch = Stopwatch(world.device)
         self._summing_s = 0.0  # the newest step's figures, over the ranks
+        self.host_refuses = world.device.type != "cuda"  # a norm that is not finite; a GPU does, and is not waited for
 
     def forward_backward(self, batch: Batch, *, is_last: bool) -> None:
         with self.world.autocast(self.dtype), self._forward_watch:
@@ -75,9 +76,10 @@ class SingleEngine(Engine):
         return values
 
     def _update(self, sums: Tensor) -> None:
-        """Of the weights, if the norm in sums is finite, which the device sees; then the step is cleared."""
-        refuse_update(self.optimizer, ~sums[0].isfinite())
-        if self.world.device.type != "mps" or sums[0].isfinite():  # whose fused AdamW may not look
+        """Of the weights, if the norm in sums is finite; then the step is cleared."""
+        if not self.host_refuses:
+            refuse_update(self.optimizer, ~sums[0].isfinite())
+        if not self.host_refuses or sums[0].isfinite():
             self.optimizer.step()
         self._clear_gradient()
         self._loss_sum.zero_()

@@ -120,17 +120,20 @@ class MuonAdamW(Optimizer):
         if refused is not None:  # a momentum that moves towards itself stays as it is, bit for bit
             gradients = [torch.where(refused, m, g) for g, m in zip(gradients, momenta, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        directions = dict(zip(parameters, torch._foreach_lerp(gradients, momenta, MOMENTUM), strict=True))  # Nesterov's
+        torch._foreach_lerp_(gradients, momenta, MOMENTUM)  # Nesterov's direction, in the place of what was used up
+        directions = dict(zip(parameters, gradients, strict=True))
         shapes = list(dict.fromkeys(self._shapes[i] for i in numbers))  # in the same order on every rank
         members = [[i for i in numbers if self._shapes[i] == shape] for shape in shapes]
         mine = [[s for s in stretches if s.matrix in of_shape] for of_shape in members]
         stacks = [self._stacked(m, s, directions) for m, s in zip(members, mine, strict=True)]
         for shape, m, s, updates in zip(shapes, members, mine, self._orthogonal(stacks), strict=True):
             rate = -RMS * sqrt(max(shape)) * group["lr"]
-            updates.mul_(rate if refused is None else torch.where(refused, 0.0, rate))
+            if refused is not None:
+                updates.mul_(torch.where(refused, 0.0, rate))
+                rate = 1.0
             if s:  # a sharding engine may have left none
                 weights = [one.parameter.view(-1)[one.at : one.at + one.length] for one in s]
-                torch._foreach_add_(weights, [_stretch_of(updates, m, one) for one in s])
+                torch._foreach_add_(weights, [_stretch_of(updates, m, one) for one in s], alpha=rate)
 
     def _stacked(
         self, members: Sequence[int], stretches: Sequence[MatrixStretch], directions: dict[Tensor, Tensor]
@@ -202,18 +205,33 @@ def orthogonalise(stacks: Sequence[Tensor], channels: int) -> list[Tensor]:
     Values above a hundredth of (sum of s^4)^(1/4), which is no less than the largest, end between 0.69 and 1.3; lesser
     ones are raised by no more than that one is.
     """
-    wide = [stack.mT if stack.size(-2) > stack.size(-1) else stack for stack in stacks]
-    groups = [x.reshape(-1, channels, x.size(-1)) for x in wide]
+    groups = [_groups(stack, channels) for stack in stacks]
     grams = torch.cat([x @ x.mT for x in groups])  # of all shapes together
     scales = HEADROOM * torch.linalg.matrix_norm(grams, keepdim=True).clamp(min=SMALLEST_NORM**2)
     p, rest = _product_of_factors(grams / scales)
     lengths = [len(x) for x in groups]
     found = []
-    parts = zip(stacks, wide, groups, rest.split(lengths), scales.split(lengths), strict=True)
-    for stack, turned, x, part, scale in parts:
-        y = torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt()).view(turned.shape)
-        found.append(y if turned is stack else y.mT.contiguous())
+    for stack, x, part, scale in zip(stacks, groups, rest.split(lengths), scales.split(lengths), strict=True):
+        if _is_tall(stack):
+            y = torch.baddbmm(x.mT, x.mT, part.mT, beta=p).mul_(scale.rsqrt())  # (groups, the longer side, channels)
+            pieces = y.view(len(stack), stack.size(-1) // channels, *y.shape[1:])
+            found.append(pieces.transpose(1, 2).reshape(stack.shape))
+        else:
+            found.append(torch.baddbmm(x, part, x, beta=p).mul_(scale.rsqrt()).view(stack.shape))
     return found
+
+
+def _groups(stack: Tensor, channels: int) -> Tensor:
+    """The groups of all matrices of a stack, (groups, channels, the longer side)."""
+    if not _is_tall(stack):
+        return stack.view(-1, channels, stack.size(-1))
+    # Whole pieces of rows are copied, and seen as columns: to turn a matrix over takes a CPU as long as a product.
+    pieces = stack.view(len(stack), stack.size(-2), stack.size(-1) // channels, channels)
+    return pieces.transpose(1, 2).flatten(0, 1).mT
+
+
+def _is_tall(stack: Tensor) -> bool:
+    return stack.size(-2) > stack.size(-1)
 
 
 def _product_of_factors(gram: Tensor) -> tuple[float, Tensor]:

@@ -36,7 +36,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def refuse_update(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
     """Let the next step leave weights and moments as they are where refused, (), is true on the device.
 
-    torch's fused AdamW looks for found_inf on CUDA and CPUs, where its gradient scaler sets it; MuonAdamW does so too.
+    torch's fused AdamW looks for found_inf, where its gradient scaler sets it; MuonAdamW does so too.
     """
     optimizer.found_inf = refused.float()  # type: ignore[attr-defined]  # torch's scaler sets it in the same way
 

@@ -81,7 +81,7 @@ def predict_memory(
     moments = FP32 * (2 * parameters + padding)
     if recipe_of(config).orthogonalises:  # one moment of the blocks' matrices
         moments -= FP32 * shape.n_layer * shape.block_matrices
-        update = _muon_update(config, shape, world_size, moments_over)
+        update = _muon_update(config, shape, world_size, moments_over, on_cpu=on_cpu)
         # A CPU has given back what the forward held when this is there; CUDA graphs keep the memory of both.
         buffers += max(0, update - activations - logits) if on_cpu else update
     if stage == 3:  # the whole model, when it is built and when it is written: none of these is there then
@@ -169,17 +169,20 @@ def _padding(config: ResolvedConfig, shape: GPTConfig, world_size: int) -> int:
     return (stack_depth(shape.n_layer, world_size) - shape.n_layer) * shape.block_matrices
 
 
-def _muon_update(config: ResolvedConfig, shape: GPTConfig, world_size: int, moments_over: int) -> int:
-    """Bytes that a step of optim/muon.py holds for a moment: directions, the stack, and what is made of a share."""
-    directions = FP32 * shape.n_layer * shape.block_matrices // moments_over
+def _muon_update(config: ResolvedConfig, shape: GPTConfig, world_size: int, moments_over: int, *, on_cpu: bool) -> int:
+    """Bytes that a step of optim/muon.py holds for a moment: the stack, and what is made of a share of it.
+
+    A GPU holds the gradients again, or what stands for those that it refuses.
+    """
+    gradients = 0 if on_cpu else FP32 * shape.n_layer * shape.block_matrices // moments_over
     a_block = shape.block_matrices * (BF16 if config.dtype == "bf16" else FP32)
     share = -(-shape.n_layer // world_size) * a_block
-    # The results, the tall matrices turned (7/12) and the last of them before it is turned back (4/12); gram matrices,
-    # of which there are twice a third of channels / width.
+    # The results, the tall matrices in pieces (7/12) and the last of them before it is put together (4/12); gram
+    # matrices, of which there are twice a third of channels / width.
     orthogonalised = share * (23 / 12 + 2 / 3 * channels_together(shape.n_embd) / shape.n_embd)
     owns_whole = config.engine == "sharded" and can_share_whole(shape.n_layer, world_size)
     stack = share if owns_whole else stack_depth(shape.n_layer, world_size) * a_block
-    return directions + stack + int(orthogonalised)
+    return gradients + stack + int(orthogonalised)
 
 
 def _communication(

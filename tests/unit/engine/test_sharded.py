@@ -175,6 +175,7 @@ def test_what_is_captured_neither_waits_nor_differs(optimizer, precision, as_ran
     """
     engine, batch = built(as_rank(1), optimizer, precision)
     make_capturable(engine.optimizer, engine.world.device)
+    engine.host_refuses = False  # as on a GPU
     figures = engine.world.on_device(0.0, 1.0)
     for reading in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(torch.Tensor, reading, refused)

@@ -114,8 +114,12 @@ def test_the_divisor_next_to_256_is_taken_together(width, channels):
 
 
 def test_orthogonalising_nothing_gives_nothing():
-    """Invariant: a matrix without a gradient is not moved."""
+    """Invariant: a matrix without a gradient is not moved; a rank's share of a stack may be none of it."""
     assert orthogonalise([torch.zeros(2, 16, 32, dtype=torch.bfloat16)], 8)[0].count_nonzero() == 0
+    for shape in ((0, 32, 16), (0, 16, 32)):
+        none, one = orthogonalise([torch.zeros(shape), torch.eye(16)[None]], 8)
+        assert none.shape == shape
+        assert one.shape == (1, 16, 16)
 
 
 def with_values(shape, values):
