@@ -1,7 +1,7 @@
 """The memory that preflight predicts beside what ranks were seen to hold.
 
 python benchmarks/predicted_memory.py
-python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.epyc.2026-11-28.json
+python benchmarks/predicted_memory.py --table=benchmarks/results/predicted_memory.zen5.2026-12-01.json
 
 The first trains three models with every engine and writes JSON, the second prints it as the table in
 docs/explanation/memory.md.
